@@ -1,0 +1,1 @@
+"""Knowledge distillation of CTC speech recognisers in JAX and Flax."""

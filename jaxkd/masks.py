@@ -1,0 +1,33 @@
+"""Lengths and masks; True is real data everywhere."""
+
+import jax
+import jax.numpy as jnp
+
+
+def length_mask(lengths: jax.Array, size: int) -> jax.Array:
+  """bool[..., size], True at positions below i32[...] `lengths`."""
+  return jnp.arange(size) < lengths[..., None]
+
+
+def strided_len(lengths, stride: int):
+  """Length after a stride with 'same' padding: ceil(lengths / stride), for ints and arrays."""
+  return -(-lengths // stride)
+
+
+def zero_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """x[..., T, D] with padded positions of bool[..., T] `mask` set to 0, even where they hold NaN."""
+  return jnp.where(mask[..., None], x, 0)
+
+
+def dilate(mask: jax.Array, *, before, after) -> jax.Array:
+  """bool[T]: positions with a True of bool[T] `mask` at most `after` behind or `before` ahead.
+
+  `before` and `after` are int or traced i32[]; a True at t reaches from t - before to t + after.
+  """
+  size = mask.shape[0]
+  positions = jnp.arange(size)
+  last = jax.lax.cummax(jnp.where(mask, positions, -2 * size), axis=0)
+  following = jax.lax.cummin(jnp.where(mask, positions, 3 * size), axis=0, reverse=True)
+  return (positions - last <= jnp.minimum(after, size)) | (
+    following - positions <= jnp.minimum(before, size)
+  )
