@@ -1,0 +1,45 @@
+"""The paper's three-part learning-rate schedule and its optimisers."""
+
+import jax.numpy as jnp
+import optax
+
+
+def three_part_schedule(rates, parts, total_steps: int) -> optax.Schedule:
+  """Learning rate, piecewise linear between four values.
+
+  The paper: 7e-6 → 5e-4 → 5e-5 → 1e-7.
+
+  Args:
+    rates: four learning rates.
+    parts: three shares of the steps, one for each line; they add up to 1.
+    total_steps: updates in the whole run.
+
+  Returns:
+    A function of the step (int or i32[]) to f32[].
+  """
+  knots = total_steps * jnp.array(
+    [0.0, parts[0], parts[0] + parts[1], 1.0], jnp.float32
+  )
+  return lambda step: jnp.interp(jnp.float32(step), knots, jnp.array(rates, jnp.float32))
+
+
+def make_optimizer(
+  name: str, schedule: optax.Schedule, *, b1, b2, eps, weight_decay, clip_norm
+) -> optax.GradientTransformation:
+  """RAdam (Liu et al. 2020; the paper's) or AdamW, both with decoupled weight decay.
+
+  Args:
+    name: "radam" or "adamw".
+    schedule: step → learning rate.
+    b1, b2, eps: moments' decay rates and the denominator's addend.
+    weight_decay: multiplied by the learning rate.
+    clip_norm: global gradient norm above which gradients are scaled down; 0 for none.
+  """
+  scale = {"radam": optax.scale_by_radam, "adamw": optax.scale_by_adam}[name]
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  return optax.chain(
+    clip,
+    scale(b1=b1, b2=b2, eps=eps),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(schedule),
+  )
