@@ -1,0 +1,62 @@
+"""What a person sees: log and progress on standard error, tables on standard output."""
+
+import contextlib
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  SpinnerColumn,
+  TextColumn,
+  TimeElapsedColumn,
+  TimeRemainingColumn,
+)
+
+err = Console(stderr=True)
+out = Console()
+
+
+def start_logging() -> None:
+  """One line a message on standard error; libraries speak up only with warnings."""
+  handler = RichHandler(
+    console=err, show_path=False, show_level=False, markup=False, log_time_format="[%X]"
+  )
+  logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+  logging.getLogger("jaxkd").setLevel(logging.INFO)
+  # Orbax and absl report every save at these levels.
+  for name in ("absl", "orbax", "jax", "jax._src.xla_bridge"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, *, done: int = 0):
+  """A bar on standard error; yields update(steps=1, **notes).
+
+  Args:
+    description: what is going on.
+    total: steps to do.
+    done: steps done already.
+  """
+  bar = Progress(
+    SpinnerColumn(),
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[notes]}"),
+    console=err,
+    transient=True,
+    disable=not err.is_terminal,
+  )
+  with bar:
+    task = bar.add_task(description, total=total, completed=done, notes="")
+
+    def update(steps: int = 1, **notes) -> None:
+      text = "  ".join(f"{k} {v}" for k, v in notes.items())
+      bar.update(task, advance=steps, **({"notes": text} if notes else {}))
+
+    yield update

@@ -1,0 +1,217 @@
+"""The objective, one update and one evaluation step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxkd import losses
+from jaxkd.augment import SpecAugment
+from jaxkd.decode.greedy import best_path
+from jaxkd.types import Batch, FrameOutput, WeightedSum
+
+# (teacher_logits f32[B,T,V], mask bool[B,T], key, epoch i32[]) -> bool[B,T]
+Selector = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """L = scale · L_KD + (1 - scale) · L_CTC, and what the student's input goes through.
+
+  Attributes:
+    scale: of the distillation loss; at 1 no label is read, at 0 no teacher is asked.
+    temperature: of both softmaxes in the distillation loss.
+    select: which frames carry it; None at scale 0.
+    blank_id: class of the blank.
+    spec_augment: masks on the student's features; None for none.
+    spec_augment_from_epoch: first epoch with masks.
+  """
+
+  scale: float
+  temperature: float
+  select: Selector | None
+  blank_id: int
+  spec_augment: SpecAugment | None
+  spec_augment_from_epoch: int
+
+
+class Terms(NamedTuple):
+  """What one or more updates did; each a WeightedSum over the global batch.
+
+  Attributes:
+    loss: the objective, once an update.
+    kd: T²·KL over selected frames.
+    ctc: -log p of feasible rows over target labels.
+    selected: selected frames over real frames.
+    infeasible: rows without a CTC path over real rows.
+    blank: frames that the student calls blank over real frames.
+    grad_norm: global gradient norm before clipping, once an update.
+  """
+
+  loss: WeightedSum
+  kd: WeightedSum
+  ctc: WeightedSum
+  selected: WeightedSum
+  infeasible: WeightedSum
+  blank: WeightedSum
+  grad_norm: WeightedSum
+
+  @classmethod
+  def zero(cls) -> "Terms":
+    return cls(*(WeightedSum(jnp.zeros(()), jnp.zeros(())) for _ in cls._fields))
+
+
+class TrainState(NamedTuple):
+  """All that an update changes. `terms` adds up since the last log line."""
+
+  params: nnx.State
+  opt_state: optax.OptState
+  step: jax.Array
+  terms: Terms
+
+
+class Predictions(NamedTuple):
+  """One evaluation step: best paths i32[B, T], blank rates, and KL (T = 1) over all real frames.
+
+  The teacher's fields are None where there is no teacher.
+  """
+
+  student_path: jax.Array
+  student_blank: WeightedSum
+  teacher_path: jax.Array | None = None
+  teacher_blank: WeightedSum | None = None
+  kl: WeightedSum | None = None
+
+
+def align(a: FrameOutput, b: FrameOutput) -> tuple[FrameOutput, FrameOutput]:
+  """Cuts two outputs of the same audio to the shorter one, in array and in mask.
+
+  Strides and padding conventions let frame counts differ by one now and then.
+  """
+  size = min(a.mask.shape[1], b.mask.shape[1])
+  mask = a.mask[:, :size] & b.mask[:, :size]
+  return FrameOutput(a.logits[:, :size], mask), FrameOutput(b.logits[:, :size], mask)
+
+
+def distill_loss(
+  student: nnx.Module,
+  teacher_out: FrameOutput | None,
+  batch: Batch,
+  key: jax.Array,
+  epoch: jax.Array,
+  objective: Objective,
+) -> tuple[jax.Array, Terms]:
+  """The objective of one global batch and its terms; grad_norm is left empty.
+
+  Args:
+    student: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput.
+    teacher_out: the teacher's logits f32[B, T, V] and mask; None at scale 0.
+    batch: audio, and labels where scale < 1.
+    key: typed key of this update.
+    epoch: i32[].
+    objective: scale, temperature, selection.
+
+  Returns:
+    f32[] and Terms.
+  """
+  model_key, select_key = jax.random.split(key)
+  out = student(
+    batch.audio,
+    batch.audio_len,
+    key=model_key,
+    spec_augment=objective.spec_augment,
+    augment_on=epoch >= objective.spec_augment_from_epoch,
+  )
+  terms = Terms.zero()._replace(blank=_blank_rate(out, objective.blank_id))
+  loss = jnp.zeros(())
+  if objective.scale > 0:
+    teacher, student_out = align(teacher_out, out)
+    selected = objective.select(teacher.logits, teacher.mask, select_key, epoch)
+    kd = losses.kd_kl(
+      student_out.logits, teacher.logits, selected, temperature=objective.temperature
+    )
+    frames = teacher.mask.sum(dtype=jnp.float32)
+    terms = terms._replace(kd=kd, selected=WeightedSum(selected.sum(dtype=jnp.float32), frames))
+    loss += objective.scale * kd.mean()
+  if objective.scale < 1:
+    ctc, infeasible = _ctc(out, batch, objective.blank_id)
+    terms = terms._replace(ctc=ctc, infeasible=infeasible)
+    loss += (1 - objective.scale) * ctc.mean()
+  return loss, terms._replace(loss=WeightedSum(loss, jnp.ones(())))
+
+
+def _ctc(out: FrameOutput, batch: Batch, blank_id: int) -> tuple[WeightedSum, WeightedSum]:
+  """-log p summed over feasible rows, over all target labels; infeasible rows over real rows."""
+  frames = out.mask.sum(-1, dtype=jnp.int32)
+  per_row = losses.ctc_loss(out.logits, frames, batch.labels, batch.label_len, blank_id=blank_id)
+  feasible = jnp.isfinite(per_row)
+  total = jnp.where(feasible, per_row, 0).sum()
+  rows = (batch.audio_len > 0).sum(dtype=jnp.float32)
+  return (
+    WeightedSum(total, batch.label_len.sum(dtype=jnp.float32)),
+    WeightedSum((~feasible).sum(dtype=jnp.float32), rows),
+  )
+
+
+def _blank_rate(out: FrameOutput, blank_id: int) -> WeightedSum:
+  blank = (jnp.argmax(out.logits, -1) == blank_id) & out.mask
+  return WeightedSum(blank.sum(dtype=jnp.float32), out.mask.sum(dtype=jnp.float32))
+
+
+def make_train_step(graphdef, teacher_graphdef, objective: Objective, optimizer):
+  """One update as a jitted function; shardings follow the arguments, one executable a batch shape.
+
+  Args:
+    graphdef: the student's structure (`nnx.split`).
+    teacher_graphdef: the teacher's, or None at scale 0.
+    objective: the loss.
+    optimizer: an optax transformation over the student's parameters.
+
+  Returns:
+    (state, teacher_params, batch, epoch i32[], run_key) -> state. The update's key is
+    fold_in(run_key, state.step), so a resumed run draws what it would have drawn.
+  """
+
+  def loss_fn(params, teacher_out, batch, key, epoch):
+    student = nnx.merge(graphdef, params)
+    return distill_loss(student, teacher_out, batch, key, epoch, objective)
+
+  def update(state: TrainState, teacher_params, batch: Batch, epoch, run_key) -> TrainState:
+    teacher_out = None
+    if teacher_graphdef is not None:
+      teacher_out = nnx.merge(teacher_graphdef, teacher_params)(batch.audio, batch.audio_len)
+    key = jax.random.fold_in(run_key, state.step)
+    grads, terms = jax.grad(loss_fn, has_aux=True)(state.params, teacher_out, batch, key, epoch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    terms = terms._replace(grad_norm=WeightedSum(optax.global_norm(grads), jnp.ones(())))
+    summed = Terms(*(a + b for a, b in zip(state.terms, terms, strict=True)))
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.step + 1, summed)
+
+  return jax.jit(update, donate_argnums=0)
+
+
+def make_eval_step(graphdef, teacher_graphdef, *, blank_id: int):
+  """Best paths and blank statistics of student and teacher, jitted.
+
+  Returns:
+    (params, teacher_params, batch) -> Predictions.
+  """
+
+  def predict(params, teacher_params, batch: Batch) -> Predictions:
+    student = nnx.merge(graphdef, params)(batch.audio, batch.audio_len)
+    path = best_path(student.logits, student.mask, blank_id=blank_id)
+    blank = _blank_rate(student, blank_id)
+    if teacher_graphdef is None:
+      return Predictions(path, blank)
+    teacher = nnx.merge(teacher_graphdef, teacher_params)(batch.audio, batch.audio_len)
+    aligned_teacher, aligned = align(teacher, student)
+    kl = losses.kd_kl(aligned.logits, aligned_teacher.logits, aligned.mask, temperature=1.0)
+    teacher_path = best_path(teacher.logits, teacher.mask, blank_id=blank_id)
+    return Predictions(path, blank, teacher_path, _blank_rate(teacher, blank_id), kl)
+
+  return jax.jit(predict)
