@@ -21,18 +21,26 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path, *, keep_best: int):
     folder = folder.absolute()
+    # On CPU a background save would read buffers that the next step reuses.
+    in_background = jax.default_backend() != "cpu"
     self._last = ocp.CheckpointManager(
-      folder / "last", options=ocp.CheckpointManagerOptions(max_to_keep=2)
+      folder / "last",
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=in_background
+      ),
     )
     self._best = ocp.CheckpointManager(
       folder / "best",
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep_best, best_fn=lambda m: m["score"], best_mode="min"
+        max_to_keep=keep_best,
+        best_fn=lambda m: m["score"],
+        best_mode="min",
+        enable_async_checkpointing=in_background,
       ),
     )
 
   def save(self, step: int, state, position: dict) -> None:
-    """Writes the training state and the JSON-able `position` in the background."""
+    """Writes the training state and the JSON-able `position`; in the background on accelerators."""
     if step in self._last.all_steps():
       return
     self._last.save(

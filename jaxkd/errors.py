@@ -1,4 +1,4 @@
-"""The one exception a user's mistake may raise."""
+"""What may end a command other than success: a user's mistake, or a signal."""
 
 
 class UserError(Exception):
@@ -7,3 +7,15 @@ class UserError(Exception):
   `main` and the other commands print it after "error: " and exit with status 2; nothing else is
   printed and nothing half-written is left behind.
   """
+
+
+class Interrupted(Exception):
+  """A signal ended a run after its state was saved.
+
+  Attributes:
+    signum: SIGINT or SIGTERM.
+  """
+
+  def __init__(self, signum: int):
+    super().__init__(f"signal {signum}")
+    self.signum = signum

@@ -1,106 +1,87 @@
-"""A split → hypotheses, error rates and blank statistics. Also a command:
+"""python -m jaxkd.evaluate --workdir=DIR --data=MANIFEST
 
-    python -m jaxkd.evaluate --workdir=DIR --data=MANIFEST
-
-evaluates teacher and student of a finished run on other data and prints one JSON object.
+Evaluates the teacher and the final student of a finished run on any other data, and prints the
+block of figures that results.json has for a split as one JSON object on standard output.
 """
 
-import dataclasses
 import json
+import pathlib
 import sys
 
-import jax
-import numpy as np
+from absl import flags
 
-from jaxkd import mesh as mesh_lib
-from jaxkd import metrics
-from jaxkd.data import pipeline
-from jaxkd.data.plan import PlannedBatch
-from jaxkd.data.sources import Source
-from jaxkd.decode.greedy import collapse
-from jaxkd.labels import Labels
+from jaxkd import cli, console
+from jaxkd.errors import UserError
 
+HELP = """\
+usage: python -m jaxkd.evaluate --workdir=DIR --data=DATA
 
-@dataclasses.dataclass(frozen=True)
-class SplitResult:
-  """What the models made of a split.
+Evaluates teacher and student of a finished run; prints one JSON object on standard output.
 
-  Attributes:
-    figures: model ("student", "teacher") → wer, cer, words, blank_rate.
-    kl: mean KL per frame from teacher to student (T = 1, nats); None without teacher.
-    hypotheses: model → rows of id, reference, hypothesis.
-    broken: (id, reason) of utterances that could not be decoded; they are in no figure.
-  """
-
-  figures: dict[str, dict]
-  kl: float | None
-  hypotheses: dict[str, list[dict]]
-  broken: list[tuple[str, str]]
-
-  @property
-  def score(self) -> float:
-    """Lower is better: WER (ties broken by CER), or KL where nothing is transcribed."""
-    student = self.figures["student"]
-    if student["wer"] is None:
-      return float("inf") if self.kl is None else self.kl
-    return student["wer"] + 1e-3 * student["cer"]
+  DIR   workdir of a finished run
+  DATA  a manifest (JSON lines), a folder of audio (no error rates then), or corpus:split
+"""
 
 
-def evaluate(
-  predict,
-  params,
-  teacher_params,
-  source: Source,
-  plan: list[PlannedBatch],
-  labels: Labels,
-  mesh: jax.sharding.Mesh,
-  *,
-  workers: int = 0,
-  on_batch=lambda: None,
-) -> SplitResult:
-  """Decodes every utterance of a source greedily.
+def main(argv: list[str]) -> int:
+  """Prints the figures; returns the exit status."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_string("data", None, "", flag_values=values)
+  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
+    print(HELP, end="")
+    return 0
+  try:
+    rest = values(argv)
+  except flags.Error as error:
+    raise UserError(" ".join(str(error).split())) from error
+  if len(rest) > 1 or not values.workdir or not values.data:
+    raise UserError("usage: python -m jaxkd.evaluate --workdir=DIR --data=MANIFEST")
+  print(json.dumps(evaluate(pathlib.Path(values.workdir), values.data)))
+  return 0
+
+
+def evaluate(folder: pathlib.Path, data: str) -> dict:
+  """A split's block of results.json for other data.
 
   Args:
-    predict: `step.make_eval_step`'s function.
-    params: of the student.
-    teacher_params: of the teacher, or None.
-    source: the split.
-    plan: its batches, one utterance a row (`plan.evaluation_plan`).
-    labels: classes of both models.
-    mesh: devices.
-    workers: processes that decode audio.
-    on_batch: called after every batch.
+    folder: workdir of a finished run.
+    data: manifest, folder of audio, or corpus:split.
+
+  Raises:
+    UserError: the run is not finished, or the data is not there or broken.
   """
-  index = {name: i for i, name in enumerate(source.ids)}
-  rows: dict[str, list[dict]] = {"student": []}
-  if teacher_params is not None:
-    rows["teacher"] = []
-  sums: dict = {}
-  broken: list[tuple[str, str]] = []
-  for host in pipeline.batches(source, plan, workers=workers):
-    out = predict(params, teacher_params, mesh_lib.put_batch(host.batch, mesh))
-    out = jax.device_get(out)
-    broken += host.broken
-    for name in rows:
-      path = getattr(out, f"{name}_path")
-      blank = getattr(out, f"{name}_blank")
-      sums[name] = sums.get(name, np.zeros(2)) + [blank.total, blank.weight]
-      for row, ids in enumerate(host.ids):
-        if ids:
-          hypothesis = labels.decode(collapse(path[row], blank_id=labels.blank_id))
-          text = source.texts[index[ids[0]]]
-          rows[name].append({"id": ids[0], "reference": text, "hypothesis": hypothesis})
-    if out.kl is not None:
-      sums["kl"] = sums.get("kl", np.zeros(2)) + [out.kl.total, out.kl.weight]
-    on_batch()
-  figures = {name: _figures(found, sums.get(name, np.zeros(2))) for name, found in rows.items()}
-  kl = sums["kl"][0] / max(sums["kl"][1], 1) if "kl" in sums else None
-  return SplitResult(figures, None if kl is None else float(kl), rows, broken)
+  from jaxkd import build, mesh, results, scoring, step, workdir
+  from jaxkd.data import plan
+  from jaxkd.teacher import parameter_count
 
-
-def _figures(rows: list[dict], blank: np.ndarray) -> dict:
-  transcribed = [r for r in rows if r["reference"] is not None]
-  rates = metrics.error_rates(
-    [r["reference"] for r in transcribed], [r["hypothesis"] for r in transcribed]
+  devices = mesh.make_mesh()
+  config, student = build.load_finished(folder, devices)
+  found = workdir.read_json(folder / "results.json")
+  teacher = None
+  if found["teacher_workdir"]:
+    teacher = build.load_finished(pathlib.Path(found["teacher_workdir"]), devices)[1]
+  source = build.open_split(config, data)
+  shapes = build.eval_shapes(source.durations, devices)
+  planned = plan.evaluation_plan(source.durations, shapes)
+  predict = step.make_eval_step(
+    student.graphdef, teacher.graphdef if teacher else None, blank_id=student.blank_id
   )
-  return rates | {"blank_rate": round(float(blank[0] / max(blank[1], 1)), 6)}
+  with console.progress("evaluating", len(planned)) as update:
+    result = scoring.evaluate(
+      predict,
+      student.params,
+      teacher.params if teacher else None,
+      source,
+      planned,
+      student.vocabulary,
+      devices,
+      on_batch=update,
+    )
+  models = {"student": student} | ({"teacher": teacher} if teacher else {})
+  params = {name: parameter_count(model.params) for name, model in models.items()}
+  return results.split_figures(result, source, params)
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guard(main))

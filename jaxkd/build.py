@@ -1,0 +1,359 @@
+"""Config → the objects and numbers of a run. The only reader of config values."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, console, mesh, optim, selection, workdir
+from jaxkd import config as config_lib
+from jaxkd import step as step_lib
+from jaxkd import teacher as teacher_lib
+from jaxkd.augment import SpecAugment
+from jaxkd.data import pipeline, plan
+from jaxkd.data.sources import Source, SourceOptions, open_source
+from jaxkd.errors import UserError
+from jaxkd.features import LogMel
+from jaxkd.labels import Labels, characters
+from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.teacher import Teacher
+
+FINAL = pathlib.Path("checkpoints", "final")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The opened splits; None where the config names none."""
+
+  train: Source
+  teacher_train: Source | None
+  dev: Source | None
+  test: Source | None
+
+  def facts(self) -> dict:
+    """Split → name, utterances, seconds, fingerprint and the broken ones, JSON-able."""
+    splits = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return {name: _facts(source) for name, source in splits.items() if source is not None}
+
+
+def _facts(source: Source) -> dict:
+  lines = zip(source.ids, source.durations.round(3).tolist(), source.texts, strict=True)
+  digest = hashlib.sha256(json.dumps(list(lines)).encode()).hexdigest()
+  return {
+    "name": source.name,
+    "utterances": len(source),
+    "seconds": round(float(source.durations.sum()), 1),
+    "fingerprint": digest[:16],
+    "broken": [{"id": i, "reason": r} for i, r in source.skipped],
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything that training needs; nothing in it reads the config again.
+
+  Attributes:
+    create: typed key → a fresh student.
+    graphdef: its structure.
+    teacher: frozen, or None.
+    labels: classes of student and teacher.
+    objective, optimizer, schedule: what `step` and the log need.
+    data: the opened splits.
+    shapes: of training batches.
+    eval_shapes: of evaluation batches.
+    epochs, eval_every_epochs, save_every_steps: of the loop.
+    average: best checkpoints in the final student.
+    reads_text: whether the student's objective reads transcripts.
+  """
+
+  workdir: pathlib.Path
+  seed: int
+  mesh: jax.sharding.Mesh
+  create: Callable[[jax.Array], nnx.Module]
+  graphdef: Any
+  teacher: Teacher | None
+  labels: Labels
+  objective: step_lib.Objective
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  data: Data
+  shapes: tuple[plan.Shape, ...]
+  eval_shapes: tuple[plan.Shape, ...]
+  epochs: int
+  eval_every_epochs: int
+  save_every_steps: int
+  average: int
+  workers: int
+  reads_text: bool
+  plan_options: dict
+  noise_db: tuple[float, float] | None
+
+  def epoch_plan(self, epoch: int) -> list[plan.PlannedBatch]:
+    """Global batches of an epoch; the same in every process and after a resume."""
+    return plan.epoch_plan(
+      self.data.train.durations, self.shapes, seed=self.seed, epoch=epoch, **self.plan_options
+    )
+
+  def train_batches(self, epoch: int, planned, start: int):
+    """HostBatches of an epoch's plan from batch `start` on."""
+    return pipeline.batches(
+      self.data.train,
+      planned,
+      labels=self.labels if self.reads_text else None,
+      seed=self.seed,
+      epoch=epoch,
+      noise_db=self.noise_db,
+      start=start,
+      workers=self.workers,
+    )
+
+  def init_state(self) -> step_lib.TrainState:
+    """A fresh student and optimiser on every device of the mesh."""
+    key = jax.random.fold_in(jax.random.key(self.seed), 0x57D)
+
+    def init():
+      params = nnx.state(self.create(key), nnx.Param)
+      return step_lib.TrainState(
+        params, self.optimizer.init(params), jnp.zeros((), jnp.int32), step_lib.Terms.zero()
+      )
+
+    return jax.jit(init, out_shardings=mesh.replicated(self.mesh))()
+
+
+def open_data(config: ConfigDict) -> Data:
+  """Opens every split that the run reads and checks transcripts where they are needed.
+
+  Raises:
+    UserError: a split that is absent, malformed, broken as a whole, or lacks needed transcripts.
+  """
+  train = config_lib.train_data(config)
+  specs = {"train": train, "dev": config.data.dev, "test": config.data.test}
+  if config.teacher.source == "train":
+    specs["teacher_train"] = config.data.teacher_train
+  opened: dict[str, Source] = {}
+  for spec in specs.values():
+    if spec and spec not in opened:
+      opened[spec] = open_split(config, spec)
+  data = Data(**{name: opened.get(specs.get(name, "")) for name in Data.__annotations__})
+  labels = characters(config.labels.alphabet)
+  if config.teacher.source == "train":
+    pipeline.check_texts(data.teacher_train, labels)
+  if config.kd.scale < 1 and config.teacher.source in ("train", "none"):
+    pipeline.check_texts(data.train, labels)
+  return data
+
+
+def open_split(config: ConfigDict, spec: str) -> Source:
+  """Opens a manifest, a folder of audio or corpus:split."""
+  options = SourceOptions(root=config.data.root, split_by=config.data.split_by)
+  return open_source(spec, options=options)
+
+
+def for_teacher(config: ConfigDict, data: Data) -> tuple[ConfigDict, Data]:
+  """Config and data of the run that trains the teacher."""
+  splits = dataclasses.replace(data, train=data.teacher_train, teacher_train=None)
+  return config_lib.for_teacher(config), splits
+
+
+def teacher_workdir(config: ConfigDict, data: Data, beside: pathlib.Path) -> pathlib.Path:
+  """Where the teacher of this config lies: the same for all variants that share it.
+
+  Args:
+    config: of the teacher's own run.
+    data: of the teacher's own run.
+    beside: the student's workdir.
+  """
+  key = json.dumps([config.to_dict(), data.facts()["train"]["fingerprint"]], sort_keys=True)
+  digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+  return beside.parent / f"teacher-{config.recipe}-{digest}"
+
+
+def make_model(config: ConfigDict, labels: Labels) -> Callable[[jax.Array], nnx.Module]:
+  """Typed key → the model that `config.student` describes."""
+  settings = ConformerConfig(dtype=config.dtype, **_tuples(config.student))
+  features = LogMel(**config.features)
+  return lambda key: ConformerCTC(
+    settings, features, len(labels.symbols), rngs=nnx.Rngs(params=key)
+  )
+
+
+def _tuples(block: ConfigDict) -> dict:
+  """A block's fields with every list as a tuple, since static settings must be hashable."""
+  deep = lambda x: tuple(deep(y) for y in x) if isinstance(x, (list, tuple)) else x
+  return {name: deep(value) for name, value in block.items()}
+
+
+def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[ConfigDict, Teacher]:
+  """Config and final student of a finished run's workdir.
+
+  Raises:
+    UserError: not the workdir of a finished run.
+  """
+  if not (folder / "results.json").exists():
+    raise UserError(
+      f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
+    )
+  config = ConfigDict(workdir.read_json(folder / "config.json"))
+  labels = Labels.load(folder / "labels.json")
+  create = make_model(config, labels)
+  graphdef, like = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+  everywhere = mesh.replicated(devices)
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
+  return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
+
+
+def build(
+  config: ConfigDict, data: Data, teacher: Teacher | None, folder: pathlib.Path
+) -> Run:
+  """Assembles a run.
+
+  Args:
+    config: checked.
+    data: opened by `open_data`.
+    teacher: frozen, or None where `teacher.source` is "none".
+    folder: the workdir.
+
+  Raises:
+    UserError: transcripts that the teacher's vocabulary cannot write, where they are needed.
+  """
+  devices = mesh.make_mesh()
+  labels = teacher.vocabulary if teacher else characters(config.labels.alphabet)
+  reads_text = config.kd.scale < 1
+  if reads_text:
+    pipeline.check_texts(data.train, labels)
+  training = config.training
+  train_shapes, plan_options = _shapes(training, data.train, labels if reads_text else None, devices)
+  first_plan = plan.epoch_plan(
+    data.train.durations, train_shapes, seed=config.seed, epoch=0, **plan_options
+  )
+  schedule = optim.three_part_schedule(
+    training.lr, training.lr_parts, training.epochs * len(first_plan)
+  )
+  optimizer = optim.make_optimizer(
+    training.optimizer,
+    schedule,
+    **{k: training[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm")},
+  )
+  create = make_model(config, labels)
+  return Run(
+    workdir=folder,
+    seed=config.seed,
+    mesh=devices,
+    create=create,
+    graphdef=nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))[0],
+    teacher=teacher,
+    labels=labels,
+    objective=_objective(config, data, teacher, labels, folder, devices),
+    optimizer=optimizer,
+    schedule=schedule,
+    data=data,
+    shapes=train_shapes,
+    eval_shapes=_eval_shapes(data, devices),
+    epochs=training.epochs,
+    eval_every_epochs=training.eval_every_epochs,
+    save_every_steps=config.checkpoint.every_steps,
+    average=training.average,
+    workers=config.data.workers,
+    reads_text=reads_text,
+    plan_options=plan_options,
+    noise_db=tuple(training.noise_db) or None,
+  )
+
+
+def _shapes(training: ConfigDict, source: Source, labels: Labels | None, devices):
+  """Shapes of training batches, and the other arguments of `plan.epoch_plan`."""
+  per_second = 0.0
+  if labels is not None:
+    counts = np.array([len(labels.encode(text)) + 1 for text in source.texts])
+    per_second = float((counts / source.durations).max())
+  shapes = plan.shapes(
+    source.durations,
+    batch_seconds=training.batch_seconds,
+    buckets=training.buckets,
+    join_seconds=training.join_seconds,
+    labels_per_second=per_second,
+    speeds=tuple(training.speeds),
+    multiple_of=devices.size,
+  )
+  return shapes, dict(speeds=tuple(training.speeds), join_seconds=training.join_seconds)
+
+
+def eval_shapes(durations: np.ndarray, devices) -> tuple[plan.Shape, ...]:
+  """Two shapes, so that little is compiled for an evaluation."""
+  return plan.shapes(durations, batch_seconds=80.0, buckets=2, multiple_of=devices.size)
+
+
+def _eval_shapes(data: Data, devices) -> tuple[plan.Shape, ...]:
+  """Shapes that dev and test share."""
+  durations = [s.durations for s in (data.dev, data.test) if s is not None]
+  return eval_shapes(np.concatenate(durations), devices) if durations else ()
+
+
+def _objective(config, data, teacher, labels, folder, devices) -> step_lib.Objective:
+  training = config.training
+  masks = None
+  if training.spec_augment:
+    masks = SpecAugment(
+      time_mask_frames=training.time_mask_frames, freq_mask_bins=training.freq_mask_bins
+    )
+  select = None
+  if config.kd.scale > 0:
+    log_prior = None
+    if config.kd.selection.get("prior_scale", 0.0) > 0:
+      log_prior = _log_prior(teacher, data.train, folder / "log_prior.json", devices)
+    select = make_selector(config.kd, labels.blank_id, log_prior)
+  return step_lib.Objective(
+    scale=config.kd.scale,
+    temperature=config.kd.temperature,
+    select=select,
+    blank_id=labels.blank_id,
+    spec_augment=masks,
+    spec_augment_from_epoch=training.spec_augment_from_epoch,
+  )
+
+
+def _log_prior(teacher: Teacher, source: Source, path: pathlib.Path, devices) -> jax.Array:
+  """f32[V]: log of the teacher's mean posterior over all frames of a source, kept in a file."""
+  if not path.exists():
+    planned = plan.evaluation_plan(source.durations, eval_shapes(source.durations, devices))
+    with console.progress("teacher's prior", len(planned)) as update:
+      batches = (h.batch for h in pipeline.batches(source, planned) if update() is None)
+      prior = teacher_lib.log_prior(teacher, (mesh.put_batch(b, devices) for b in batches))
+    workdir.write_json(path, prior.tolist())
+  return jnp.array(workdir.read_json(path), jnp.float32)
+
+
+def make_selector(kd: ConfigDict, blank_id: int, log_prior=None) -> step_lib.Selector:
+  """The selection of a `config.kd` block with its schedule.
+
+  Before `start_epoch` and from `stop_epoch` on every frame is selected (the paper's "delayed");
+  with `grow_epochs`, n is multiplied by epoch // grow_epochs (the paper's "growing"), epochs
+  counted from 0.
+  """
+  fields = dict(kd.selection)
+  name = fields.pop("name")
+  pattern = getattr(selection, name)
+  start, stop, grow = kd.start_epoch, kd.stop_epoch, kd.grow_epochs
+
+  def select(logits, mask, key, epoch):
+    options = dict(fields)
+    if grow:
+      options = {field: value * (epoch // grow) for field, value in options.items()}
+    if name == "random_blanks":
+      options["key"] = key
+    if log_prior is not None:
+      options["log_prior"] = log_prior
+    chosen = pattern(logits, mask, blank_id=blank_id, **options)
+    active = (epoch >= start) & ((epoch < stop) if stop else True)
+    return jnp.where(active, chosen, mask)
+
+  return select

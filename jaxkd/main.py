@@ -1,0 +1,19 @@
+"""python -m jaxkd.main --config=configs/VARIANT.py[:RECIPE] [--workdir=DIR] [--config.a.b=VALUE]"""
+
+import sys
+
+from jaxkd import cli
+
+
+def main(argv: list[str]) -> int:
+  """Trains what the config says and prints the table; returns the exit status."""
+  config, folder = cli.parse(argv)
+  from jaxkd import results, train  # JAX starts here, after --help and wrong flags
+
+  found = train.run(config, folder)
+  results.show(found, folder)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guard(main))

@@ -1,0 +1,109 @@
+"""What a run ends in: results.json, hypotheses and the table."""
+
+import json
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jaxkd import console, scoring, workdir
+from jaxkd.teacher import parameter_count
+
+
+def write(
+  config: ConfigDict, run, position, evaluated: dict[str, scoring.SplitResult], chosen, teacher
+) -> dict:
+  """Writes hypotheses and results.json of a finished training and returns the latter.
+
+  Args:
+    config: of the run.
+    run: `build.Run`.
+    position: `train.Position` at its end.
+    evaluated: split → result of the final student.
+    chosen: {"steps": checkpoints in the final student}.
+    teacher: the teacher's workdir, or None.
+  """
+  params = {"student": parameter_count(run.init_state().params)}
+  if run.teacher:
+    params["teacher"] = parameter_count(run.teacher.params)
+  found = {
+    "variant": config.get("variant", ""),
+    "recipe": config.recipe,
+    "kd_scale": config.kd.scale,
+    "seed": config.seed,
+    "commit": workdir.commit(),
+    "device": jax.default_backend(),
+    "wall_seconds": round(position.wall_seconds, 1),
+    "teacher_workdir": str(teacher) if teacher else None,
+    "epochs": run.epochs,
+    "checkpoint_steps": chosen["steps"],
+    "selected_rate": _rounded(position.selected_rate),
+    "train": {
+      "name": run.data.train.name,
+      "utterances": len(run.data.train),
+      "hours": round(float(run.data.train.durations.sum()) / 3600, 4),
+      "broken": len(run.data.train.skipped) + len(position.broken),
+      "infeasible": position.infeasible_rows,
+    },
+  }
+  for split, result in evaluated.items():
+    found[split] = split_figures(result, getattr(run.data, split), params)
+    for model, rows in result.hypotheses.items():
+      workdir.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
+  workdir.write_json(run.workdir / "results.json", found)
+  return found
+
+
+def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -> dict:
+  """A split's block of results.json: model → figures, and what was left out."""
+  block = {name: figures | {"params": params[name]} for name, figures in result.figures.items()}
+  broken = [*source.skipped, *result.broken]
+  return dict(sorted(block.items(), reverse=True)) | {
+    "name": source.name,
+    "utterances": len(source) - len(result.broken),
+    "kl": _rounded(result.kl),
+    "broken": [{"id": i, "reason": r} for i, r in broken],
+  }
+
+
+def _rounded(x):
+  return None if x is None else round(x, 6)
+
+
+def show(found: dict, folder: pathlib.Path) -> None:
+  """Prints the table of a results.json on standard output."""
+  split = "test" if "test" in found else "dev"
+  title = f"{found['variant']} · {found['recipe']} · seed {found['seed']} · {found['commit']}"
+  table = Table(title=title, title_justify="left")
+  for heading in ("", "parameters", "WER %", "CER %", "blank rate"):
+    table.add_column(heading, justify="left" if not heading else "right")
+  for model in ("teacher", "student"):
+    if model in found.get(split, {}):
+      row = found[split][model]
+      table.add_row(
+        model,
+        f"{row['params']:,}",
+        _percent(row["wer"]),
+        _percent(row["cer"]),
+        f"{row['blank_rate']:.3f}",
+      )
+  console.out.print(table)
+  train = found["train"]
+  facts = [
+    f"{split}: {found[split]['utterances']} utterances, {len(found[split]['broken'])} broken"
+    if split in found
+    else "no test data",
+    f"train: {train['utterances']} utterances ({60 * train['hours']:.1f} min), "
+    f"{train['broken']} broken, {train['infeasible']} infeasible",
+  ]
+  if found["selected_rate"] is not None:
+    facts.append(f"selected frames: {100 * found['selected_rate']:.1f} %")
+  facts.append(f"wall time: {found['wall_seconds']:.0f} s on {found['device']}")
+  for fact in facts:
+    console.out.print(fact, highlight=False)
+  console.out.print(f"results: {json.dumps(str(folder / 'results.json'))}", highlight=False)
+
+
+def _percent(rate) -> str:
+  return "–" if rate is None else f"{100 * rate:.1f}"

@@ -1,0 +1,301 @@
+"""The loop: next batch, update, log, evaluate, save. No maths."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxkd import build, checkpoint, console, results, scoring, workdir
+from jaxkd import config as config_lib
+from jaxkd import mesh as mesh_lib
+from jaxkd import step as step_lib
+from jaxkd.data import plan as plan_lib
+from jaxkd.errors import Interrupted, UserError
+
+log = logging.getLogger(__name__)
+_LOG_EVERY_STEPS = 25
+
+
+@dataclasses.dataclass
+class Position:
+  """Where a run stands, saved with every checkpoint.
+
+  Attributes:
+    epoch, batch: the next global batch.
+    wall_seconds: spent so far, over all sittings.
+    selected, frames: selected and real frames of the current epoch.
+    selected_rate: of the last whole epoch.
+    infeasible: CTC rows without a path in the current epoch, then of the last whole one.
+    broken: id → reason of training utterances that could not be decoded.
+  """
+
+  epoch: int = 0
+  batch: int = 0
+  wall_seconds: float = 0.0
+  selected: float = 0.0
+  frames: float = 0.0
+  selected_rate: float | None = None
+  infeasible: float = 0.0
+  infeasible_rows: int = 0
+  broken: dict = dataclasses.field(default_factory=dict)
+
+
+def run(config: ConfigDict, folder: pathlib.Path, data: build.Data | None = None) -> dict:
+  """Trains (the teacher first where the config says so), evaluates, and writes the results.
+
+  A run that was interrupted goes on from its last checkpoint; a finished one only returns.
+
+  Args:
+    config: any config; it is checked here.
+    folder: the workdir.
+    data: the splits, where they are open already.
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    UserError: a mistake in config, data or workdir; before training where it can be known.
+    Interrupted: SIGINT or SIGTERM came; the state is saved.
+  """
+  config_lib.check(config)
+  data = data or build.open_data(config)
+  with workdir.claim(folder, config, data.facts()):
+    if (folder / "results.json").exists():
+      log.info("%s is finished", folder)
+      return workdir.read_json(folder / "results.json")
+    teacher, teacher_folder = _teacher(config, folder, data)
+    started = time.monotonic()
+    prepared = build.build(config, data, teacher, folder)
+    prepared.labels.save(folder / "labels.json")
+    return _Loop(prepared, started).run(config, teacher_folder)
+
+
+def _teacher(config, folder, data):
+  """The teacher that the config names, trained first if need be, and its workdir."""
+  source = config.teacher.source
+  if source == "none":
+    return None, None
+  teacher_folder = pathlib.Path(source)
+  if source == "train":
+    teacher_config, teacher_data = build.for_teacher(config, data)
+    teacher_folder = build.teacher_workdir(teacher_config, teacher_data, folder)
+    log.info("teacher: %s", teacher_folder)
+    run(teacher_config, teacher_folder, teacher_data)
+  return build.load_finished(teacher_folder, mesh_lib.make_mesh())[1], teacher_folder
+
+
+class _Loop:
+  """One sitting of a run."""
+
+  def __init__(self, run: build.Run, started: float):
+    self.run_ = run
+    self.started = started
+    everywhere = mesh_lib.replicated(run.mesh)
+    self.key = jax.device_put(jax.random.fold_in(jax.random.key(run.seed), 0x7A1), everywhere)
+    self.teacher_params = run.teacher.params if run.teacher else None
+    self.teacher_graphdef = run.teacher.graphdef if run.teacher else None
+    if run.objective.scale == 0:
+      self.teacher_graphdef = None
+    self.checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", keep_best=run.average)
+    self.state = run.init_state()
+    self.position = Position()
+    if (found := self.checkpoints.restore(self.state)) is not None:
+      self.state, self.position = found[0], Position(**found[1])
+      log.info("resumed at epoch %d, step %d", self.position.epoch, int(self.state.step))
+    self.wall_before = self.position.wall_seconds
+    self.metrics = workdir.MetricsLog(run.workdir, step=int(self.state.step))
+    self.stop: int | None = None
+'''
+
+  def run(self, config: ConfigDict, teacher_folder: pathlib.Path | None) -> dict:
+    """Trains to the end, evaluates the final student, writes the results."""
+    try:
+      with self._signals():
+        self._train()
+      params, chosen = self._final_params()
+      checkpoint.save_params(self.run_.workdir / build.FINAL, params)
+      evaluated = {
+        split: self._evaluate(split, params)
+        for split in ("dev", "test")
+        if getattr(self.run_.data, split) is not None
+      }
+    finally:
+      self.checkpoints.close()
+      self.metrics.close()
+    self.position.wall_seconds = self._wall()
+    return results.write(config, self.run_, self.position, evaluated, chosen, teacher_folder)
+
+  def _wall(self) -> float:
+    return self.wall_before + time.monotonic() - self.started
+
+  @contextlib.contextmanager
+  def _signals(self):
+    """SIGINT and SIGTERM ask for a save at the next step; a second SIGINT ends at once."""
+
+    def ask(signum, frame):
+      self.stop = signum
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+      yield
+    finally:
+      for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+  def _train(self) -> None:
+    run, position = self.run_, self.position
+    if position.epoch < run.epochs:
+      self.steps = self._compile()
+    while position.epoch < run.epochs:
+      self._epoch()
+      if position.epoch % run.eval_every_epochs == 0 or position.epoch == run.epochs:
+        self._evaluate_epoch()
+      self._save()
+
+  def _compile(self) -> dict:
+    """The train step for every batch shape, ahead of time, so that no epoch waits for it."""
+    run = self.run_
+    step = step_lib.make_train_step(
+      run.graphdef, self.teacher_graphdef, run.objective, run.optimizer
+    )
+    compiled = {}
+    started = time.monotonic()
+    teacher_params = None if self.teacher_graphdef is None else self.teacher_params
+    with console.progress(f"compiling {_shape_names(run.shapes)}", len(run.shapes)) as update:
+      for shape in run.shapes:
+        batch = mesh_lib.batch_struct(shape.rows, shape.samples, shape.labels, run.mesh)
+        args = (self.state, teacher_params, batch, self._epoch_number(), self.key)
+        compiled[shape.rows, shape.samples] = step.lower(*args).compile()
+        update()
+        self._leave_if_asked()
+    log.info(
+      "compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started
+    )
+    return compiled
+
+  def _epoch_number(self) -> jax.Array:
+    return jax.device_put(jnp.int32(self.position.epoch), mesh_lib.replicated(self.run_.mesh))
+
+  def _epoch(self) -> None:
+    """The rest of the current epoch."""
+    run, position = self.run_, self.position
+    planned = run.epoch_plan(position.epoch)
+    if position.epoch == 0:
+      padding = plan_lib.padding_rate(planned, run.data.train.durations)
+      log.info("%d batches an epoch, padding %.1f %%", len(planned), 100 * padding)
+    epoch = self._epoch_number()
+    name = f"epoch {position.epoch + 1}/{run.epochs}"
+    with console.progress(name, len(planned), done=position.batch) as update:
+      for host in run.train_batches(position.epoch, planned, position.batch):
+        batch = mesh_lib.put_batch(host.batch, run.mesh)
+        step = self.steps[host.batch.audio.shape]
+        teacher_params = None if self.teacher_graphdef is None else self.teacher_params
+        self.state = step(self.state, teacher_params, batch, epoch, self.key)
+        position.broken.update(host.broken)
+        position.batch += 1
+        if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
+          update(0, **self._log())
+        if position.batch < len(planned):
+          self._leave_if_asked()
+          if int(position.batch) % run.save_every_steps == 0:
+            self._save()
+        update()
+    self._end_epoch()
+
+  def _end_epoch(self) -> None:
+    position = self.position
+    if len(position.broken) >= len(self.run_.data.train):
+      raise UserError(
+        f"{self.run_.data.train.name}: no utterance could be decoded; the first: "
+        + ": ".join(next(iter(position.broken.items())))
+      )
+    position.selected_rate = position.selected / position.frames if position.frames else None
+    position.infeasible_rows = int(position.infeasible)
+    position.selected = position.frames = position.infeasible = 0.0
+    position.epoch += 1
+    position.batch = 0
+
+  def _log(self) -> dict:
+    """Writes the means since the last call to metrics.jsonl and returns them for the bar."""
+    terms = jax.device_get(self.state.terms)
+    zero = jax.device_put(step_lib.Terms.zero(), mesh_lib.replicated(self.run_.mesh))
+    self.state = self.state._replace(terms=zero)
+    position, step = self.position, int(self.state.step)
+    position.selected += float(terms.selected.total)
+    position.frames += float(terms.selected.weight)
+    position.infeasible += float(terms.infeasible.total)
+    row = {"step": step, "epoch": position.epoch, "lr": float(self.run_.schedule(step - 1))}
+    for name, term in zip(terms._fields, terms, strict=True):
+      if float(term.weight) > 0:
+        row[name] = float(term.total / max(term.weight, 1))
+    self.metrics.write(row)
+    return {k: f"{row[k]:.3f}" for k in ("loss", "blank") if k in row}
+
+  def _evaluate(self, split: str, params) -> scoring.SplitResult:
+    run = self.run_
+    source = getattr(run.data, split)
+    planned = plan_lib.evaluation_plan(source.durations, run.eval_shapes)
+    if not hasattr(self, "predict"):
+      graphdef = run.teacher.graphdef if run.teacher else None
+      self.predict = step_lib.make_eval_step(run.graphdef, graphdef, blank_id=run.labels.blank_id)
+    with console.progress(f"evaluating {split}", len(planned)) as update:
+      return scoring.evaluate(
+        self.predict,
+        params,
+        self.teacher_params,
+        source,
+        planned,
+        run.labels,
+        run.mesh,
+        workers=run.workers,
+        on_batch=update,
+      )
+
+  def _evaluate_epoch(self) -> None:
+    """Dev figures in the log, and the student offered as one of the best."""
+    run, step, epoch = self.run_, int(self.state.step), self.position.epoch
+    if run.data.dev is None:
+      self.checkpoints.save_best(step, self.state.params, score=-float(step))
+      log.info("epoch %d/%d", epoch, run.epochs)
+      return
+    found = self._evaluate("dev", self.state.params)
+    self.checkpoints.save_best(step, self.state.params, score=found.score)
+    figures = found.figures["student"] | {"kl": found.kl}
+    row = {f"dev/{k}": v for k, v in figures.items() if v is not None and k != "words"}
+    self.metrics.write({"step": step, "epoch": epoch - 1} | row)
+    text = "  ".join(f"{k[4:]} {v:.3f}" for k, v in row.items())
+    log.info("epoch %d/%d  dev %s  (%.0f s)", epoch, run.epochs, text, self._wall())
+
+  def _save(self) -> None:
+    self.position.wall_seconds = self._wall()
+    self.checkpoints.save(int(self.state.step), self.state, dataclasses.asdict(self.position))
+
+  def _leave_if_asked(self) -> None:
+    if self.stop is None:
+      return
+    self._save()
+    raise Interrupted(self.stop)
+
+  def _final_params(self):
+    """The average of the k best students, or the best one where dev says that it is better."""
+    candidates = self.checkpoints.best(self.state.params)
+    steps = [step for step, _ in candidates]
+    mean = checkpoint.average([params for _, params in candidates])
+    if self.run_.data.dev is None or len(candidates) == 1:
+      return mean, {"steps": steps}
+    single = candidates[0]
+    scores = [self._evaluate("dev", params).score for params in (mean, single[1])]
+    if scores[0] <= scores[1]:
+      return mean, {"steps": steps}
+    return single[1], {"steps": [single[0]]}
+
+
+def _shape_names(shapes) -> str:
+  return ", ".join(f"{s.rows} × {s.samples / 16000:.1f} s" for s in shapes)

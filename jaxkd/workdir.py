@@ -1,0 +1,144 @@
+"""The folder of a run: who may use it, what it was started with, and the files it ends in."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import subprocess
+
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from jaxkd.errors import UserError
+
+# Fields that change nothing about the result.
+_FREE_FIELDS = ("data.workers",)
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: ConfigDict, data: dict):
+  """Holds a workdir for one process and one config.
+
+  Args:
+    workdir: made if absent.
+    config: of the run.
+    data: split → facts (name, utterances, fingerprint, …), as JSON-able values.
+
+  Raises:
+    UserError: another process holds it, or it belongs to another config or to other data.
+  """
+  written = json.loads(json.dumps(config.to_dict()))
+  _compare(workdir / "config.json", _flat(written), workdir)
+  _compare(workdir / "data.json", {k: v["fingerprint"] for k, v in data.items()}, workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / ".lock").open("w")
+  except OSError as error:
+    raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(f"--workdir={workdir} is in use by another process") from None
+    write_json(workdir / "config.json", written)
+    write_json(workdir / "data.json", data)
+    yield
+
+
+def _compare(path: pathlib.Path, now: dict, workdir: pathlib.Path) -> None:
+  if not path.exists():
+    return
+  before = read_json(path)
+  if path.name == "config.json":
+    before = _flat(before)
+  else:
+    before = {k: v["fingerprint"] for k, v in before.items()}
+  for field in sorted(before.keys() | now.keys()):
+    if field not in _FREE_FIELDS and before.get(field) != now.get(field):
+      what = (
+        f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
+        if path.name == "config.json"
+        else f"the data of '{field}' has changed"
+      )
+      raise UserError(
+        f"--workdir={workdir} holds a run of another config ({what}): "
+        "choose another --workdir or remove this one"
+      )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def write_json(path: pathlib.Path, value) -> None:
+  """Writes JSON so that the file is either the old one or the whole new one."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+  os.replace(temporary, path)
+
+
+def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
+  """Writes one JSON object a line, whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+  os.replace(temporary, path)
+
+
+def read_json(path: pathlib.Path):
+  """Reads JSON.
+
+  Raises:
+    UserError: absent or damaged.
+  """
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def commit() -> str:
+  """Short hash of the source's git commit, "-dirty" with uncommitted changes; else "unknown"."""
+  try:
+    found = subprocess.run(
+      ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      timeout=10,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return "unknown"
+  return found.stdout.strip() or "unknown"
+
+
+class MetricsLog:
+  """`metrics.jsonl` and TensorBoard events, continued from a step without gaps or doubles."""
+
+  def __init__(self, workdir: pathlib.Path, *, step: int):
+    path = workdir / "metrics.jsonl"
+    rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+    # A kill may cut the last line short.
+    kept = [r for r in rows if r.endswith("\n") and json.loads(r)["step"] <= step]
+    path.write_text("".join(kept))
+    self._file = path.open("a")
+    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+  def write(self, row: dict) -> None:
+    """Adds one row; it holds "step", and its numbers go to TensorBoard."""
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+    for name, value in row.items():
+      if name not in ("step", "epoch") and isinstance(value, (int, float)):
+        self._board.add_scalar(name, value, row["step"])
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
