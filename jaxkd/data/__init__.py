@@ -1,0 +1,1 @@
+"""Audio and transcripts: from files to padded global batches."""

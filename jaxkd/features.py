@@ -1,0 +1,131 @@
+"""Audio → log-mel features, computed on the device."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.masks import length_mask, zero_padding
+
+SAMPLE_RATE_HZ = 16_000
+HOP = 160  # samples: 10 ms
+WINDOW = 400  # samples: 25 ms
+_FFT = 512
+_KALDI_EPSILON = np.finfo(np.float32).eps
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMel:
+  """Settings of `log_mel`.
+
+  Attributes:
+    kind: "logmel": peak-normalised, pre-emphasised audio, frames centred every 10 ms, as many as
+      ceil(samples / 160) (the paper's front-end); "kaldi": as Kaldi's fbank with 16-bit scale,
+      snipped edges, Povey window and no dither.
+    mels: filters.
+    low_hz, high_hz: edges of the filter bank.
+    normalise: "none", or "utterance" for zero mean and unit variance of each filter over the
+      utterance's real frames.
+  """
+
+  kind: str = "logmel"
+  mels: int = 80
+  low_hz: float = 60.0
+  high_hz: float = 7600.0
+  normalise: str = "none"
+
+
+def frame_len(audio_len, kind: str):
+  """Feature frames of so many samples, for ints and arrays."""
+  if kind == "kaldi":
+    return jnp.maximum(0, 1 + (audio_len - WINDOW) // HOP)
+  return -(-audio_len // HOP)
+
+
+def log_mel(
+  audio: jax.Array, audio_len: jax.Array, settings: LogMel
+) -> tuple[jax.Array, jax.Array]:
+  """Log-mel features.
+
+  Args:
+    audio: i16[B, S], or float[B, S] in [-1, 1], 16 kHz; padding may hold anything.
+    audio_len: i32[B], real samples.
+    settings: kind, filters and normalisation.
+
+  Returns:
+    f32[B, N, F] with padding at 0, and bool[B, N], True for real frames; N = ceil(S / 160).
+  """
+  scale = 1 / 32768 if jnp.issubdtype(audio.dtype, jnp.integer) else 1
+  real = length_mask(audio_len, audio.shape[1])
+  audio = jnp.where(real, audio.astype(jnp.float32) * scale, 0)
+  size = -(-audio.shape[1] // HOP)
+  spectrum = {"logmel": _paper_power, "kaldi": _kaldi_power}[settings.kind](audio, size)
+  bank, floor = _filters(settings)
+  features = jnp.log(jnp.maximum(spectrum @ bank, floor))
+  mask = length_mask(frame_len(audio_len, settings.kind), size)
+  features = zero_padding(features, mask)
+  if settings.normalise == "utterance":
+    features = _standardise(features, mask)
+  return features, mask
+
+
+def _frames(audio: jax.Array, size: int, left: int) -> jax.Array:
+  """f32[B, size, 400]: windows every 160 samples, the first starting `left` samples early."""
+  blocks = -(-WINDOW // HOP)
+  total = (size + blocks) * HOP
+  padded = jnp.pad(audio, ((0, 0), (left, max(0, total - left - audio.shape[1]))))[:, :total]
+  rows = padded.reshape(audio.shape[0], size + blocks, HOP)
+  # Windows as shifted copies of the hops: no gather.
+  shifted = [rows[:, i : i + size] for i in range(blocks)]
+  return jnp.concatenate(shifted, axis=-1)[..., :WINDOW]
+
+
+def _paper_power(audio: jax.Array, size: int) -> jax.Array:
+  """f32[B, size, 257]: power of peak-normalised, pre-emphasised audio under a Hann window."""
+  peak = jnp.abs(audio).max(-1, keepdims=True)
+  audio = audio / jnp.maximum(peak, 1e-5)
+  audio = audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1]
+  window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
+  return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window)
+
+
+def _kaldi_power(audio: jax.Array, size: int) -> jax.Array:
+  """f32[B, size, 257]: as Kaldi: per-window mean removal and pre-emphasis, Povey window."""
+  frames = _frames(audio * 32768, size, 0)
+  frames = frames - frames.mean(-1, keepdims=True)
+  before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+  frames = frames - 0.97 * before
+  turns = 2 * np.pi * np.arange(WINDOW) / (WINDOW - 1)
+  window = ((0.5 - 0.5 * np.cos(turns)) ** 0.85).astype(np.float32)
+  return _power(frames * window)
+
+
+def _power(frames: jax.Array) -> jax.Array:
+  spectrum = jnp.fft.rfft(frames, n=_FFT)
+  return spectrum.real**2 + spectrum.imag**2
+
+
+@functools.cache
+def _filters(settings: LogMel) -> tuple[np.ndarray, float]:
+  """f32[257, F], triangles of equal height and width in mel (Kaldi's scale), and the power floor."""
+  mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
+  edges = np.linspace(mel(settings.low_hz), mel(settings.high_hz), settings.mels + 2)
+  bins = mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT)[:, None]
+  left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+  bank = np.maximum(
+    0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+  )
+  if settings.kind == "kaldi":
+    bank[-1] = 0  # Kaldi leaves out the Nyquist bin
+  return bank.astype(np.float32), _KALDI_EPSILON if settings.kind == "kaldi" else 1e-10
+
+
+def _standardise(features: jax.Array, mask: jax.Array) -> jax.Array:
+  """Zero mean and unit variance of every filter over the real frames; padding stays 0."""
+  count = jnp.maximum(mask.sum(-1), 1)[:, None, None]
+  mean = features.sum(1, keepdims=True) / count
+  centred = zero_padding(features - mean, mask)
+  variance = (centred**2).sum(1, keepdims=True) / count
+  return centred * jax.lax.rsqrt(variance + 1e-5)

@@ -1,0 +1,287 @@
+"""CTC loss with its own gradient.
+
+Graves et al., "Connectionist temporal classification" (ICML 2006): a path of one class a frame
+stands for the labels that are left once repeats are merged and blanks dropped, and the loss is
+-log of the summed probability of all paths of the labels. The gradient is softmax - occupancy:
+the share of the probability that passes through each class at each frame.
+
+How the sum is made, for U labels in two sets of states, U + 1 blanks and U labels:
+
+* Forward and backward run stacked in one scan, backward as the forward recursion on flipped
+  frames and labels. A frame of padding is a sure step in the last blank, so nothing is aligned.
+* It runs on probabilities, rescaled by powers of two, whose exponents sum up exactly.
+* Every complete path enters exactly `label_len` labels, so a factor on entering changes nothing
+  but a constant. It is chosen so that a model that knows nothing moves through its labels at the
+  rate that ends in time: both directions then have their mass in the same place.
+* Reachable states never fall below a floor. Whatever the floor adds can be seen: it matters only
+  where the two directions hardly overlap at some frame. Then the batch is redone in logarithms.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.masks import length_mask
+
+_FLOOR = 1e-37
+_MAX_SCALE = 90
+_LOG_ZERO = -1e30
+
+
+def ctc_is_feasible(logit_len: jax.Array, labels: jax.Array, label_len: jax.Array) -> jax.Array:
+  """Whether any path of CTC spells the labels.
+
+  Args:
+    logit_len: i32[B], frames.
+    labels: i32[B, U]; entries at or past label_len are ignored.
+    label_len: i32[B]; above U where labels were truncated.
+
+  Returns:
+    bool[B], True where labels and the blanks between equal neighbours fit into the frames, and no
+    label was cut off.
+  """
+  size = labels.shape[1]
+  repeats = (_repeats(labels) & length_mask(label_len, size)).sum(1)
+  return (label_len + repeats <= logit_len) & (label_len <= size)
+
+
+def ctc_loss(
+  logits: jax.Array,
+  logit_len: jax.Array,
+  labels: jax.Array,
+  label_len: jax.Array,
+  *,
+  blank_id: int,
+) -> jax.Array:
+  """-log p(labels | logits), differentiable in the logits.
+
+  Args:
+    logits: f[B, T, V] of any float dtype, before the softmax; computed in float32, and the gradient
+      has their dtype. Frames at or past logit_len may hold anything; their gradient is 0.
+    logit_len: i32[B], at most T.
+    labels: i32[B, U]; entries at or past label_len may hold anything. U may be 0.
+    label_len: i32[B]; 0 is the path of blanks alone, above U is infeasible.
+    blank_id: the blank's class.
+
+  Returns:
+    f32[B], never below 0; +inf with a gradient of exactly 0 where `ctc_is_feasible` is False.
+  """
+  return _ctc_loss(blank_id, logits, logit_len, labels, label_len)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ctc_loss(blank_id, logits, logit_len, labels, label_len):
+  return _forward(blank_id, logits, logit_len, labels, label_len)[0]
+
+
+def _forward(blank_id, logits, logit_len, labels, label_len):
+  """The loss f32[B], and what `_backward` needs: the loss's gradient, and where it exists."""
+  feasible = ctc_is_feasible(logit_len, labels, label_len)
+  logit_len, label_len = jnp.where(feasible, logit_len, 0), jnp.where(feasible, label_len, 0)
+  labels = jnp.where(length_mask(label_len, labels.shape[1]), labels, blank_id)
+  classes = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=blank_id)
+  frames = length_mask(logit_len, logits.shape[1])
+  clean = jnp.where(frames[..., None], logits.astype(jnp.float32), 0)
+  norm = jax.nn.logsumexp(clean, 2, keepdims=True)
+  probs = jnp.where(frames[..., None], jnp.exp(clean - norm), 0)
+  lattice = _lattice(logit_len, labels, label_len, logits.shape[1])
+  gain = logits.shape[2].bit_length()
+  sums, sound = _sum_paths(lattice, gain, *_emissions(probs, frames, classes, 1))
+
+  def in_logarithms():
+    clean = jnp.where(frames[..., None], logits.astype(jnp.float32), 0)
+    log_probs = jnp.maximum(clean - norm, _LOG_ZERO)
+    return _sum_log_paths(lattice, *_emissions(log_probs, frames, classes, 0))
+
+  log_p, occupied = jax.lax.cond(sound, lambda: _occupied(*sums), in_logarithms)
+  possible = feasible & ~(log_p < _LOG_ZERO / 2)
+  occupied = jnp.where(possible, occupied, 0)
+  blank = jnp.where(frames.T, 1 - occupied.sum(1), 0)[:, None]
+  occupied = jnp.concatenate([blank, occupied], 1).transpose(2, 0, 1)
+  subtract = jax.vmap(lambda row, classes, values: row.at[:, classes].add(-values))
+  gradient = subtract(probs, classes, occupied).astype(logits.dtype)
+  return jnp.where(possible, jnp.maximum(-log_p, 0), jnp.inf), (gradient, possible)
+
+
+def _backward(blank_id, residuals, cotangent):
+  del blank_id
+  gradient, possible = residuals
+  # A loss of +inf that the caller masked out arrives with a cotangent of 0 or NaN.
+  scale = jnp.where(possible, cotangent, 0)[:, None, None]
+  return (gradient * scale).astype(gradient.dtype), None, None, None
+
+
+_ctc_loss.defvjp(_forward, _backward)
+
+
+class _Lattice(NamedTuple):
+  """States and steps of both directions; index 1 of an axis of size 2 is the backward one.
+
+  Attributes:
+    start: f32[2, U + 1, B], 1 at the blank that the direction is in before its first frame.
+    blank: two i32[2, U + 1, B], first and last frame of a complete path's visit to each blank.
+    label: two i32[2, U, B], the same for labels.
+    skip: bool[2, U, B], whether the label may follow the one before without a blank.
+    enter: i32[B], exponent of the factor on entering a label.
+    entered: i32[B], sum of these exponents on a complete path.
+  """
+
+  start: jax.Array
+  blank: tuple[jax.Array, jax.Array]
+  label: tuple[jax.Array, jax.Array]
+  skip: jax.Array
+  enter: jax.Array
+  entered: jax.Array
+
+
+def _repeats(labels: jax.Array) -> jax.Array:
+  """bool[B, U], True where a label equals the one before."""
+  return jnp.diff(labels, axis=1, prepend=-1 - abs(labels[:, :1])) == 0
+
+
+def _lattice(logit_len, labels, label_len, frames: int) -> _Lattice:
+  """Clean lengths i32[B] and labels i32[B, U], and the frames T of the batch, to a `_Lattice`."""
+  size = labels.shape[1]
+  repeats = _repeats(labels) & length_mask(label_len, size)
+  states = jnp.arange(size + 1)
+  # Frames that the labels before each blank take, and those from each label on.
+  before = states + jnp.pad(jnp.cumsum(repeats, 1), ((0, 0), (1, 0)))
+  needed = jnp.take_along_axis(before, label_len[:, None], 1)
+  last = logit_len[:, None] - 1 - needed
+  mandatory = jnp.pad(repeats, ((0, 0), (0, 1)))
+  blank_last = jnp.where(states < label_len[:, None], last + before + mandatory, -1)
+  blank_last = jnp.where(states == label_len[:, None], frames, blank_last)
+  label_last = jnp.where(states[1:] <= label_len[:, None], last + before[:, 1:], -1)
+  skip = ~repeats & (states[:-1] > 0)
+  skips = jnp.stack([skip, jnp.roll(skip, -1, 1)[:, ::-1]])
+  ends = jnp.stack([jnp.zeros_like(label_len), size - label_len])
+
+  def both(first, final):
+    first, final = (
+      jnp.stack([first, frames - 1 - final[:, ::-1]]),
+      jnp.stack([final, frames - 1 - first[:, ::-1]]),
+    )
+    return first.swapaxes(1, 2), final.swapaxes(1, 2)
+
+  # The growth of the number of paths per frame and factor w on entering is the larger root of
+  # x^2 - (2 + w) x + 1, and labels per frame are d log x / d log w = sqrt(w / (w + 4)).
+  rate = jnp.clip(label_len / jnp.maximum(logit_len, 1), 1e-3, 0.99)
+  enter = jnp.round(jnp.log2(4 * rate**2 / (1 - rate**2))).astype(jnp.int32)
+  return _Lattice(
+    start=(states == ends[..., None]).astype(jnp.float32).swapaxes(1, 2),
+    blank=both(before, blank_last),
+    label=both(before[:, 1:] - 1, label_last),
+    skip=skips.swapaxes(1, 2),
+    enter=enter,
+    entered=enter * label_len,
+  )
+
+
+def _emissions(values, frames, classes, sure):
+  """`values` f32[B, T, V] of the classes i32[B, 1 + U], blank first, for both directions.
+
+  Returns:
+    f32[T, 2, 1, B] of the blank, `sure` in padding, and f32[T, 2, U, B] of the labels.
+  """
+  values = jnp.take_along_axis(values, classes[:, None], 2).transpose(1, 2, 0)
+  blank = jnp.where(frames.T, values[:, 0], sure)[:, None]
+  return tuple(jnp.stack([x, x[::-1, ::-1]], 1) for x in (blank, values[:, 1:]))
+
+
+def _during(window, frame):
+  return (window[0] <= frame) & (frame <= window[1])
+
+
+def _after(x, fill):
+  """x[2, U, B] moved to the blank after each label, [2, U + 1, B]."""
+  return jnp.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=fill)
+
+
+def _occupied(log_p, label, onward, scale):
+  """log p f32[B], and the share of p that is in each label at each frame, f32[T, U, B]."""
+  return log_p, label * onward[::-1, ::-1] * scale[:, None]
+
+
+def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
+  """Arguments of `_occupied`, and bool[], whether floor and range of float32 leave them right.
+
+  2^gain is a guess of 1 / probability, which keeps the states near 1.
+  """
+  enter = _power_of_two(lattice.enter)
+
+  def step(state, frame):
+    blank, label, exponent = state
+    frame, blank_prob, label_prob = frame
+    moved = _after(label, 0.0)
+    to_blank = blank + moved
+    to_label = label + enter * (blank[:, :-1] + jnp.where(lattice.skip, moved[:, :-1], 0))
+    scale = _power_of_two(-exponent)
+    blank = jnp.maximum(to_blank * (blank_prob * scale), _FLOOR)
+    label = jnp.maximum(to_label * (label_prob * scale), _FLOOR)
+    blank = jnp.where(_during(lattice.blank, frame), blank, 0)
+    label = jnp.where(_during(lattice.label, frame), label, 0)
+    top = jnp.maximum(blank.max(1, keepdims=True), label.max(1, keepdims=True, initial=0))
+    return (blank, label, _exponent(top) - gain), (label[0], to_label[1], exponent[:, 0])
+
+  frames = jnp.arange(len(blank_probs))
+  state = lattice.start, jnp.zeros(lattice.skip.shape), jnp.zeros_like(lattice.start[:, :1], int)
+  state, (label, onward, exponents) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
+  done = state[0][0].sum(0) + state[1][0].sum(0)
+  total, scales = _scales(exponents)
+  sound = (scales - _exponent(done) <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
+  # A path that is in a label has entered it in both directions.
+  scales = _power_of_two(jnp.clip(scales - lattice.enter, -126, 127)) / done
+  log_p = jnp.log(done) + (total - lattice.entered) * jnp.log(2.0)
+  return (log_p, label, onward, scales), sound
+
+
+def _scales(removed: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """What the steps have taken out of the states, as sums of exponents.
+
+  Args:
+    removed: [T, 2, B], taken out in each direction and step, whole numbers.
+
+  Returns:
+    [B], taken out of the result of the forward direction, and [T, B], what a product of the states
+    of both directions at a frame lacks in comparison with that result.
+  """
+  sums = jnp.cumsum(removed, 0)
+  total = sums[-1:, 0]
+  return total[0], sums[:, 0] + (sums - removed)[::-1, 1] - total
+
+
+def _sum_log_paths(lattice: _Lattice, blank_probs, label_probs):
+  """`_occupied` of log probabilities, without a limit on their range."""
+
+  def step(state, frame):
+    blank, label, top = state
+    frame, blank_prob, label_prob = frame
+    moved = _after(label, _LOG_ZERO)
+    to_blank = jnp.logaddexp(blank, moved)
+    to_label = jnp.where(lattice.skip, moved[:, :-1], _LOG_ZERO)
+    to_label = jnp.logaddexp(label, jnp.logaddexp(blank[:, :-1], to_label))
+    blank = jnp.where(_during(lattice.blank, frame), to_blank + blank_prob - top, _LOG_ZERO)
+    label = jnp.where(_during(lattice.label, frame), to_label + label_prob - top, _LOG_ZERO)
+    new_top = jnp.maximum(
+      blank.max(1, keepdims=True), label.max(1, keepdims=True, initial=_LOG_ZERO)
+    )
+    return (blank, label, jnp.ceil(new_top)), (label[0], to_label[1], top[:, 0])
+
+  frames = jnp.arange(len(blank_probs))
+  start = jnp.where(lattice.start > 0, 0.0, _LOG_ZERO), jnp.full(lattice.skip.shape, _LOG_ZERO)
+  state = *start, jnp.zeros_like(lattice.start[:, :1])
+  state, (label, onward, tops) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
+  done = jax.nn.logsumexp(jnp.concatenate([state[0][0], state[1][0]]), 0)
+  total, scales = _scales(tops)
+  return done + total, jnp.exp(label + onward[::-1, ::-1] + (scales - done)[:, None])
+
+
+def _exponent(x: jax.Array) -> jax.Array:
+  """floor(log2 x) of normal f32 x > 0, as i32."""
+  return (jax.lax.bitcast_convert_type(x, jnp.int32) >> 23) - 127
+
+
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+  return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
