@@ -135,7 +135,7 @@ def base(recipe: str = "demo") -> ConfigDict:
 def _small(config: ConfigDict) -> None:
   """Models and schedules that take minutes on two CPU cores."""
   config.features.update(mels=40, normalise="utterance")
-  channels, pool = (16, 16, 16, 16), ((2, 2), (2, 2))
+  channels, pool = (8, 8, 16, 16), ((2, 2), (2, 2))
   config.student = _conformer(3, 64, 4, 0.05, channels, pool)
   config.student.conv_kernel = 15
   config.teacher.model = _conformer(3, 112, 4, 0.1, channels, pool)

@@ -111,7 +111,6 @@ class _Loop:
     self.wall_before = self.position.wall_seconds
     self.metrics = workdir.MetricsLog(run.workdir, step=int(self.state.step))
     self.stop: int | None = None
-'''
 
   def run(self, config: ConfigDict, teacher_folder: pathlib.Path | None) -> dict:
     """Trains to the end, evaluates the final student, writes the results."""

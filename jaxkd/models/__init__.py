@@ -1,0 +1,1 @@
+"""Acoustic models: audio in, frame logits and their mask out."""

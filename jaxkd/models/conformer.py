@@ -1,0 +1,129 @@
+"""The Conformer of Hilmes et al. 2025: ff-conv-mhsa-ff, layer norm, relative positions, CTC head."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxkd.augment import SpecAugment, spec_augment
+from jaxkd.features import LogMel, log_mel
+from jaxkd.masks import length_mask
+from jaxkd.models import layers as layers_lib
+from jaxkd.types import FrameOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class ConformerConfig:
+  """Sizes.
+
+  Attributes:
+    layers: Conformer blocks.
+    width: of their frames.
+    heads: of the attention; they divide the width.
+    ff_mult: hidden width of the feed-forward layers over `width`.
+    conv_kernel: frames of the depthwise convolution, odd.
+    dropout: rate.
+    rel_clip: frames beyond which relative positions are one.
+    frontend_channels: of the four convolutions.
+    frontend_pool: (time, mel) after convolutions 2 and 4.
+    dtype: of the arithmetic, "float32" or "bfloat16"; parameters and logits are float32.
+  """
+
+  layers: int
+  width: int
+  heads: int
+  ff_mult: int
+  conv_kernel: int
+  dropout: float
+  rel_clip: int
+  frontend_channels: tuple[int, int, int, int]
+  frontend_pool: tuple[tuple[int, int], tuple[int, int]]
+  dtype: str = "float32"
+
+
+class Block(nnx.Module):
+  """Half feed-forward, convolution, attention, half feed-forward, layer norm."""
+
+  def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+    width, hidden = config.width, config.width * config.ff_mult
+    self.ff_first = layers_lib.FeedForward(width, hidden, rngs=rngs)
+    self.conv = layers_lib.ConvModule(width, config.conv_kernel, rngs=rngs)
+    self.attention = layers_lib.RelativeAttention(width, config.heads, config.rel_clip, rngs=rngs)
+    self.ff_last = layers_lib.FeedForward(width, hidden, rngs=rngs)
+    self.norm = layers_lib.LayerNorm(width)
+    self.rate = config.dropout
+
+  def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    """x[B, T, D] → the same shape; `mask` bool[B, T] is True for real frames."""
+    keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+    x = x + 0.5 * self.ff_first(x, self.rate, keys[0])
+    x = x + self.conv(x, mask, self.rate, keys[1])
+    x = x + self.attention(x, mask, self.rate, keys[2])
+    x = x + 0.5 * self.ff_last(x, self.rate, keys[3])
+    return self.norm(x)
+
+
+class ConformerCTC(nnx.Module):
+  """Audio → features → 40 ms frames → stacked blocks → class logits."""
+
+  def __init__(
+    self, config: ConformerConfig, features: LogMel, classes: int, *, rngs: nnx.Rngs
+  ):
+    """Draws parameters from `rngs.params`; `classes` includes the blank."""
+    self.frontend = layers_lib.FrontEnd(
+      features.mels, config.frontend_channels, config.frontend_pool, config.width, rngs=rngs
+    )
+    keys = jax.random.split(rngs.params(), config.layers)
+    make = lambda key: Block(config, rngs=nnx.Rngs(params=key))
+    self.blocks = nnx.vmap(make)(keys)
+    self.head = layers_lib.Linear(config.width, classes, rngs=rngs)
+    self.config, self.features = config, features
+
+  def __call__(
+    self,
+    audio: jax.Array,
+    audio_len: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    spec_augment: SpecAugment | None = None,
+    augment_on: jax.Array | bool = True,
+  ) -> FrameOutput:
+    """Logits of every 40 ms frame.
+
+    Args:
+      audio: i16[B, S], or float[B, S] in [-1, 1], 16 kHz; padding may hold anything.
+      audio_len: i32[B], real samples; a row of 0 has no real frame.
+      key: for dropout and SpecAugment; None is evaluation.
+      spec_augment: masks on the features where there is a key; None for none.
+      augment_on: bool[], whether they apply.
+
+    Returns:
+      Logits f32[B, T, V] and mask bool[B, T], T = ceil(ceil(S / 160) / 4).
+    """
+    augment_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+    features, mask = log_mel(audio, audio_len, self.features)
+    if spec_augment is not None and key is not None:
+      features = _augmented(features, mask, augment_key, spec_augment, augment_on)
+    lengths = mask.sum(-1, dtype=jnp.int32)
+    x, lengths = self.frontend(features.astype(self.config.dtype), lengths)
+    mask = length_mask(lengths, x.shape[1])
+    x = self._encode(x, mask, dropout_key)
+    return FrameOutput(self.head(x).astype(jnp.float32), mask)
+
+  def _encode(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    """One scan over the stacked blocks: compile time does not grow with depth."""
+    graphdef, params = nnx.split(self.blocks)
+    keys = None if key is None else jax.random.split(key, self.config.layers)
+
+    def layer(x, inputs):
+      block_params, block_key = inputs
+      return nnx.merge(graphdef, block_params)(x, mask, block_key), None
+
+    return jax.lax.scan(layer, x, (params, keys))[0]
+
+
+def _augmented(features, mask, key, settings, on):
+  apply = functools.partial(spec_augment, settings=settings)
+  return jax.lax.cond(on, apply, lambda x, mask, key: x, features, mask, key)

@@ -1,0 +1,227 @@
+"""Layers of the Conformer. Only `nnx.Param` leaves; no key means evaluation.
+
+Masks travel with values: padding goes in as 0 where a neighbour could see it, and what comes out
+in padding is finite and unused.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxkd.masks import length_mask, strided_len, zero_padding
+
+_glorot = nnx.initializers.glorot_uniform()
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """x with each element 0 at probability `rate`, the others scaled up; x itself without a key."""
+  if key is None or rate == 0:
+    return x
+  # 16 random bits an element: half the cost of a uniform float.
+  kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+  """x[..., in] @ kernel + bias, in the type of x."""
+
+  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    self.kernel = nnx.Param(_glorot(rngs.params(), (inputs, outputs)))
+    self.bias = nnx.Param(jnp.zeros(outputs))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Over the last axis, in float32."""
+
+  def __init__(self, width: int):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt((y**2).mean(-1, keepdims=True) + 1e-5)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+  """Layer norm, wide layer with swish, back; half a residual step in the Conformer."""
+
+  def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+    self.norm = LayerNorm(width)
+    self.inner = Linear(width, hidden, rngs=rngs)
+    self.outer = Linear(hidden, width, rngs=rngs)
+
+  def __call__(self, x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    inner_key, outer_key = _split(key, 2)
+    y = dropout(jax.nn.silu(self.inner(self.norm(x))), rate, inner_key)
+    return dropout(self.outer(y), rate, outer_key)
+
+
+class ConvModule(nnx.Module):
+  """Gated pointwise, depthwise over time, layer norm (instead of batch norm), swish, pointwise."""
+
+  def __init__(self, width: int, kernel: int, *, rngs: nnx.Rngs):
+    self.norm = LayerNorm(width)
+    self.gated = Linear(width, 2 * width, rngs=rngs)
+    bound = (3 / kernel) ** 0.5
+    init = jax.random.uniform(rngs.params(), (kernel, width), minval=-bound, maxval=bound)
+    self.depthwise = nnx.Param(init)
+    self.depthwise_bias = nnx.Param(jnp.zeros(width))
+    self.inner_norm = LayerNorm(width)
+    self.pointwise = Linear(width, width, rngs=rngs)
+
+  def __call__(self, x: jax.Array, mask: jax.Array, rate: float, key) -> jax.Array:
+    y = jax.nn.glu(self.gated(self.norm(x)))
+    y = depthwise(zero_padding(y, mask), self.depthwise[...]) + self.depthwise_bias[...].astype(
+      y.dtype
+    )
+    y = self.pointwise(jax.nn.silu(self.inner_norm(y)))
+    return dropout(y, rate, key)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Same-padded convolution over time of x[B, T, D] with kernel[K, D], each channel on its own.
+
+  A sum of shifted copies: one fused loop, where a grouped convolution is slow on CPU.
+  """
+  taps, frames = kernel.shape[0], x.shape[1]
+  padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+  return sum(padded[:, i : i + frames] * kernel[i].astype(x.dtype) for i in range(taps))
+
+
+class RelativeAttention(nnx.Module):
+  """Self-attention with relative positions (Dai et al. 2019, Transformer-XL).
+
+  The score of query i and key j is (q_i + u)·k_j + (q_i + v)·r_(i-j) with learnt biases u and v;
+  r is a linear projection of sinusoids, and distances beyond `clip` frames share one.
+  """
+
+  def __init__(self, width: int, heads: int, clip: int, *, rngs: nnx.Rngs):
+    self.norm = LayerNorm(width)
+    self.qkv = Linear(width, 3 * width, rngs=rngs)
+    self.positions = nnx.Param(_glorot(rngs.params(), (width, width)))
+    self.content_bias = nnx.Param(jnp.zeros((heads, width // heads)))
+    self.position_bias = nnx.Param(jnp.zeros((heads, width // heads)))
+    self.out = Linear(width, width, rngs=rngs)
+    self.heads, self.clip = heads, clip
+
+  def __call__(self, x: jax.Array, mask: jax.Array, rate: float, key) -> jax.Array:
+    batch, frames, width = x.shape
+    attention_key, out_key = _split(key, 2)
+    qkv = self.qkv(self.norm(x)).reshape(batch, frames, 3, self.heads, -1)
+    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # [B, H, T, D / H]
+    bias = lambda p: p[...].astype(x.dtype)[:, None]
+    scores = (q + bias(self.content_bias)) @ k.swapaxes(2, 3)
+    scores += self._by_distance(q + bias(self.position_bias), frames)
+    scores = scores.astype(jnp.float32) * (width // self.heads) ** -0.5
+    # A finite low value: a row without any real key must not become NaN.
+    scores = jnp.where(mask[:, None, None], scores, -1e9)
+    weights = dropout(jax.nn.softmax(scores), rate, attention_key).astype(x.dtype)
+    mixed = (weights @ zero_padding(v, mask[:, None])).swapaxes(1, 2).reshape(x.shape)
+    return dropout(self.out(mixed), rate, out_key)
+
+  def _by_distance(self, q: jax.Array, frames: int) -> jax.Array:
+    """q_i · r_(i-j), [B, H, T, T], from the 2·clip + 1 distances that differ."""
+    width = self.positions.shape[0]
+    table = _sinusoids(jnp.arange(-self.clip, self.clip + 1), width).astype(q.dtype)
+    table = (table @ self.positions[...].astype(q.dtype)).reshape(-1, self.heads, width // self.heads)
+    scores = jnp.einsum("bhtd,phd->bhtp", q, table)
+    return _spread(scores, frames, self.clip)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
+  """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, i - j clipped]."""
+  i = jnp.arange(frames)
+  distance = jnp.clip(i[:, None] - i, -clip, clip) + clip
+  return jnp.take_along_axis(scores, distance[(None,) * (scores.ndim - 2)], -1)
+
+
+def _spread_forward(scores, frames, clip):
+  return _spread(scores, frames, clip), None
+
+
+def _spread_backward(frames, clip, _, cotangent):
+  """Sums of diagonals: a shear by reshaping, since a scatter is slow on every device."""
+  lead = cotangent.shape[:-2]
+  i = jnp.arange(frames)
+  distance = i[:, None] - i
+  middle = jnp.where(abs(distance) < clip, cotangent, 0)
+  # Key j = i - d of row i becomes column d + clip: pad the keys by clip, then row i starts at i.
+  padded = jnp.pad(middle, [(0, 0)] * len(lead) + [(0, 0), (clip, clip)])
+  flat = padded.reshape(*lead, -1)
+  flat = jnp.pad(flat, [(0, 0)] * len(lead) + [(0, frames)])
+  sheared = flat.reshape(*lead, frames, frames + 2 * clip + 1)[..., : 2 * clip + 1]
+  near = sheared[..., ::-1]
+  low = jnp.where(distance <= -clip, cotangent, 0).sum(-1)
+  high = jnp.where(distance >= clip, cotangent, 0).sum(-1)
+  return (near.at[..., 0].add(low).at[..., -1].add(high),)
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+def _sinusoids(positions: jax.Array, width: int) -> jax.Array:
+  """f32[P, width]: sines of each position, then cosines, of wavelengths from 2π to 20000π."""
+  rates = 10_000 ** (-jnp.arange(0, width, 2) / width)
+  angles = positions[:, None] * rates
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[:, :width]
+
+
+class FrontEnd(nnx.Module):
+  """Four 3×3 convolutions with ReLU, max pooling after the second and the fourth, a projection.
+
+  [B, N, F] of 10 ms becomes [B, ceil(N / 4), width] of 40 ms.
+  """
+
+  def __init__(self, mels: int, channels, pools, width: int, *, rngs: nnx.Rngs):
+    sizes = (1, *channels)
+    he = nnx.initializers.he_uniform()
+    self.kernels = nnx.List(
+      [nnx.Param(he(rngs.params(), (3, 3, sizes[i], sizes[i + 1]))) for i in range(4)]
+    )
+    self.biases = nnx.List([nnx.Param(jnp.zeros(c)) for c in channels])
+    for _, mel_pool in pools:
+      mels = strided_len(mels, mel_pool)
+    self.project = Linear(mels * channels[-1], width, rngs=rngs)
+    self.pools = tuple(pools)
+
+  def __call__(self, features: jax.Array, feature_len: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Frames [B, T, width] and i32[B] `frame_len`; padding in between is set to 0."""
+    x, length = features[..., None], feature_len
+    for layer in range(4):
+      mask = length_mask(length, x.shape[1])[..., None, None]
+      x = jnp.where(mask, x, 0)
+      x = jax.nn.relu(conv3x3(x, self.kernels[layer][...]) + self.biases[layer][...].astype(x.dtype))
+      if layer in (1, 3):
+        time, mel = self.pools[layer // 2]
+        # Zero is below nothing that follows a ReLU, so padding never wins.
+        x = max_pool(jnp.where(mask, x, 0), time, mel)
+        length = strided_len(length, time)
+    return self.project(x.reshape(*x.shape[:2], -1)), length
+
+
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Same-padded convolution of x[B, N, F, C] with kernel[3, 3, C, D]."""
+  return jax.lax.conv_general_dilated(
+    x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def max_pool(x: jax.Array, time: int, mel: int) -> jax.Array:
+  """Largest of each (time, mel) block of x[B, N, F, C] ≥ 0; the last blocks may be smaller."""
+  rows, columns = -x.shape[1] % time, -x.shape[2] % mel
+  x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
+  shape = x.shape[0], x.shape[1] // time, time, x.shape[2] // mel, mel, x.shape[3]
+  return x.reshape(shape).max((2, 4))
+
+
+def _split(key: jax.Array | None, count: int) -> Any:
+  return (None,) * count if key is None else jax.random.split(key, count)
