@@ -1,7 +1,7 @@
 """Blank elimination: only frames that the teacher labels carry the loss.
 
-Differs from base() in one place: blank frames of the teacher are left out; without the CTC loss (kd.scale 1) the student is
-never shown a blank.
+Differs from base() in one place: blank frames of the teacher are left out. Without the CTC loss
+(kd.scale 1) the student is never shown a blank.
     python -m jaxkd.main --config=configs/elimination.py
 """
 

@@ -1,6 +1,7 @@
 """Label frames, and blank frames where the teacher gives labels at least a tenth.
 
-Differs from base() in one place: blank frames with a label mass of min_label_prob or more carry the loss too.
+Differs from base() in one place: blank frames with a label mass of min_label_prob or more carry the
+loss too.
     python -m jaxkd.main --config=configs/threshold.py
 """
 

@@ -20,7 +20,8 @@ from jaxkd import step as step_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.augment import SpecAugment
 from jaxkd.data import pipeline, plan
-from jaxkd.data.sources import Source, SourceOptions, open_source
+from jaxkd.data.corpora import Options
+from jaxkd.data.sources import Source, open_source
 from jaxkd.errors import UserError
 from jaxkd.features import LogMel
 from jaxkd.labels import Labels, characters
@@ -154,7 +155,7 @@ def open_data(config: ConfigDict) -> Data:
 
 def open_split(config: ConfigDict, spec: str) -> Source:
   """Opens a manifest, a folder of audio or corpus:split."""
-  options = SourceOptions(root=config.data.root, split_by=config.data.split_by)
+  options = Options(root=config.data.root, split_by=config.data.split_by)
   return open_source(spec, options=options)
 
 
@@ -231,7 +232,8 @@ def build(
   if reads_text:
     pipeline.check_texts(data.train, labels)
   training = config.training
-  train_shapes, plan_options = _shapes(training, data.train, labels if reads_text else None, devices)
+  read = labels if reads_text else None
+  train_shapes, plan_options = _shapes(training, data.train, read, devices)
   first_plan = plan.epoch_plan(
     data.train.durations, train_shapes, seed=config.seed, epoch=0, **plan_options
   )
@@ -284,7 +286,7 @@ def _shapes(training: ConfigDict, source: Source, labels: Labels | None, devices
     speeds=tuple(training.speeds),
     multiple_of=devices.size,
   )
-  return shapes, dict(speeds=tuple(training.speeds), join_seconds=training.join_seconds)
+  return shapes, dict(speeds=tuple(training.speeds), join=training.join_seconds > 0)
 
 
 def eval_shapes(durations: np.ndarray, devices) -> tuple[plan.Shape, ...]:

@@ -151,11 +151,11 @@ def _small(config: ConfigDict) -> None:
     noise_db=(-65.0, -45.0),
   )
   config.training = _training(
-    epochs=20, join_seconds=5.0, lr=(1e-4, 3e-3, 3e-4, 1e-6), spec_augment=False, **common
+    epochs=20, join_seconds=6.0, lr=(1e-4, 3e-3, 3e-4, 1e-6), spec_augment=False, **common
   )
   config.teacher.training = _training(
     epochs=24,
-    join_seconds=5.0,
+    join_seconds=6.0,
     lr=(1e-4, 2e-3, 2e-4, 1e-6),
     spec_augment_from_epoch=10,
     **common,
@@ -226,7 +226,10 @@ def check(config: ConfigDict) -> None:
     )
   features = config.features
   _require(
-    features.low_hz < features.high_hz, "features.high_hz", features.high_hz, "above features.low_hz"
+    features.low_hz < features.high_hz,
+    "features.high_hz",
+    features.high_hz,
+    "above features.low_hz",
   )
   _check_data(config)
 
@@ -322,7 +325,7 @@ def _check_data(config: ConfigDict) -> None:
     corpus, colon, split = data[field].partition(":")
     if colon and corpus in _CORPORA:
       _require(split in _SPLITS, f"data.{field}", data[field], f"{corpus}: and one of {_SPLITS}")
-    if data[field] == "digits:unlabelled" or corpus == "digits":
+    if corpus == "digits":
       _require(
         data.root != "", "data.root", "",
         "the folder of Free Spoken Digit Dataset recordings ({digit}_{speaker}_{index}.wav; "

@@ -61,7 +61,10 @@ def log_mel(
   real = length_mask(audio_len, audio.shape[1])
   audio = jnp.where(real, audio.astype(jnp.float32) * scale, 0)
   size = -(-audio.shape[1] // HOP)
-  spectrum = {"logmel": _paper_power, "kaldi": _kaldi_power}[settings.kind](audio, size)
+  if settings.kind == "kaldi":
+    spectrum = _kaldi_power(audio, size)
+  else:
+    spectrum = _paper_power(audio, real, size)
   bank, floor = _filters(settings)
   features = jnp.log(jnp.maximum(spectrum @ bank, floor))
   mask = length_mask(frame_len(audio_len, settings.kind), size)
@@ -82,11 +85,12 @@ def _frames(audio: jax.Array, size: int, left: int) -> jax.Array:
   return jnp.concatenate(shifted, axis=-1)[..., :WINDOW]
 
 
-def _paper_power(audio: jax.Array, size: int) -> jax.Array:
+def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
   """f32[B, size, 257]: power of peak-normalised, pre-emphasised audio under a Hann window."""
   peak = jnp.abs(audio).max(-1, keepdims=True)
   audio = audio / jnp.maximum(peak, 1e-5)
-  audio = audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1]
+  # Masked, or the last sample would echo into the first one of the padding.
+  audio = jnp.where(real, audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
   window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
   return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window)
 
@@ -109,7 +113,7 @@ def _power(frames: jax.Array) -> jax.Array:
 
 @functools.cache
 def _filters(settings: LogMel) -> tuple[np.ndarray, float]:
-  """f32[257, F], triangles of equal height and width in mel (Kaldi's scale), and the power floor."""
+  """f32[257, F], triangles of equal height and width in mel (Kaldi), and the power floor."""
   mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
   edges = np.linspace(mel(settings.low_hz), mel(settings.high_hz), settings.mels + 2)
   bins = mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT)[:, None]

@@ -15,7 +15,7 @@ def strided_len(lengths, stride: int):
 
 
 def zero_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """x[..., T, D] with padded positions of bool[..., T] `mask` set to 0, even where they hold NaN."""
+  """x[..., T, D] with padding (False in bool[..., T] `mask`) set to 0, even where it holds NaN."""
   return jnp.where(mask[..., None], x, 0)
 
 

@@ -2,14 +2,14 @@
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.types import Batch
 
 
 def make_mesh() -> Mesh:
   """All devices in one axis, `data`, over which batches are split."""
-  return jax.make_mesh((jax.device_count(),), ("data",))
+  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -102,9 +102,8 @@ def random_blanks(
     ratio: ≥ 0.
     key: typed PRNG key.
   """
-  return jax.vmap(lambda x, m, row: _random_row(x, m, blank_id, ratio, jax.random.fold_in(key, row)))(
-    logits, mask, jnp.arange(mask.shape[0])
-  )
+  draw = lambda x, m, row: _random_row(x, m, blank_id, ratio, jax.random.fold_in(key, row))
+  return jax.vmap(draw)(logits, mask, jnp.arange(mask.shape[0]))
 
 
 def _random_row(logits, mask, blank_id, ratio, key):

@@ -10,6 +10,7 @@ from jaxkd.features import SAMPLE_RATE_HZ
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 MIN_SECONDS = 0.05  # two feature frames; less cannot hold a sound
+_MISSING_SECONDS = 0.1  # a manifest's durations are rounded
 
 
 class BrokenAudio(Exception):
@@ -32,16 +33,30 @@ def duration(path: pathlib.Path) -> float:
   return seconds
 
 
-def read(path: pathlib.Path) -> np.ndarray:
+def read(
+  path: pathlib.Path, offset_seconds: float = 0.0, duration_seconds: float | None = None
+) -> np.ndarray:
   """i16[S] at 16 kHz: channels averaged, resampled by soxr.
 
+  Args:
+    path: of the file.
+    offset_seconds: where the wanted part starts.
+    duration_seconds: its length; None for all that follows.
+
   Raises:
-    BrokenAudio: absent, unreadable, too short, or silent.
+    BrokenAudio: absent, unreadable, too short, silent, or ending before the wanted part does.
   """
   try:
-    samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    with soundfile.SoundFile(str(path)) as file:
+      rate = file.samplerate
+      if offset_seconds:
+        file.seek(min(round(offset_seconds * rate), file.frames))
+      wanted = -1 if duration_seconds is None else round(duration_seconds * rate)
+      samples = file.read(wanted, dtype="float32", always_2d=True)
   except (OSError, RuntimeError) as error:
     raise BrokenAudio(_reason(path, error)) from error
+  if wanted - len(samples) > _MISSING_SECONDS * rate:
+    raise BrokenAudio(f"holds {len(samples) / rate:.2f} s of the {duration_seconds:.2f} s expected")
   return to_int16(samples.mean(1), rate)
 
 

@@ -1,4 +1,4 @@
-"""The Conformer of Hilmes et al. 2025: ff-conv-mhsa-ff, layer norm, relative positions, CTC head."""
+"""The Conformer of Hilmes et al. 2025: ff-conv-mhsa-ff, layer norm, relative positions, CTC."""
 
 import dataclasses
 import functools

@@ -131,14 +131,15 @@ class RelativeAttention(nnx.Module):
     """q_i · r_(i-j), [B, H, T, T], from the 2·clip + 1 distances that differ."""
     width = self.positions.shape[0]
     table = _sinusoids(jnp.arange(-self.clip, self.clip + 1), width).astype(q.dtype)
-    table = (table @ self.positions[...].astype(q.dtype)).reshape(-1, self.heads, width // self.heads)
+    table = table @ self.positions[...].astype(q.dtype)
+    table = table.reshape(-1, self.heads, width // self.heads)
     scores = jnp.einsum("bhtd,phd->bhtp", q, table)
     return _spread(scores, frames, self.clip)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
-  """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, i - j clipped]."""
+  """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, clip(i - j)]."""
   i = jnp.arange(frames)
   distance = jnp.clip(i[:, None] - i, -clip, clip) + clip
   return jnp.take_along_axis(scores, distance[(None,) * (scores.ndim - 2)], -1)
@@ -199,7 +200,8 @@ class FrontEnd(nnx.Module):
     for layer in range(4):
       mask = length_mask(length, x.shape[1])[..., None, None]
       x = jnp.where(mask, x, 0)
-      x = jax.nn.relu(conv3x3(x, self.kernels[layer][...]) + self.biases[layer][...].astype(x.dtype))
+      bias = self.biases[layer][...].astype(x.dtype)
+      x = jax.nn.relu(conv3x3(x, self.kernels[layer][...]) + bias)
       if layer in (1, 3):
         time, mel = self.pools[layer // 2]
         # Zero is below nothing that follows a ReLU, so padding never wins.

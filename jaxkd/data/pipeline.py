@@ -1,0 +1,155 @@
+"""Planned batches → arrays: decode, change speed, join, add noise, pad. Grain does the waiting."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+import soxr
+
+from jaxkd.data.audio import BrokenAudio
+from jaxkd.data.plan import PlannedBatch
+from jaxkd.data.sources import Source
+from jaxkd.errors import UserError
+from jaxkd.features import SAMPLE_RATE_HZ
+from jaxkd.labels import Labels, UnknownSymbol
+from jaxkd.types import Batch
+
+_THREADS = 2
+_AHEAD = 4  # batches
+
+
+class HostBatch(NamedTuple):
+  """This process's rows of a global batch.
+
+  Attributes:
+    batch: NumPy arrays.
+    ids: for each row, the utterances in it.
+    broken: (id, reason) of utterances that were left out.
+  """
+
+  batch: Batch
+  ids: tuple[tuple[str, ...], ...]
+  broken: list[tuple[str, str]]
+
+
+def batches(
+  source: Source,
+  planned: list[PlannedBatch],
+  *,
+  labels: Labels | None = None,
+  seed: int = 0,
+  epoch: int = 0,
+  noise_db: tuple[float, float] | None = None,
+  start: int = 0,
+  workers: int = 0,
+) -> Iterator[HostBatch]:
+  """The planned batches in their order, prepared ahead in the background.
+
+  Args:
+    source: of the utterances.
+    planned: all batches of an epoch.
+    labels: classes to encode transcripts with; None for no labels.
+    seed, epoch: with the batch's number they fix the noise.
+    noise_db: (low, high), white noise relative to a row's peak; None for none.
+    start: first batch.
+    workers: processes that decode; 0 for threads of this one.
+  """
+  numbered = list(enumerate(planned))[start:]
+  if not numbered:
+    return iter(())
+  make = functools.partial(
+    _host_batch,
+    source=source,
+    labels=labels,
+    seed=(seed, epoch),
+    noise_db=noise_db,
+    process=(jax.process_index(), jax.process_count()),
+  )
+  dataset = grain.MapDataset.source(numbered).map(make)
+  if workers:
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  else:
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    dataset = dataset.to_iter_dataset(options)
+  return iter(dataset)
+
+
+def _host_batch(numbered, *, source, labels, seed, noise_db, process) -> HostBatch:
+  number, planned = numbered
+  index, count = process
+  rows, samples, label_room = planned.shape
+  mine = range(index * rows // count, (index + 1) * rows // count)
+  audio = np.zeros((len(mine), samples), np.int16)
+  audio_len = np.zeros(len(mine), np.int32)
+  ids = np.zeros((len(mine), label_room if labels is not None else 0), np.int32)
+  label_len = np.zeros(len(mine), np.int32)
+  names, broken = [], []
+  for place, row in enumerate(mine):
+    parts, used = [], []
+    for utterance, speed in zip(planned.rows[row], planned.speeds[row], strict=True):
+      try:
+        parts.append(_at_speed(source.read(utterance), speed))
+        used.append(utterance)
+      except BrokenAudio as error:
+        broken.append((source.ids[utterance], str(error)))
+    names.append(tuple(source.ids[u] for u in used))
+    if not used:
+      continue
+    # As alone in its row, where features are of peak-normalised audio.
+    if len(parts) > 1:
+      parts = [_peak_normalised(part) for part in parts]
+    joined = np.concatenate(parts)[:samples]
+    if noise_db is not None:
+      joined = _with_noise(joined, noise_db, np.random.default_rng([*seed, number, row]))
+    audio[place, : len(joined)] = joined
+    audio_len[place] = len(joined)
+    if labels is not None:
+      text = labels.encode(" ".join(source.texts[u] for u in used))
+      ids[place, : len(text)] = text[:label_room]
+      label_len[place] = len(text)
+  return HostBatch(Batch(audio, audio_len, ids, label_len), tuple(names), broken)
+
+
+def _at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
+  """i16, played `speed` times as fast: pitch and tempo change together."""
+  if speed == 1.0:
+    return samples
+  return soxr.resample(samples, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="LQ")
+
+
+def _peak_normalised(samples: np.ndarray) -> np.ndarray:
+  peak = max(1, np.abs(samples.astype(np.int32)).max())
+  return (samples * (16384 / peak)).astype(np.int16)
+
+
+def _with_noise(samples: np.ndarray, db: tuple[float, float], rng) -> np.ndarray:
+  peak = np.abs(samples.astype(np.int32)).max()
+  level = peak * 10 ** (rng.uniform(*db) / 20)
+  noise = level * rng.standard_normal(len(samples), dtype=np.float32)
+  return np.clip(np.round(samples + noise), -32768, 32767).astype(np.int16)
+
+
+def check_texts(source: Source, labels: Labels) -> None:
+  """Every utterance has a transcript that the classes can write.
+
+  Raises:
+    UserError: names the first that has none or a character without a class.
+  """
+  for name, text in zip(source.ids, source.texts, strict=True):
+    if text is None:
+      raise UserError(
+        f'{source.name}: {name} has no transcript ("text"), and this run needs one for every '
+        "utterance; with config.kd.scale=1.0 the student's data needs none"
+      )
+    try:
+      labels.encode(text)
+    except UnknownSymbol as error:
+      known = "".join(s for i, s in enumerate(labels.symbols) if i != labels.blank_id)
+      raise UserError(
+        f"{source.name}: {name}: the text {text[:60]!r} has {error.symbol!r}, which is no class "
+        f"of the model: normalise the text, or add it to config.labels.alphabet (now {known!r})"
+      ) from error

@@ -1,0 +1,179 @@
+"""Manifests, folders of audio and named corpora: lists of utterances that can be read."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from jaxkd import console
+from jaxkd.data import audio, corpora
+from jaxkd.errors import UserError
+
+# Decoded audio of smaller sources is kept in memory: 2 h are 230 MB.
+_KEEP_SECONDS = 7200.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+  """Where an utterance lies.
+
+  Attributes:
+    id: unique in its source.
+    path: of the audio file.
+    offset: seconds into the file.
+    duration: seconds.
+    text: transcript, or None.
+  """
+
+  id: str
+  path: pathlib.Path
+  offset: float
+  duration: float
+  text: str | None
+
+
+class Source:
+  """Utterances of one split.
+
+  Attributes:
+    name: as the user gave it.
+    ids: of the utterances.
+    durations: f64[utterances], seconds.
+    texts: transcripts, None where there is none.
+    skipped: (id, reason) of those that were left out when the source was opened.
+  """
+
+  def __init__(self, name: str, utterances: list[Utterance], skipped: list[tuple[str, str]]):
+    self.name = name
+    self.ids = [u.id for u in utterances]
+    self.durations = np.array([u.duration for u in utterances], np.float64)
+    self.texts = [u.text for u in utterances]
+    self.skipped = skipped
+    self._utterances = utterances
+    self._kept: dict[int, np.ndarray] | None = (
+      {} if self.durations.sum() < _KEEP_SECONDS else None
+    )
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def read(self, index: int) -> np.ndarray:
+    """i16[S], 16 kHz.
+
+    Raises:
+      audio.BrokenAudio: the message says why.
+    """
+    if self._kept is not None and index in self._kept:
+      return self._kept[index]
+    utterance = self._utterances[index]
+    samples = audio.read(utterance.path, utterance.offset, utterance.duration)
+    if self._kept is not None:
+      self._kept[index] = samples
+    return samples
+
+
+def open_source(spec: str, options: corpora.Options) -> Source:
+  """Opens data by name.
+
+  Args:
+    spec: a manifest (JSON lines), a folder of audio (no transcripts), or corpus:split.
+    options: of the named corpora.
+
+  Raises:
+    UserError: absent, malformed, or without any usable utterance.
+  """
+  corpus, colon, split = spec.partition(":")
+  if colon and corpus in corpora.NAMES:
+    source = _manifest(spec, corpora.manifest(corpus, split, options))
+  elif (path := pathlib.Path(spec).expanduser()).is_dir():
+    source = _folder(spec, path)
+  elif path.is_file():
+    source = _manifest(spec, path)
+  else:
+    raise UserError(
+      f"{spec}: no such file or folder; data is a manifest (JSON lines), a folder of audio, or "
+      + ", ".join(f"{name}:SPLIT" for name in corpora.NAMES)
+    )
+  if not len(source):
+    found = f"; the first: {': '.join(source.skipped[0])}" if source.skipped else ""
+    raise UserError(f"{spec}: no usable utterance in it{found}")
+  _check_one_can_be_read(source)
+  return source
+
+
+def _check_one_can_be_read(source: Source) -> None:
+  """All broken is an error before anything expensive; usually the first utterance decides."""
+  first = None
+  for index in range(len(source)):
+    try:
+      source.read(index)
+      return
+    except audio.BrokenAudio as error:
+      first = first or f"{source.ids[index]}: {error}"
+  raise UserError(f"{source.name}: no utterance can be decoded; the first: {first}")
+
+
+def _folder(name: str, folder: pathlib.Path) -> Source:
+  paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.EXTENSIONS)
+  if not paths:
+    raise UserError(f"{name}: no audio in this folder ({', '.join(audio.EXTENSIONS)})")
+  rows = [(str(path.relative_to(folder)), path, {}) for path in paths]
+  return _source(name, rows)
+
+
+def _manifest(name: str, path: pathlib.Path) -> Source:
+  rows, seen = [], {}
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
+  for number, line in enumerate(lines, 1):
+    if line.strip():
+      row = _manifest_row(f"{path}:{number}", line)
+      given = row["audio_filepath"]
+      seen[given] = seen.get(given, 0) + 1
+      unique = given if seen[given] == 1 else f"{given}#{seen[given]}"
+      rows.append((unique, path.parent / pathlib.Path(given).expanduser(), row))
+  return _source(name, rows)
+
+
+def _manifest_row(where: str, line: str) -> dict:
+  """One checked row; `where` is file:line."""
+  try:
+    row = json.loads(line)
+  except ValueError as error:
+    raise UserError(f"{where}: not JSON ({error})") from error
+  if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
+    raise UserError(f'{where}: each line must be an object with a string "audio_filepath"')
+  for field in ("duration", "offset"):
+    value = row.get(field)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and math.isfinite(value) and value >= 0):
+      raise UserError(f'{where}: "{field}" is {value!r}: it must be seconds, 0 or more')
+  if not isinstance(row.get("text", ""), (str, type(None))):
+    raise UserError(f'{where}: "text" is {row["text"]!r}: it must be a string')
+  return row
+
+
+def _source(name: str, rows: list[tuple[str, pathlib.Path, dict]]) -> Source:
+  """Utterances of (id, path, manifest row), durations from the files' headers where not given."""
+  utterances, skipped = [], []
+  with console.progress(f"opening {name}", len(rows)) as update:
+    for unique, path, row in rows:
+      update()
+      offset = float(row.get("offset") or 0.0)
+      try:
+        seconds = row.get("duration")
+        if seconds is None:
+          seconds = audio.duration(path) - offset
+        elif not path.is_file():
+          raise audio.BrokenAudio("no such file")
+        if seconds < audio.MIN_SECONDS:
+          raise audio.BrokenAudio(f"empty or too short ({seconds:g} s)")
+      except audio.BrokenAudio as error:
+        skipped.append((unique, str(error)))
+        continue
+      utterances.append(Utterance(unique, path, offset, float(seconds), row.get("text")))
+  return Source(name, utterances, skipped)
