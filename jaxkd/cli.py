@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     print(HELP.format(recipes=", ".join(config_lib.RECIPES)), end="")
     raise SystemExit(0)
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values)
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   path = _config_path(argv)
   try:

@@ -175,8 +175,24 @@ def _corpus(name: str):
   return recipe
 
 
-RECIPES = {"demo": _corpus("demo"), "manifest": _small} | {
-  name: _corpus(name) for name in _CORPORA if name != "demo"
+def _demo(config: ConfigDict) -> None:
+  _corpus("demo")(config)
+  config.teacher.training.update(epochs=14, spec_augment_from_epoch=6)
+  config.training.epochs = 14
+
+
+def _prompts(config: ConfigDict) -> None:
+  _corpus("prompts")(config)
+  # A few prompts are long: rows of one length hold them, and the short ones joined.
+  for training in (config.training, config.teacher.training):
+    training.join_seconds = 30.0
+
+
+RECIPES = {
+  "demo": _demo,
+  "manifest": _small,
+  "digits": _corpus("digits"),
+  "prompts": _prompts,
 }
 
 

@@ -21,10 +21,13 @@ out = Console()
 
 def start_logging() -> None:
   """One line a message on standard error; libraries speak up only with warnings."""
-  handler = RichHandler(
+  handler: logging.Handler = RichHandler(
     console=err, show_path=False, show_level=False, markup=False, log_time_format="[%X]"
   )
-  logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+  if not err.is_terminal:  # a file has no width to wrap and pad to
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "[%H:%M:%S]"))
+  logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
   logging.getLogger("jaxkd").setLevel(logging.INFO)
   # Orbax and absl report every save at these levels.
   for name in ("absl", "orbax", "jax", "jax._src.xla_bridge"):

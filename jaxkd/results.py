@@ -1,6 +1,5 @@
 """What a run ends in: results.json, hypotheses and the table."""
 
-import json
 import pathlib
 
 import jax
@@ -99,10 +98,19 @@ def show(found: dict, folder: pathlib.Path) -> None:
   ]
   if found["selected_rate"] is not None:
     facts.append(f"selected frames: {100 * found['selected_rate']:.1f} %")
-  facts.append(f"wall time: {found['wall_seconds']:.0f} s on {found['device']}")
+  facts += [
+    f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found),
+    f"results: {folder / 'results.json'}",
+  ]
   for fact in facts:
-    console.out.print(fact, highlight=False)
-  console.out.print(f"results: {json.dumps(str(folder / 'results.json'))}", highlight=False)
+    console.out.print(fact, highlight=False, markup=False, soft_wrap=True)
+
+
+def _teacher_time(found: dict) -> str:
+  path = pathlib.Path(found["teacher_workdir"] or "", "results.json")
+  if not found["teacher_workdir"] or not path.exists():
+    return ""
+  return f", and {workdir.read_json(path)['wall_seconds']:.0f} s for the teacher ({path.parent})"
 
 
 def _percent(rate) -> str:

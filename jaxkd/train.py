@@ -111,6 +111,7 @@ class _Loop:
     self.wall_before = self.position.wall_seconds
     self.metrics = workdir.MetricsLog(run.workdir, step=int(self.state.step))
     self.stop: int | None = None
+    self.notes: dict[str, str] = {}  # beside the bar of an epoch
 
   def run(self, config: ConfigDict, teacher_folder: pathlib.Path | None) -> dict:
     """Trains to the end, evaluates the final student, writes the results."""
@@ -192,6 +193,7 @@ class _Loop:
     epoch = self._epoch_number()
     name = f"epoch {position.epoch + 1}/{run.epochs}"
     with console.progress(name, len(planned), done=position.batch) as update:
+      update(0, **self.notes)
       for host in run.train_batches(position.epoch, planned, position.batch):
         batch = mesh_lib.put_batch(host.batch, run.mesh)
         step = self.steps[host.batch.audio.shape]
@@ -200,7 +202,8 @@ class _Loop:
         position.broken.update(host.broken)
         position.batch += 1
         if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
-          update(0, **self._log())
+          self.notes |= self._log()
+          update(0, **self.notes)
         if position.batch < len(planned):
           self._leave_if_asked()
           if int(position.batch) % run.save_every_steps == 0:
@@ -270,6 +273,7 @@ class _Loop:
     row = {f"dev/{k}": v for k, v in figures.items() if v is not None and k != "words"}
     self.metrics.write({"step": step, "epoch": epoch - 1} | row)
     text = "  ".join(f"{k[4:]} {v:.3f}" for k, v in row.items())
+    self.notes |= {k: f"{row[k]:.3f}" for k in ("dev/wer", "dev/kl") if k in row}
     log.info("epoch %d/%d  dev %s  (%.0f s)", epoch, run.epochs, text, self._wall())
 
   def _save(self) -> None:
