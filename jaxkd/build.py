@@ -148,7 +148,9 @@ def open_data(config: ConfigDict) -> Data:
   labels = characters(config.labels.alphabet)
   if config.teacher.source == "train":
     pipeline.check_texts(data.teacher_train, labels)
-  if config.kd.scale < 1 and config.teacher.source in ("train", "none"):
+  elif config.teacher.source != "none":
+    labels = finished_labels(pathlib.Path(config.teacher.source))
+  if config.kd.scale < 1:
     pipeline.check_texts(data.train, labels)
   return data
 
@@ -173,7 +175,8 @@ def teacher_workdir(config: ConfigDict, data: Data, beside: pathlib.Path) -> pat
     data: of the teacher's own run.
     beside: the student's workdir.
   """
-  key = json.dumps([config.to_dict(), data.facts()["train"]["fingerprint"]], sort_keys=True)
+  made_from = workdir.binding(config.to_dict())
+  key = json.dumps([made_from, data.facts()["train"]["fingerprint"]], sort_keys=True)
   digest = hashlib.sha256(key.encode()).hexdigest()[:8]
   return beside.parent / f"teacher-{config.recipe}-{digest}"
 
@@ -193,8 +196,8 @@ def _tuples(block: ConfigDict) -> dict:
   return {name: deep(value) for name, value in block.items()}
 
 
-def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[ConfigDict, Teacher]:
-  """Config and final student of a finished run's workdir.
+def finished_labels(folder: pathlib.Path) -> Labels:
+  """Classes of a finished run's student.
 
   Raises:
     UserError: not the workdir of a finished run.
@@ -203,8 +206,17 @@ def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[Con
     raise UserError(
       f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
     )
+  return Labels.load(folder / "labels.json")
+
+
+def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[ConfigDict, Teacher]:
+  """Config and final student of a finished run's workdir.
+
+  Raises:
+    UserError: not the workdir of a finished run.
+  """
+  labels = finished_labels(folder)
   config = ConfigDict(workdir.read_json(folder / "config.json"))
-  labels = Labels.load(folder / "labels.json")
   create = make_model(config, labels)
   graphdef, like = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
   everywhere = mesh.replicated(devices)

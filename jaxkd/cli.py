@@ -94,7 +94,7 @@ def guard(main: Callable[[list[str]], int]) -> int:
   except UserError as error:
     return _fail(str(error))
   except KeyboardInterrupt:
-    console.err.print("interrupted before anything could be saved", highlight=False)
+    console.err.print("interrupted; the same command goes on from the last save", highlight=False)
     return 130
   except Interrupted as stop:
     console.err.print("stopped and saved; the same command resumes", highlight=False)

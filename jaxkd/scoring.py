@@ -11,7 +11,7 @@ from jaxkd.data import pipeline
 from jaxkd.data.plan import PlannedBatch
 from jaxkd.data.sources import Source
 from jaxkd.decode.greedy import collapse
-from jaxkd.labels import Labels
+from jaxkd.labels import Labels, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,8 @@ def evaluate(
         if ids:
           hypothesis = labels.decode(collapse(path[row], blank_id=labels.blank_id))
           text = source.texts[index[ids[0]]]
-          rows[name].append({"id": ids[0], "reference": text, "hypothesis": hypothesis})
+          reference = None if text is None else normalise(text)
+          rows[name].append({"id": ids[0], "reference": reference, "hypothesis": hypothesis})
     if out.kl is not None:
       sums["kl"] = sums.get("kl", np.zeros(2)) + [out.kl.total, out.kl.weight]
     on_batch()

@@ -158,6 +158,8 @@ class _Loop:
       if position.epoch % run.eval_every_epochs == 0 or position.epoch == run.epochs:
         self._evaluate_epoch()
       self._save()
+      if position.epoch < run.epochs:
+        self._leave_if_asked()
 
   def _compile(self) -> dict:
     """The train step for every batch shape, ahead of time, so that no epoch waits for it."""

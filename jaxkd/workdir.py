@@ -29,7 +29,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, data: dict):
     UserError: another process holds it, or it belongs to another config or to other data.
   """
   written = json.loads(json.dumps(config.to_dict()))
-  _compare(workdir / "config.json", _flat(written), workdir)
+  _compare(workdir / "config.json", binding(written), workdir)
   _compare(workdir / "data.json", {k: v["fingerprint"] for k, v in data.items()}, workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,11 @@ def _compare(path: pathlib.Path, now: dict, workdir: pathlib.Path) -> None:
     return
   before = read_json(path)
   if path.name == "config.json":
-    before = _flat(before)
+    before = binding(before)
   else:
     before = {k: v["fingerprint"] for k, v in before.items()}
   for field in sorted(before.keys() | now.keys()):
-    if field not in _FREE_FIELDS and before.get(field) != now.get(field):
+    if before.get(field) != now.get(field):
       what = (
         f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
         if path.name == "config.json"
@@ -65,6 +65,11 @@ def _compare(path: pathlib.Path, now: dict, workdir: pathlib.Path) -> None:
         f"--workdir={workdir} holds a run of another config ({what}): "
         "choose another --workdir or remove this one"
       )
+
+
+def binding(config: dict) -> dict:
+  """Dotted name → value of the fields that the result depends on."""
+  return {k: v for k, v in _flat(config).items() if k not in _FREE_FIELDS}
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -11,11 +11,16 @@ import numpy as np
 from jaxkd.data.rows import Row, background
 from jaxkd.errors import UserError
 
-VERSION = "1"
+VERSION = "2"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ACCENTS = ("en-us", "gmw/en", "gmw/en-GB-x-rp", "gmw/en-US-nyc")
-_HEARD = ("+f1", "+f3", "+f4", "+m1", "+m2", "+m4", "+m5", "+m6", "+m8")
-_UNHEARD = {"dev": ("+f5", "+m7"), "test": ("+f2", "+m3")}
+# Voice variants of eSpeak NG; many of them, so that the models learn to hear new ones.
+_HEARD = (
+  "f1 f3 f4 m1 m2 m4 m5 m6 m8 Alex Alicia Andrea Andy Denis Gene Hugo Jacky Lee Marco Michael adam "
+  "anika antonio belinda benjamin boris caleb david ed edward gustave ian john linda max miguel "
+  "norbert pablo paul pedro quincy robert sandro shelby steph travis victor zac"
+).split()
+_UNHEARD = {"dev": ("f5", "m7", "Mario", "aunty"), "test": ("f2", "m3", "Annie", "Mike")}
 _SIZES = {"train": 400, "unlabelled": 700, "dev": 60, "test": 140}
 UTTERANCES = sum(_SIZES.values())
 _SEED = 20250825
@@ -37,7 +42,7 @@ def splits() -> dict[str, Iterator[Row]]:
 def _utterances(espeak: "_Espeak", variants, size: int, seed) -> Iterator[Row]:
   rng = np.random.default_rng(seed)
   for _ in range(size):
-    voice = str(rng.choice(_ACCENTS)) + str(rng.choice(variants))
+    voice = f"{rng.choice(_ACCENTS)}+{rng.choice(variants)}"
     words = [str(w) for w in rng.choice(DIGITS, rng.integers(2, 8))]
     commas = rng.random(len(words) - 1) < 0.25
     spoken = words[0] + "".join(

@@ -8,6 +8,7 @@ import grain
 import jax
 import numpy as np
 import soxr
+from absl import flags
 
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.plan import PlannedBatch
@@ -70,6 +71,8 @@ def batches(
   )
   dataset = grain.MapDataset.source(numbered).map(make)
   if workers:
+    if not flags.FLAGS.is_parsed():  # Grain looks up flags of its own there
+      flags.FLAGS.mark_as_parsed()
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   else:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -87,7 +88,7 @@ def open_source(spec: str, options: corpora.Options) -> Source:
   corpus, colon, split = spec.partition(":")
   if colon and corpus in corpora.NAMES:
     source = _manifest(spec, corpora.manifest(corpus, split, options))
-  elif (path := pathlib.Path(spec).expanduser()).is_dir():
+  elif (path := pathlib.Path(os.path.expanduser(spec))).is_dir():
     source = _folder(spec, path)
   elif path.is_file():
     source = _manifest(spec, path)
@@ -126,7 +127,8 @@ def _folder(name: str, folder: pathlib.Path) -> Source:
 def _manifest(name: str, path: pathlib.Path) -> Source:
   rows, seen = [], {}
   try:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines(): a JSON string may hold other line separators than this one.
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
   for number, line in enumerate(lines, 1):
@@ -135,7 +137,7 @@ def _manifest(name: str, path: pathlib.Path) -> Source:
       given = row["audio_filepath"]
       seen[given] = seen.get(given, 0) + 1
       unique = given if seen[given] == 1 else f"{given}#{seen[given]}"
-      rows.append((unique, path.parent / pathlib.Path(given).expanduser(), row))
+      rows.append((unique, path.parent / os.path.expanduser(given), row))
   return _source(name, rows)
 
 
