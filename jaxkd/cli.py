@@ -2,7 +2,6 @@
 
 import errno
 import pathlib
-import signal
 import sys
 from collections.abc import Callable
 
@@ -98,7 +97,7 @@ def guard(main: Callable[[list[str]], int]) -> int:
     return 130
   except Interrupted as stop:
     console.err.print("stopped and saved; the same command resumes", highlight=False)
-    return 130 if stop.signum == signal.SIGINT else 0
+    return 128 + stop.signum
   except Exception as error:
     if _disk_full(error):
       return _fail("no space left on device: free some and run the same command to resume")

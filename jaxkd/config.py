@@ -177,8 +177,8 @@ def _corpus(name: str):
 
 def _demo(config: ConfigDict) -> None:
   _corpus("demo")(config)
-  config.teacher.training.update(epochs=14, spec_augment_from_epoch=6)
-  config.training.epochs = 14
+  config.teacher.training.update(epochs=13, batch_seconds=30.0, spec_augment_from_epoch=8)
+  config.training.epochs = 10
 
 
 def _prompts(config: ConfigDict) -> None:

@@ -61,7 +61,7 @@ def _no_space_is_an_error(target: pathlib.Path):
       raise UserError(
         f"no space left for {target}: free some, or set JAXKD_CACHE to a folder with room"
       ) from error
-    if error.errno in (errno.EACCES, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
       raise UserError(
         f"the cache {target.parent} cannot be written: set JAXKD_CACHE to a folder that can"
       ) from error
