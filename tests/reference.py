@@ -1,6 +1,7 @@
 """Slow NumPy float64 oracles, written from the definitions."""
 
 import itertools
+import pathlib
 
 import numpy as np
 
@@ -45,3 +46,140 @@ def ctc_forward(logits: np.ndarray, labels, blank_id: int) -> float:
         alpha[s] = np.logaddexp(alpha[s], before[s - 2])
     alpha = alpha + frame[states]
   return -np.logaddexp.reduce(alpha[-2:])
+
+
+def golden(case: str) -> dict:
+  """What the authors' public code returned for case "a" or "b"; the blank is the last class.
+
+  Returns:
+    {"teacher_logits", "student_logits", "labels", "label_lengths", "log_prior": arrays, and
+    "variants": {name: {"mask", "kl_sum", "kl_norm", "ctc_sum", "ctc_norm"}}}; "standard" has no
+    mask.
+  """
+  path = pathlib.Path(__file__).parent / "golden" / "golden_selection.npz"
+  found = {"variants": {}}
+  with np.load(path, allow_pickle=False) as arrays:
+    for name in arrays.files:
+      found_case, *parts = name.split("/")
+      if found_case == case:
+        where = found if len(parts) == 1 else found["variants"].setdefault(parts[0], {})
+        where[parts[-1]] = arrays[name]
+  return found
+
+
+def select_all(logits, blank_id: int) -> list[bool]:
+  """Every frame of the real frames f[T, V]; the selectors below have the same form."""
+  return [True] * len(logits)
+
+
+def select_nonblank(logits, blank_id: int, log_prior=None, prior_scale: float = 0.0) -> list[bool]:
+  """Frames whose best class, after the prior, is a label."""
+  log_prior = np.zeros(logits.shape[1]) if log_prior is None else log_prior
+  scores = [log_softmax(frame) - prior_scale * np.float64(log_prior) for frame in logits]
+  return [max(range(len(s)), key=lambda c: s[c]) != blank_id for s in scores]
+
+
+def select_trim(logits, blank_id: int) -> list[bool]:
+  """From the first label frame to the last."""
+  labels = [t for t, label in enumerate(select_nonblank(logits, blank_id)) if label]
+  return [bool(labels) and labels[0] <= t <= labels[-1] for t in range(len(logits))]
+
+
+def select_keep(logits, blank_id: int, before: int, after: int) -> list[bool]:
+  """Label frames and their neighbours, painted one by one."""
+  selected = [False] * len(logits)
+  for t, label in enumerate(select_nonblank(logits, blank_id)):
+    for s in range(max(0, t - before), min(len(logits), t + after + 1)):
+      selected[s] = selected[s] or label
+  return selected
+
+
+def select_symmetric(logits, blank_id: int, n: int) -> list[bool]:
+  """Frames that have a label frame at a distance of at most n."""
+  labels = [t for t, label in enumerate(select_nonblank(logits, blank_id)) if label]
+  return [any(abs(s - t) <= n for t in labels) for s in range(len(logits))]
+
+
+def select_threshold(logits, blank_id: int, min_label_prob: float) -> list[bool]:
+  """Label frames and frames whose blank leaves at least `min_label_prob` to the labels."""
+  labels = select_nonblank(logits, blank_id)
+  mass = [1 - np.exp(log_softmax(frame)[blank_id]) for frame in logits]
+  return [label or m >= min_label_prob for label, m in zip(labels, mass, strict=True)]
+
+
+def random_blanks_count(logits, blank_id: int, ratio: float) -> int:
+  """Frames that label frames and random blank frames add up to."""
+  labels = sum(select_nonblank(logits, blank_id))
+  return labels + min(round(ratio * labels), len(logits) - labels)
+
+
+def kd_kl(student, teacher, weights, temperature: float) -> tuple[float, float]:
+  """T² · Σ weight · KL(teacher ‖ student) at temperature T, and Σ weight, frame by frame."""
+  total = weight_sum = 0.0
+  for index in np.ndindex(weights.shape):
+    if weights[index] > 0:
+      p = log_softmax(np.float64(teacher[index]) / temperature)
+      q = log_softmax(np.float64(student[index]) / temperature)
+      kl = sum(np.exp(a) * (a - b) for a, b in zip(p, q, strict=True) if a > -np.inf)
+      total += float(weights[index]) * temperature**2 * kl
+      weight_sum += float(weights[index])
+  return total, weight_sum
+
+
+def mel(hz: float) -> float:
+  """Kaldi's mel scale."""
+  return 1127 * np.log(1 + hz / 700)
+
+
+def mel_filters(mels: int, low_hz: float, high_hz: float) -> np.ndarray:
+  """f64[257, mels]: triangles of equal width in mel, sampled at the bins of a 512-point FFT."""
+  width = (mel(high_hz) - mel(low_hz)) / (mels + 1)
+  bank = np.zeros((257, mels))
+  for b, m in np.ndindex(bank.shape):
+    distance = abs(mel(b * 16_000 / 512) - (mel(low_hz) + (m + 1) * width))
+    bank[b, m] = max(0.0, 1 - distance / width)
+  return bank
+
+
+def log_mel(audio: np.ndarray, mels: int, low_hz: float, high_hz: float) -> np.ndarray:
+  """f64[ceil(S / 160), mels] of one utterance f[S] in [-1, 1], the paper's front-end."""
+  audio = np.float64(audio) / max(np.abs(audio).max(), 1e-5)
+  emphasised = [x - 0.97 * (audio[i - 1] if i else 0) for i, x in enumerate(audio)]
+  window = [0.5 - 0.5 * np.cos(2 * np.pi * i / 400) for i in range(400)]
+  bank, rows = mel_filters(mels, low_hz, high_hz), []
+  for frame in range(-(-len(audio) // 160)):
+    first = frame * 160 + 80 - 200  # The window's middle is the middle of the frame's 10 ms.
+    inside = range(first, first + 400)
+    cut = [emphasised[i] if 0 <= i < len(audio) else 0.0 for i in inside]
+    power = np.abs(np.fft.rfft(np.multiply(cut, window), 512)) ** 2
+    rows.append(np.log(np.maximum(power @ bank, 1e-10)))
+  return np.array(rows)
+
+
+def relative_attention(x, qkv, positions, content_bias, position_bias, clip: int) -> np.ndarray:
+  """Transformer-XL self-attention of one utterance f[T, D], before the output projection.
+
+  Args:
+    x: f[T, D], normalised.
+    qkv: kernel f[D, 3D] and bias f[3D]: queries, keys and values, heads next to each other in each.
+    positions: f[D, D].
+    content_bias, position_bias: f[H, D / H].
+    clip: largest distance.
+  """
+  frames, width = x.shape
+  heads, size = content_bias.shape
+  q, k, v = np.split(x @ qkv[0] + qkv[1], 3, axis=-1)
+  out = np.zeros((frames, width))
+  for h in range(heads):
+    part = slice(h * size, (h + 1) * size)
+    for i in range(frames):
+      scores = np.zeros(frames)
+      for j in range(frames):
+        distance = max(-clip, min(clip, i - j))
+        angles = [distance / 10_000 ** (2 * w / width) for w in range(width // 2)]
+        r = np.concatenate([np.sin(angles), np.cos(angles)]) @ positions[:, part]
+        scores[j] = (q[i, part] + content_bias[h]) @ k[j, part]
+        scores[j] += (q[i, part] + position_bias[h]) @ r
+      weights = np.exp(log_softmax(scores / np.sqrt(size)))
+      out[i, part] = weights @ v[:, part]
+  return out
