@@ -1,0 +1,209 @@
+"""Every utterance once, in a shape that holds it, at little padding."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxkd.data import plan
+
+RATE = 16_000
+FRAME = RATE // 25
+SPEEDS = (0.9, 1.0, 1.1)
+
+
+def durations_of(size: int, low: float = 0.3, high: float = 6.0, seed: int = 0) -> np.ndarray:
+  return np.random.default_rng(seed).uniform(low, high, size)
+
+
+def padded(units: np.ndarray, lengths) -> int:
+  """Samples that the units take when each is padded to the next length."""
+  lengths = np.sort(lengths)
+  return int(lengths[np.searchsorted(lengths, units)].sum())
+
+
+def utterances(planned) -> list[int]:
+  return [u for batch in planned for row in batch.rows for u in row]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  st.lists(st.integers(200, 90_000), min_size=1, max_size=9), st.integers(1, 4)
+)
+def test_bucket_lengths_are_the_best_there_are(sizes, buckets):
+  units = np.array(sizes)
+  found = plan._lengths(units, buckets)
+  assert len(found) <= buckets and max(found) == units.max()
+  assert found == sorted(set(found))
+  others = sorted(set(sizes) - {units.max()})
+  fewest = min(
+    padded(units, [*chosen, units.max()])
+    for count in range(min(buckets - 1, len(others)) + 1)
+    for chosen in itertools.combinations(others, count)
+  )
+  assert padded(units, found) == fewest
+
+
+@pytest.mark.parametrize("buckets", [2, 4, 8])
+@pytest.mark.parametrize("spread", [0.3, 1.2])
+def test_bucket_lengths_beat_buckets_of_equal_count(buckets, spread):
+  rng = np.random.default_rng(buckets)
+  units = (16_000 * rng.lognormal(1.0, spread, 2000)).astype(int)
+  equal = np.quantile(units, np.linspace(0, 1, buckets + 1)[1:], method="higher")
+  assert padded(units, plan._lengths(units, buckets)) <= padded(units, equal)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("join_seconds", [0.0, 2.0, 10.0])
+def test_shapes_split_over_devices_and_hold_the_seconds_of_a_batch(devices, join_seconds):
+  durations = durations_of(50)
+  found = plan.shapes(
+    durations, batch_seconds=60.0, buckets=3, join_seconds=join_seconds, multiple_of=devices
+  )
+  assert 1 <= len(found) <= 3
+  assert list(found) == sorted(found, key=lambda s: s.samples)
+  for shape in found:
+    assert shape.rows % devices == 0 and shape.samples % FRAME == 0
+    assert shape.rows == devices or shape.rows * shape.samples <= 60 * RATE
+  assert found[-1].samples >= plan.samples_of(durations, 1.0).max()
+
+
+def test_a_batch_has_at_least_one_row():
+  (shape,) = plan.shapes(np.array([30.0]), batch_seconds=1.0, buckets=1)
+  assert shape.rows == 1
+
+
+def test_rows_are_stretched_rather_than_given_a_second_shape():
+  held = plan.shapes(np.array([1.0, 7.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
+  assert len(held) == 1 and held[0].samples >= 7 * RATE
+  apart = plan.shapes(np.array([1.0, 20.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
+  assert len(apart) == 2 and apart[0].samples < 7 * RATE
+
+
+CASES = st.fixed_dictionaries(
+  dict(
+    size=st.integers(1, 60),
+    buckets=st.integers(1, 4),
+    join_seconds=st.sampled_from([0.0, 1.0, 6.0, 20.0]),
+    speeds=st.sampled_from([(1.0,), SPEEDS, (0.5, 2.0)]),
+    devices=st.sampled_from([1, 8]),
+    seed=st.integers(0, 99),
+  )
+)
+
+
+def planned_case(case, epoch: int = 0):
+  durations = durations_of(case["size"], seed=case["seed"])
+  labels = np.random.default_rng(case["seed"]).integers(1, 30, case["size"])
+  shapes = plan.shapes(
+    durations,
+    batch_seconds=40.0,
+    buckets=case["buckets"],
+    join_seconds=case["join_seconds"],
+    labels_per_second=float(((labels + 1) / durations).max()),
+    speeds=case["speeds"],
+    multiple_of=case["devices"],
+  )
+  planned = plan.epoch_plan(
+    durations, shapes, seed=case["seed"], epoch=epoch, speeds=case["speeds"],
+    join=case["join_seconds"] > 0,
+  )
+  return durations, labels, shapes, planned
+
+
+@settings(deadline=None, max_examples=80)
+@given(CASES)
+def test_every_utterance_once_in_a_row_that_holds_it(case):
+  durations, _, shapes, planned = planned_case(case)
+  assert sorted(utterances(planned)) == list(range(case["size"]))
+  for batch in planned:
+    assert batch.shape in shapes
+    assert len(batch.rows) == len(batch.speeds) == batch.shape.rows
+    assert any(batch.rows)
+    for row, speeds in zip(batch.rows, batch.speeds, strict=True):
+      assert len(row) == len(speeds) and set(speeds) <= set(case["speeds"])
+      assert len(row) <= 1 or case["join_seconds"]
+      samples = sum(np.ceil(durations[u] * RATE / s) for u, s in zip(row, speeds, strict=True))
+      assert samples <= batch.shape.samples
+
+
+@settings(deadline=None, max_examples=40)
+@given(CASES)
+def test_room_for_labels_is_short_only_where_frames_are(case):
+  _, labels, _, planned = planned_case(case)
+  for batch in planned:
+    for row in batch.rows:
+      # Texts are joined by a space.
+      needed = labels[list(row)].sum() + max(0, len(row) - 1)
+      assert needed <= batch.shape.labels or batch.shape.labels == batch.shape.samples // FRAME
+
+
+@settings(deadline=None, max_examples=30)
+@given(CASES)
+def test_real_samples_fit_at_every_speed(case):
+  durations, _, shapes, _ = planned_case(case)
+  for speed in case["speeds"]:
+    assert np.ceil(durations.max() * RATE / speed) <= shapes[-1].samples
+
+
+def test_plan_depends_on_seed_and_epoch_alone():
+  case = dict(size=40, buckets=2, join_seconds=6.0, speeds=SPEEDS, devices=1, seed=3)
+  assert planned_case(case)[3] == planned_case(case)[3]
+  assert planned_case(case, epoch=1)[3] != planned_case(case)[3]
+  durations, _, shapes, planned = planned_case(case)
+  other = plan.epoch_plan(durations, shapes, seed=4, epoch=0, speeds=SPEEDS, join=True)
+  assert other != planned
+
+
+def test_company_and_speed_change_between_epochs():
+  case = dict(size=40, buckets=1, join_seconds=6.0, speeds=SPEEDS, devices=1, seed=0)
+  drawn = []
+  for epoch in range(2):
+    planned = planned_case(case, epoch)[3]
+    rows = [pair for b in planned for pair in zip(b.rows, b.speeds, strict=True)]
+    speeds = {u: s for row, factors in rows for u, s in zip(row, factors, strict=True)}
+    drawn.append(({frozenset(row) for row, _ in rows if len(row) > 1}, speeds))
+  assert len(drawn[0][0] & drawn[1][0]) < 5
+  assert drawn[0][1] != drawn[1][1]
+
+
+def test_joined_rows_are_nearly_full():
+  durations = durations_of(400, 0.5, 3.0)
+  shapes = plan.shapes(durations, batch_seconds=60.0, buckets=1, join_seconds=10.0)
+  planned = plan.epoch_plan(durations, shapes, seed=0, epoch=0, join=True)
+  assert plan.padding_rate(planned, durations) < 0.1
+  alone = plan.epoch_plan(durations, shapes, seed=0, epoch=0)
+  assert plan.padding_rate(planned, durations) < plan.padding_rate(alone, durations)
+
+
+def test_padding_rate_counts_filler_rows_and_speed():
+  shape = plan.Shape(2, 2 * RATE, 0)
+  durations = np.array([1.0, 2.0])
+  one = [plan.PlannedBatch(shape, ((0,), ()), ((1.0,), ()))]
+  assert plan.padding_rate(one, durations) == pytest.approx(0.75)
+  joined = [plan.PlannedBatch(shape, ((0,), (1,)), ((0.5,), (1.0,)))]
+  assert plan.padding_rate(joined, durations) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("buckets", [1, 2])
+def test_evaluation_is_every_utterance_alone_and_unchanged(size, buckets):
+  durations = durations_of(size, seed=size)
+  shapes = plan.shapes(durations, batch_seconds=80.0, buckets=buckets, multiple_of=8)
+  planned = plan.evaluation_plan(durations, shapes)
+  assert sorted(utterances(planned)) == list(range(size))
+  for batch in planned:
+    assert all(len(row) <= 1 for row in batch.rows)
+    assert all(speeds in ((), (1.0,)) for speeds in batch.speeds)
+    assert all(durations[u] * RATE <= batch.shape.samples for row in batch.rows for u in row)
+  order = durations[utterances(planned)]
+  assert (np.diff(order) >= 0).all()
+
+
+def test_shapes_made_for_two_splits_hold_both():
+  dev, test = durations_of(9, 1, 2), durations_of(9, 3, 4)
+  shapes = plan.shapes(np.concatenate([dev, test]), batch_seconds=80.0, buckets=2)
+  for split in (dev, test):
+    assert len(utterances(plan.evaluation_plan(split, shapes))) == len(split)
