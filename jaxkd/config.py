@@ -240,6 +240,10 @@ def check(config: ConfigDict) -> None:
       tuple(p[0] for p in model.frontend_pool) == (2, 2), f"{path}.frontend_pool",
       model.frontend_pool, "two (2, mel) pairs: 10 ms features become 40 ms frames",
     )
+  alphabet = config.labels.alphabet
+  _require(
+    0 < len(set(alphabet)) == len(alphabet), "labels.alphabet", alphabet, "characters, each once"
+  )
   features = config.features
   _require(
     features.low_hz < features.high_hz,
