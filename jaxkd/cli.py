@@ -44,17 +44,16 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
   if any(a in ("--help", "-help", "-h") for a in argv[1:]) or len(argv) == 1:
     print(HELP.format(recipes=", ".join(config_lib.RECIPES)), end="")
     raise SystemExit(0)
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  flags.DEFINE_string("workdir", None, "", flag_values=values)
   path = _config_path(argv)
   try:
-    rest = values(argv)
+    values, rest = _parsed(argv)
   except UserError:
     raise
   except SyntaxError as error:
     raise UserError(f"--config={path}: line {error.lineno}: {error.msg}") from error
   except Exception as error:  # whatever a config file or a value raises
+    if isinstance(error, (AttributeError, KeyError)):
+      _blame_unknown_field(argv)
     raise UserError(f"--config={path}: {_first_line(error)}") from error
   if len(rest) > 1:
     raise UserError(f"'{rest[1]}' is not a flag: see python -m jaxkd.main --help")
@@ -68,8 +67,38 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
   return config, pathlib.Path(folder)
 
 
+def _parsed(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+  """Flags, and what is none."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  return values, values(argv)
+
+
+def _blame_unknown_field(argv: list[str]) -> None:
+  """Raises the UserError that `check` has for the first --config.a.b=VALUE that is no field."""
+  try:
+    config = _parsed([argv[0], *_config_flags(argv)])[0].config
+  except Exception:  # the file's own, which the caller reports
+    return
+  for name in (a.split("=", 1)[0] for a in argv if a.startswith(("--config.", "-config."))):
+    block = config
+    for field in name.split(".")[1:]:
+      if not isinstance(block, ConfigDict):
+        break
+      if field not in block:
+        with config.unlocked():
+          block[field] = ""
+        config_lib.check(config)
+      block = block[field]
+
+
+def _config_flags(argv: list[str]) -> list[str]:
+  return [a for a in argv if a.startswith(("--config=", "-config="))]
+
+
 def _config_path(argv: list[str]) -> pathlib.Path:
-  given = [a for a in argv if a.startswith(("--config=", "-config="))]
+  given = _config_flags(argv)
   if not given:
     raise UserError("--config=configs/VARIANT.py[:RECIPE] is missing: see --help")
   path = pathlib.Path(given[-1].split("=", 1)[1].split(":")[0])

@@ -21,12 +21,13 @@ out = Console()
 
 def start_logging() -> None:
   """One line a message on standard error; libraries speak up only with warnings."""
-  handler: logging.Handler = RichHandler(
-    console=err, show_path=False, show_level=False, markup=False, log_time_format="[%X]"
-  )
-  if not err.is_terminal:  # a file has no width to wrap and pad to
+  if err.is_terminal:
+    handler: logging.Handler = RichHandler(console=err, show_path=False, show_level=False)
+    layout = ("%(message)s", "[%X]")
+  else:  # a file has no width to wrap and pad to
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "[%H:%M:%S]"))
+    layout = ("%(asctime)s %(message)s", "[%H:%M:%S]")
+  handler.setFormatter(logging.Formatter(*layout))
   logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
   logging.getLogger("jaxkd").setLevel(logging.INFO)
   # Orbax and absl report every save at these levels.
