@@ -47,7 +47,18 @@ def test_defaults_and_overrides(monkeypatch):
     (["--workdir=x"], ["--config=configs/VARIANT.py", "missing"]),
     (["--config=configs/keep.py", "--wrkdir=x"], ["wrkdir"]),
     (["--config=configs/keep.py", "more"], ["'more' is not a flag"]),
-    (["--config=configs/keep.py", "--config.kd.scael=0.5"], ["scael"]),
+    (
+      ["--config=configs/keep.py", "--config.kd.scael=0.5"],
+      ["config.kd.scael: no such field", "did you mean 'scale'", "temperature"],
+    ),
+    (
+      ["--config=configs/keep.py", "--config.kd.scale=0.5", "--config.trainig.epochs=1"],
+      ["config.trainig: no such field", "did you mean 'training'"],
+    ),
+    (
+      ["--config=configs/keep.py", "--config.kd.selection.n=1"],
+      ["config.kd.selection.n: 'keep' has no such field", "before, after"],
+    ),
     (["--config=configs/keep.py", "--config.kd.scale=half"], ["half"]),
     (["--config=configs/keep.py", "--config.kd.scale=2"], ["kd.scale", "2", "0 to 1"]),
     (["--config=configs/keep.py", "--config.training.epochs=1.5"], ["1.5"]),

@@ -60,7 +60,7 @@ def mutate(path: str, value):
   *parents, field = path.split(".")
   for parent in parents:
     block = block[parent]
-  with config.unlocked():
+  with config.unlocked(), config.ignore_type():
     block[field] = value
   return config
 
@@ -72,7 +72,10 @@ def mutate(path: str, value):
     ("kd.scale", -0.1, ["kd.scale", "-0.1"]),
     ("kd.scale", float("nan"), ["kd.scale", "nan"]),
     ("kd.temperature", 0.0, ["kd.temperature", "0.0"]),
-    ("kd.selection", {"name": "symetric", "n": 2}, ["symetric", "did you mean 'symmetric'", "trim"]),
+    (
+      "kd.selection", {"name": "symetric", "n": 2},
+      ["symetric", "did you mean 'symmetric'", "trim"],
+    ),
     ("kd.selection", {"name": "symmetric"}, ["kd.selection.n", "missing"]),
     ("kd.selection", {"name": "symmetric", "n": -1}, ["kd.selection.n", "-1"]),
     ("kd.selection", {"name": "symmetric", "n": 1.5}, ["kd.selection.n", "1.5", "integer"]),

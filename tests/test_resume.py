@@ -32,10 +32,9 @@ def command(lab: pathlib.Path, variant: str, name: str) -> list[str]:
 
 
 def start(line: list[str]) -> subprocess.Popen:
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  return subprocess.Popen(
-    line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=corpus.ROOT
-  )
+  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  return subprocess.Popen(line, env=os.environ | environment, cwd=corpus.ROOT, **pipes)
 
 
 def finish(line: list[str]) -> str:
