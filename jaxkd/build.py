@@ -224,9 +224,7 @@ def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[Con
   return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
 
 
-def build(
-  config: ConfigDict, data: Data, teacher: Teacher | None, folder: pathlib.Path
-) -> Run:
+def build(config: ConfigDict, data: Data, teacher: Teacher | None, folder: pathlib.Path) -> Run:
   """Assembles a run.
 
   Args:

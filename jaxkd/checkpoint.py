@@ -25,9 +25,7 @@ class Checkpoints:
     in_background = jax.default_backend() != "cpu"
     self._last = ocp.CheckpointManager(
       folder / "last",
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=in_background
-      ),
+      options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=in_background),
     )
     self._best = ocp.CheckpointManager(
       folder / "best",

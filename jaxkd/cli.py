@@ -1,6 +1,7 @@
 """Flags, and the one place where errors become a line and an exit status."""
 
 import errno
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -129,8 +130,14 @@ def guard(main: Callable[[list[str]], int]) -> int:
     return 128 + stop.signum
   except Exception as error:
     if _disk_full(error):
-      return _fail("no space left on device: free some and run the same command to resume")
+      status = _fail("no space left on device: free some and run the same command to resume")
+      return _leave_at_once(status)
     raise
+
+
+def _leave_at_once(status: int) -> int:
+  """Ends the process: its writers in the background would each report the full disk once more."""
+  os._exit(status)
 
 
 def _disk_full(error: BaseException | None) -> bool:

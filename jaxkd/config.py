@@ -233,12 +233,16 @@ def check(config: ConfigDict) -> None:
     _require(model.width % model.heads == 0, f"{path}.width", model.width, "a multiple of heads")
     _require(model.conv_kernel % 2 == 1, f"{path}.conv_kernel", model.conv_kernel, "odd")
     _require(
-      len(model.frontend_channels) == 4, f"{path}.frontend_channels", model.frontend_channels,
+      len(model.frontend_channels) == 4,
+      f"{path}.frontend_channels",
+      model.frontend_channels,
       "four channel counts",
     )
     _require(
-      tuple(p[0] for p in model.frontend_pool) == (2, 2), f"{path}.frontend_pool",
-      model.frontend_pool, "two (2, mel) pairs: 10 ms features become 40 ms frames",
+      tuple(p[0] for p in model.frontend_pool) == (2, 2),
+      f"{path}.frontend_pool",
+      model.frontend_pool,
+      "two (2, mel) pairs: 10 ms features become 40 ms frames",
     )
   alphabet = config.labels.alphabet
   _require(
@@ -309,21 +313,30 @@ def _check_training(path: str, training: ConfigDict) -> None:
   for field, (low, high) in ranges.items():
     _check_range(f"{path}.{field}", training[field], low, high)
   _require(
-    len(training.lr) == 4 and all(x > 0 for x in training.lr), f"{path}.lr", training.lr,
+    len(training.lr) == 4 and all(x > 0 for x in training.lr),
+    f"{path}.lr",
+    training.lr,
     "four positive learning rates",
   )
   _require(
-    len(training.lr_parts) == 3 and abs(sum(training.lr_parts) - 1) < 1e-6
-    and min(training.lr_parts) > 0, f"{path}.lr_parts", training.lr_parts,
+    len(training.lr_parts) == 3
+    and abs(sum(training.lr_parts) - 1) < 1e-6
+    and min(training.lr_parts) > 0,
+    f"{path}.lr_parts",
+    training.lr_parts,
     "three positive shares that add up to 1",
   )
   _require(
-    len(training.speeds) > 0 and all(0.5 <= s <= 2 for s in training.speeds), f"{path}.speeds",
-    training.speeds, "factors from 0.5 to 2",
+    len(training.speeds) > 0 and all(0.5 <= s <= 2 for s in training.speeds),
+    f"{path}.speeds",
+    training.speeds,
+    "factors from 0.5 to 2",
   )
   _require(
     len(training.noise_db) in (0, 2) and list(training.noise_db) == sorted(training.noise_db),
-    f"{path}.noise_db", training.noise_db, "() or (low, high) in dB",
+    f"{path}.noise_db",
+    training.noise_db,
+    "() or (low, high) in dB",
   )
 
 
@@ -336,7 +349,9 @@ def _check_data(config: ConfigDict) -> None:
     )
   if source == "train":
     _require(
-      data.teacher_train != "", "data.teacher_train", "",
+      data.teacher_train != "",
+      "data.teacher_train",
+      "",
       "a transcribed manifest to train the teacher on, or set config.teacher.source to a workdir",
     )
   if source == "none":
@@ -347,7 +362,9 @@ def _check_data(config: ConfigDict) -> None:
       _require(split in _SPLITS, f"data.{field}", data[field], f"{corpus}: and one of {_SPLITS}")
     if corpus == "digits":
       _require(
-        data.root != "", "data.root", "",
+        data.root != "",
+        "data.root",
+        "",
         "the folder of Free Spoken Digit Dataset recordings ({digit}_{speaker}_{index}.wav; "
         "fetch the public repository Jakobovski/free-spoken-digit-dataset)",
       )
@@ -377,13 +394,17 @@ def _check_selection(kd: ConfigDict) -> None:
       raise UserError(f"config.{path} is missing: '{name}' needs it")
     number = isinstance(block[field], (int, float)) and not isinstance(block[field], bool)
     _require(
-      number and (kind is float or isinstance(block[field], int)), path, block[field],
+      number and (kind is float or isinstance(block[field], int)),
+      path,
+      block[field],
       "an integer" if kind is int else "a number",
     )
     _check_range(path, block[field], low, high)
   if kd.grow_epochs:
     _require(
-      name in ("keep", "symmetric"), "kd.grow_epochs", kd.grow_epochs,
+      name in ("keep", "symmetric"),
+      "kd.grow_epochs",
+      kd.grow_epochs,
       f"0 with selection '{name}': only keep and symmetric have neighbours that can grow",
     )
   if kd.stop_epoch:

@@ -30,9 +30,9 @@ def start_logging() -> None:
   handler.setFormatter(logging.Formatter(*layout))
   logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
   logging.getLogger("jaxkd").setLevel(logging.INFO)
-  # Orbax and absl report every save at these levels.
-  for name in ("absl", "orbax", "jax", "jax._src.xla_bridge"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+  # Orbax and absl report every save below this level, and what they also raise at ERROR.
+  for name in ("absl", "asyncio", "orbax", "jax", "jax._src.xla_bridge"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

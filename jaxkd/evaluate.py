@@ -60,7 +60,7 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   found = workdir.read_json(folder / "results.json")
   teacher = None
   if found["teacher_workdir"]:
-    teacher = build.load_finished(pathlib.Path(found["teacher_workdir"]), devices)[1]
+    teacher = build.load_finished(folder / found["teacher_workdir"], devices)[1]
   source = build.open_split(config, data)
   shapes = build.eval_shapes(source.durations, devices)
   planned = plan.evaluation_plan(source.durations, shapes)

@@ -17,9 +17,7 @@ def three_part_schedule(rates, parts, total_steps: int) -> optax.Schedule:
   Returns:
     A function of the step (int or i32[]) to f32[].
   """
-  knots = total_steps * jnp.array(
-    [0.0, parts[0], parts[0] + parts[1], 1.0], jnp.float32
-  )
+  knots = total_steps * jnp.array([0.0, parts[0], parts[0] + parts[1], 1.0], jnp.float32)
   return lambda step: jnp.interp(jnp.float32(step), knots, jnp.array(rates, jnp.float32))
 
 

@@ -1,5 +1,6 @@
 """What a run ends in: results.json, hypotheses and the table."""
 
+import os
 import pathlib
 
 import jax
@@ -34,7 +35,8 @@ def write(
     "commit": workdir.commit(),
     "device": jax.default_backend(),
     "wall_seconds": round(position.wall_seconds, 1),
-    "teacher_workdir": str(teacher) if teacher else None,
+    # Relative to this workdir, so that both can be moved together.
+    "teacher_workdir": os.path.relpath(teacher, run.workdir) if teacher else None,
     "epochs": run.epochs,
     "checkpoint_steps": chosen["steps"],
     "selected_rate": _rounded(position.selected_rate),
@@ -99,18 +101,20 @@ def show(found: dict, folder: pathlib.Path) -> None:
   if found["selected_rate"] is not None:
     facts.append(f"selected frames: {100 * found['selected_rate']:.1f} %")
   facts += [
-    f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found),
+    f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found, folder),
     f"results: {folder / 'results.json'}",
   ]
   for fact in facts:
     console.out.print(fact, highlight=False, markup=False, soft_wrap=True)
 
 
-def _teacher_time(found: dict) -> str:
-  path = pathlib.Path(found["teacher_workdir"] or "", "results.json")
-  if not found["teacher_workdir"] or not path.exists():
+def _teacher_time(found: dict, folder: pathlib.Path) -> str:
+  if not found["teacher_workdir"]:
     return ""
-  return f", and {workdir.read_json(path)['wall_seconds']:.0f} s for the teacher ({path.parent})"
+  path = folder / found["teacher_workdir"] / "results.json"
+  if not path.exists():
+    return ""
+  return f", and {workdir.read_json(path)['wall_seconds']:.0f} s for the teacher"
 
 
 def _percent(rate) -> str:

@@ -177,9 +177,7 @@ class _Loop:
         compiled[shape.rows, shape.samples] = step.lower(*args).compile()
         update()
         self._leave_if_asked()
-    log.info(
-      "compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started
-    )
+    log.info("compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started)
     return compiled
 
   def _epoch_number(self) -> jax.Array:

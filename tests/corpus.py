@@ -72,7 +72,10 @@ def flags(folder: pathlib.Path, variant: str, workdir: pathlib.Path, *more: str)
     *(
       f"--config.data.{field}={folder / split}.jsonl"
       for field, split in [
-        ("train", "unlabelled"), ("teacher_train", "train"), ("dev", "dev"), ("test", "test")
+        ("train", "unlabelled"),
+        ("teacher_train", "train"),
+        ("dev", "dev"),
+        ("test", "test"),
       ]
     ),
     *TINY,

@@ -106,6 +106,7 @@ def test_broken_config_files(tmp_path, text, words):
 def test_guard_makes_a_line_and_a_status(monkeypatch, capsys, raised, status, words):
   monkeypatch.setattr(console, "err", console.Console(file=sys.stderr))
   monkeypatch.setattr(console, "start_logging", lambda: None)
+  monkeypatch.setattr(cli, "_leave_at_once", lambda status: status)
 
   def command(argv):
     raise raised

@@ -73,7 +73,8 @@ def mutate(path: str, value):
     ("kd.scale", float("nan"), ["kd.scale", "nan"]),
     ("kd.temperature", 0.0, ["kd.temperature", "0.0"]),
     (
-      "kd.selection", {"name": "symetric", "n": 2},
+      "kd.selection",
+      {"name": "symetric", "n": 2},
       ["symetric", "did you mean 'symmetric'", "trim"],
     ),
     ("kd.selection", {"name": "symmetric"}, ["kd.selection.n", "missing"]),

@@ -70,8 +70,12 @@ def test_left_over_of_a_killed_process_is_not_taken_for_the_corpus(cached):
 
 
 @pytest.mark.parametrize(
-  ("number", "words"), [(errno.ENOSPC, "no space left for .*JAXKD_CACHE"),
-                        (errno.EDQUOT, "no space left"), (errno.EACCES, "cannot be written")]
+  ("number", "words"),
+  [
+    (errno.ENOSPC, "no space left for .*JAXKD_CACHE"),
+    (errno.EDQUOT, "no space left"),
+    (errno.EACCES, "cannot be written"),
+  ],
 )
 def test_no_space_is_one_line(cached, number, words):
   def make(folder):
@@ -241,8 +245,15 @@ def prompt_packages(root) -> None:
     soundfile.write(str(sounds / f"{name}.wav"), 0.1 * np.ones(1600), 8000)
   texts = root / "doc" / "asterisk-core-sounds-en" / "core-sounds-en.txt.gz"
   texts.parent.mkdir(parents=True)
-  lines = ["; a comment: not a prompt", "", "no colon here", "tone: [a tone]", "absent: not there",
-           "deep/say-it: It is 5 o'clock.", *(f"{n}: Say {n[4:]}." for n in names)]
+  lines = [
+    "; a comment: not a prompt",
+    "",
+    "no colon here",
+    "tone: [a tone]",
+    "absent: not there",
+    "deep/say-it: It is 5 o'clock.",
+    *(f"{n}: Say {n[4:]}." for n in names),
+  ]
   texts.write_bytes(gzip.compress("\n".join(lines).encode()))
 
 

@@ -177,8 +177,11 @@ def test_malformed_row_is_named_by_file_and_line(tmp_path, line, words):
 def test_files_that_are_not_there_are_left_out_and_counted(tmp_path):
   (tmp_path / "text.wav").write_text("not audio")
   rows = rows_of(
-    tmp_path, {"audio_filepath": "gone.wav"}, {},
-    {"audio_filepath": "text.wav", "duration": None}, {"duration": 0.01},
+    tmp_path,
+    {"audio_filepath": "gone.wav"},
+    {},
+    {"audio_filepath": "text.wav", "duration": None},
+    {"duration": 0.01},
   )
   source = open_source(write_manifest(tmp_path / "m.jsonl", rows))
   assert source.ids == ["x.wav"]
@@ -245,3 +248,15 @@ def test_decoded_audio_of_small_sources_is_kept(tmp_path):
   first = source.read(0)
   (tmp_path / "x.wav").unlink()
   np.testing.assert_array_equal(source.read(0), first)
+
+
+def test_duration_in_milliseconds_does_not_size_the_batches(tmp_path):
+  for name in "ab":
+    write(tmp_path / f"{name}.wav")
+  rows = [
+    {"audio_filepath": "a.wav", "duration": 200},
+    {"audio_filepath": "b.wav", "duration": 0.2},
+  ]
+  source = open_source(write_manifest(tmp_path / "m.jsonl", rows))
+  assert source.ids == ["b.wav"]
+  assert source.skipped == [("a.wav", "is shorter than the 200 s that the manifest says")]

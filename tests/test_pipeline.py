@@ -136,8 +136,11 @@ def test_noise_depends_on_seed_epoch_batch_and_row_alone(source):
   assert run(seed=1, epoch=2, start=3) == []
   size = first[0].batch.audio_len[0]
   same_utterance = [
-    first[0].batch.audio[0], first[0].batch.audio[1], first[1].batch.audio[0],
-    first[2].batch.audio[1], run(seed=1, epoch=3)[0].batch.audio[0],
+    first[0].batch.audio[0],
+    first[0].batch.audio[1],
+    first[1].batch.audio[0],
+    first[2].batch.audio[1],
+    run(seed=1, epoch=3)[0].batch.audio[0],
     run(seed=2, epoch=2)[0].batch.audio[0],
   ]
   assert len({audio[:size].tobytes() for audio in same_utterance}) == len(same_utterance)

@@ -29,9 +29,7 @@ def utterances(planned) -> list[int]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-  st.lists(st.integers(200, 90_000), min_size=1, max_size=9), st.integers(1, 4)
-)
+@given(st.lists(st.integers(200, 90_000), min_size=1, max_size=9), st.integers(1, 4))
 def test_bucket_lengths_are_the_best_there_are(sizes, buckets):
   units = np.array(sizes)
   found = plan._lengths(units, buckets)
@@ -107,7 +105,11 @@ def planned_case(case, epoch: int = 0):
     multiple_of=case["devices"],
   )
   planned = plan.epoch_plan(
-    durations, shapes, seed=case["seed"], epoch=epoch, speeds=case["speeds"],
+    durations,
+    shapes,
+    seed=case["seed"],
+    epoch=epoch,
+    speeds=case["speeds"],
     join=case["join_seconds"] > 0,
   )
   return durations, labels, shapes, planned

@@ -106,9 +106,7 @@ class _Espeak:
     self._lib.espeak_SetParameter(self._PITCH, pitch, 0)
     self._chunks.clear()
     given = text.encode()
-    self._lib.espeak_Synth(
-      given, len(given) + 1, 0, self._BY_CHARACTER, 0, self._UTF8, None, None
-    )
+    self._lib.espeak_Synth(given, len(given) + 1, 0, self._BY_CHARACTER, 0, self._UTF8, None, None)
     self._lib.espeak_Synchronize()
     if not self._chunks:
       raise RuntimeError(f"eSpeak NG said nothing of {text!r} as {voice}")

@@ -14,6 +14,8 @@ from jaxkd.errors import UserError
 
 # Decoded audio of smaller sources is kept in memory: 2 h are 230 MB.
 _KEEP_SECONDS = 7200.0
+# A longer one is compared with its file: milliseconds by mistake would size all batches.
+_LONG_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,7 @@ class Source:
     self.texts = [u.text for u in utterances]
     self.skipped = skipped
     self._utterances = utterances
-    self._kept: dict[int, np.ndarray] | None = (
-      {} if self.durations.sum() < _KEEP_SECONDS else None
-    )
+    self._kept: dict[int, np.ndarray] | None = {} if self.durations.sum() < _KEEP_SECONDS else None
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -172,6 +172,8 @@ def _source(name: str, rows: list[tuple[str, pathlib.Path, dict]]) -> Source:
           seconds = audio.duration(path) - offset
         elif not path.is_file():
           raise audio.BrokenAudio("no such file")
+        elif seconds > _LONG_SECONDS and seconds > audio.duration(path) - offset + 1:
+          raise audio.BrokenAudio(f"is shorter than the {seconds:g} s that the manifest says")
         if seconds < audio.MIN_SECONDS:
           raise audio.BrokenAudio(f"empty or too short ({seconds:g} s)")
       except audio.BrokenAudio as error:

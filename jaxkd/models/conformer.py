@@ -68,9 +68,7 @@ class Block(nnx.Module):
 class ConformerCTC(nnx.Module):
   """Audio → features → 40 ms frames → stacked blocks → class logits."""
 
-  def __init__(
-    self, config: ConformerConfig, features: LogMel, classes: int, *, rngs: nnx.Rngs
-  ):
+  def __init__(self, config: ConformerConfig, features: LogMel, classes: int, *, rngs: nnx.Rngs):
     """Draws parameters from `rngs.params`; `classes` includes the blank."""
     self.frontend = layers_lib.FrontEnd(
       features.mels, config.frontend_channels, config.frontend_pool, config.width, rngs=rngs
