@@ -177,8 +177,8 @@ def _corpus(name: str):
 
 def _demo(config: ConfigDict) -> None:
   _corpus("demo")(config)
-  config.teacher.training.update(epochs=11, batch_seconds=30.0, spec_augment_from_epoch=7)
-  config.training.epochs = 10
+  config.teacher.training.update(epochs=13, batch_seconds=30.0, spec_augment_from_epoch=8)
+  config.training.epochs = 8
 
 
 def _prompts(config: ConfigDict) -> None:
