@@ -24,8 +24,8 @@ SELECTIONS = {
   "threshold": {"min_label_prob": (float, 0.0, 1.0)},
   "random_blanks": {"ratio": (float, 0.0, math.inf)},
 }
-_CORPORA = ("demo", "digits", "prompts")
-_SPLITS = ("train", "unlabelled", "dev", "test")
+CORPORA = ("demo", "digits", "prompts")
+SPLITS = ("train", "unlabelled", "dev", "test")
 
 
 def _conformer(layers, width, heads, dropout, channels, pool) -> ConfigDict:
@@ -345,7 +345,7 @@ def _check_data(config: ConfigDict) -> None:
   _require(data.train != "", "data.train", "", "a manifest, a folder of audio or corpus:split")
   if data.train == "auto":
     _require(
-      config.recipe in _CORPORA, "data.train", "auto", "a manifest or a folder with this recipe"
+      config.recipe in CORPORA, "data.train", "auto", "a manifest or a folder with this recipe"
     )
   if source == "train":
     _require(
@@ -358,8 +358,8 @@ def _check_data(config: ConfigDict) -> None:
     _require(scale == 0.0, "kd.scale", scale, "0 where config.teacher.source is none")
   for field in ("train", "teacher_train", "dev", "test"):
     corpus, colon, split = data[field].partition(":")
-    if colon and corpus in _CORPORA:
-      _require(split in _SPLITS, f"data.{field}", data[field], f"{corpus}: and one of {_SPLITS}")
+    if colon and corpus in CORPORA:
+      _require(split in SPLITS, f"data.{field}", data[field], f"{corpus}: and one of {SPLITS}")
     if corpus == "digits":
       _require(
         data.root != "",

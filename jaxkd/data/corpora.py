@@ -9,11 +9,10 @@ import numpy as np
 import soundfile
 
 from jaxkd import console
+from jaxkd.config import SPLITS
 from jaxkd.data import cache, demo, digits, prompts
 from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
-
-SPLITS = ("train", "unlabelled", "dev", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +50,14 @@ _CORPORA = {
   ),
   "prompts": _Corpus(lambda o: prompts.key(o.root), lambda o: prompts.splits(o.root), 500),
 }
-NAMES = tuple(_CORPORA)
 
 
 def manifest(corpus: str, split: str, options: Options) -> pathlib.Path:
   """The manifest of a split, made first where the cache has none.
 
   Args:
-    corpus: one of NAMES.
-    split: one of SPLITS.
+    corpus: one of config.CORPORA.
+    split: one of config.SPLITS.
     options: what it is made from.
 
   Raises:

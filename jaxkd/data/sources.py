@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 
 from jaxkd import console
+from jaxkd.config import CORPORA
 from jaxkd.data import audio, corpora
 from jaxkd.errors import UserError
 
@@ -86,7 +87,7 @@ def open_source(spec: str, options: corpora.Options) -> Source:
     UserError: absent, malformed, or without any usable utterance.
   """
   corpus, colon, split = spec.partition(":")
-  if colon and corpus in corpora.NAMES:
+  if colon and corpus in CORPORA:
     source = _manifest(spec, corpora.manifest(corpus, split, options))
   elif (path := pathlib.Path(os.path.expanduser(spec))).is_dir():
     source = _folder(spec, path)
@@ -95,7 +96,7 @@ def open_source(spec: str, options: corpora.Options) -> Source:
   else:
     raise UserError(
       f"{spec}: no such file or folder; data is a manifest (JSON lines), a folder of audio, or "
-      + ", ".join(f"{name}:SPLIT" for name in corpora.NAMES)
+      + ", ".join(f"{name}:SPLIT" for name in CORPORA)
     )
   if not len(source):
     found = f"; the first: {': '.join(source.skipped[0])}" if source.skipped else ""
