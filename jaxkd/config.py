@@ -25,6 +25,7 @@ SELECTIONS = {
   "random_blanks": {"ratio": (float, 0.0, math.inf)},
 }
 CORPORA = ("demo", "digits", "prompts")
+TFDS_CORPORA = ("librispeech", "tedlium")  # corpus:split, with splits as TFDS names them
 SPLITS = ("train", "unlabelled", "dev", "test")
 
 
