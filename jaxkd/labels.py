@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxkd.errors import UserError
 
 BLANK = "<blank>"
+_SPECIAL = re.compile(r"<.+>|\[.+\]")
 
 
 class UnknownSymbol(ValueError):
@@ -32,13 +34,25 @@ class Labels:
   Attributes:
     symbols: one for each class, the blank included.
     blank_id: its index.
+    space: the symbol that stands for the space between words; "|" in Hugging Face's vocabularies.
+
+  Symbols of several characters in <> or [], such as <unk>, stand for no text. Where a vocabulary
+  has one case only, both cases are that one.
   """
 
   symbols: tuple[str, ...]
   blank_id: int
+  space: str = " "
 
   def __post_init__(self):
-    ids = {s: i for i, s in enumerate(self.symbols) if i != self.blank_id}
+    texts, ids = [], {}
+    for index, symbol in enumerate(self.symbols):
+      special = index == self.blank_id or _SPECIAL.fullmatch(symbol)
+      texts.append("" if special else " " if symbol == self.space else symbol)
+      if texts[-1]:
+        ids.setdefault(texts[-1].lower(), index)
+    ids |= {text: i for i, text in enumerate(texts) if text and text == text.lower()}
+    object.__setattr__(self, "_texts", tuple(texts))
     object.__setattr__(self, "_ids", ids)
 
   def encode(self, text: str) -> np.ndarray:
@@ -53,8 +67,8 @@ class Labels:
       raise UnknownSymbol(error.args[0]) from None
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of labels (blanks and repeats already gone), with single spaces between words."""
-    return " ".join("".join(self.symbols[i] for i in ids).split())
+    """Normalised text of labels (blanks and repeats already gone)."""
+    return normalise("".join(self._texts[i] for i in ids))
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the classes as JSON."""
@@ -69,7 +83,10 @@ class Labels:
     """
     try:
       found = json.loads(path.read_text())
-      return cls(tuple(found["symbols"]), int(found["blank_id"]))
+      labels = cls(tuple(found["symbols"]), int(found["blank_id"]), found["space"])
+      if not 0 <= labels.blank_id < len(labels.symbols):
+        raise ValueError(f"blank_id is {labels.blank_id} of {len(labels.symbols)} classes")
+      return labels
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(f"{path} does not hold the classes of a model: {error}") from error
 

@@ -1,6 +1,8 @@
 """A frozen acoustic model: what a student learns from, and what a finished run leaves behind."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxkd.errors import UserError
 from jaxkd.labels import Labels
+from jaxkd.models import huggingface, port
 from jaxkd.types import Batch, FrameOutput
 
 
@@ -37,7 +41,46 @@ class Teacher:
 
   def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
     """Logits f32[B, T, V] and mask bool[B, T] of audio (i16 or f32 in [-1, 1])[B, S] at 16 kHz."""
-    return nnx.merge(self.graphdef, self.params)(audio, audio_len)
+    return _apply(self.graphdef, self.params, audio, audio_len)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(graphdef, params, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
+  return nnx.merge(graphdef, params)(audio, audio_len)
+
+
+def from_huggingface(
+  source: str | os.PathLike,
+  pool: int = 1,
+  *,
+  dtype: str = "float32",
+  sharding: jax.sharding.Sharding | None = None,
+) -> Teacher:
+  """A HuBERT, wav2vec 2.0, WavLM or data2vec-audio model with a CTC head.
+
+  Args:
+    source: a folder with config.json, *.safetensors, vocab.json and preprocessor_config.json, or
+      org/name on the Hugging Face hub.
+    pool: frames (20 ms) that are max-pooled into one before the head; 2 in the paper.
+    dtype: of the arithmetic, "float32" or "bfloat16".
+    sharding: of the parameters; None for the default device.
+
+  Raises:
+    UserError: no such model, no CTC head, another architecture, a vocabulary without blank,
+      another sampling rate than 16 kHz, or weights that do not fit.
+  """
+  folder = huggingface.folder_of(os.fspath(source))
+  description = huggingface.read_description(folder)
+  config = huggingface.model_config(description, str(folder), pool=pool, dtype=dtype)
+  if not port.has_head(folder):
+    raise UserError(
+      f"{folder} has no CTC head (lm_head): it is pre-trained only; fine-tune it first: "
+      "python -m jaxkd.main --config=configs/teacher.py --help"
+    )
+  labels = huggingface.read_labels(folder)
+  params = port.load(folder, config, len(labels.symbols))
+  graphdef = port.structure(config, len(labels.symbols))[0]
+  return Teacher(graphdef, jax.device_put(params, sharding), labels)
 
 
 def log_prior(teacher: Teacher, batches: Iterable[Batch]) -> np.ndarray:
@@ -45,7 +88,7 @@ def log_prior(teacher: Teacher, batches: Iterable[Batch]) -> np.ndarray:
 
   @jax.jit
   def posterior_sum(params, batch):
-    out = nnx.merge(teacher.graphdef, params)(batch.audio, batch.audio_len)
+    out = dataclasses.replace(teacher, params=params)(batch.audio, batch.audio_len)
     logits = jnp.where(out.mask[..., None], out.logits, 0)
     posterior = jnp.where(out.mask[..., None], jax.nn.softmax(logits), 0)
     return posterior.sum((0, 1)), out.mask.sum()

@@ -36,18 +36,24 @@ class Linear(nnx.Module):
     return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
-class LayerNorm(nnx.Module):
-  """Over the last axis, in float32."""
+def standardise(x: jax.Array, axis: int = -1, eps: float = 1e-5) -> jax.Array:
+  """f32: x with zero mean and unit variance over an axis."""
+  y = x.astype(jnp.float32)
+  y = y - y.mean(axis, keepdims=True)
+  return y * jax.lax.rsqrt((y**2).mean(axis, keepdims=True) + eps)
 
-  def __init__(self, width: int):
+
+class LayerNorm(nnx.Module):
+  """Zero mean and unit variance in float32, then a scale and a bias for each channel."""
+
+  def __init__(self, width: int, eps: float = 1e-5):
     self.scale = nnx.Param(jnp.ones(width))
     self.bias = nnx.Param(jnp.zeros(width))
+    self.eps = eps
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt((y**2).mean(-1, keepdims=True) + 1e-5)
-    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+  def __call__(self, x: jax.Array, axis: int = -1) -> jax.Array:
+    """x[..., D], normalised over `axis`: the channels, or 1 for each channel over time."""
+    return (standardise(x, axis, self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):

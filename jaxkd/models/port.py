@@ -1,0 +1,248 @@
+"""Weights of `wav2vec2.Wav2Vec2CTC` by the names that Hugging Face transformers gives them."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxkd.errors import UserError
+from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
+
+# Ours, with {i} for an index; theirs, newest spelling first, with {layer} where ours is stacked;
+# how an array of theirs becomes ours.
+_CONV, _PROJECT, _ENCODER = "feature_extractor.conv_layers.{i}.", "feature_projection.", "encoder."
+_POSITION, _LAYER = "encoder.pos_conv_embed.", "encoder.layers.{layer}."
+_TABLE: dict[str, tuple[tuple[str, ...], str]] = {
+  "conv/{i}/kernel": ((_CONV + "conv.weight",), "conv"),
+  "conv/{i}/bias": ((_CONV + "conv.bias",), "same"),
+  "conv/{i}/norm/scale": ((_CONV + "layer_norm.weight",), "same"),
+  "conv/{i}/norm/bias": ((_CONV + "layer_norm.bias",), "same"),
+  "project_norm/scale": ((_PROJECT + "layer_norm.weight",), "same"),
+  "project_norm/bias": ((_PROJECT + "layer_norm.bias",), "same"),
+  "project/kernel": ((_PROJECT + "projection.weight",), "linear"),
+  "project/bias": ((_PROJECT + "projection.bias",), "same"),
+  "mask_embedding": (("masked_spec_embed",), "same"),
+  "positions/{i}/kernel": (
+    (
+      _POSITION + "conv.parametrizations.weight.original1",
+      _POSITION + "conv.weight_v",
+      _POSITION + "layers.{i}.conv.weight",
+    ),
+    "conv",
+  ),
+  "positions/{i}/gain": (
+    (_POSITION + "conv.parametrizations.weight.original0", _POSITION + "conv.weight_g"),
+    "gain",
+  ),
+  "positions/{i}/bias": ((_POSITION + "conv.bias", _POSITION + "layers.{i}.conv.bias"), "same"),
+  "norm/scale": ((_ENCODER + "layer_norm.weight",), "same"),
+  "norm/bias": ((_ENCODER + "layer_norm.bias",), "same"),
+  "distances": ((_ENCODER + "layers.0.attention.rel_attn_embed.weight",), "same"),
+  "layers/gate/kernel": ((_LAYER + "attention.gru_rel_pos_linear.weight",), "linear"),
+  "layers/gate/bias": ((_LAYER + "attention.gru_rel_pos_linear.bias",), "same"),
+  "layers/gate_scale": ((_LAYER + "attention.gru_rel_pos_const",), "heads"),
+  "layers/attention_norm/scale": ((_LAYER + "layer_norm.weight",), "same"),
+  "layers/attention_norm/bias": ((_LAYER + "layer_norm.bias",), "same"),
+  "layers/ff_norm/scale": ((_LAYER + "final_layer_norm.weight",), "same"),
+  "layers/ff_norm/bias": ((_LAYER + "final_layer_norm.bias",), "same"),
+  "head/kernel": (("lm_head.weight",), "linear"),
+  "head/bias": (("lm_head.bias",), "same"),
+}
+for _ours, _theirs in {
+  "query": "attention.q_proj",
+  "key": "attention.k_proj",
+  "value": "attention.v_proj",
+  "out": "attention.out_proj",
+  "inner": "feed_forward.intermediate_dense",
+  "outer": "feed_forward.output_dense",
+}.items():
+  _TABLE[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
+  _TABLE[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
+
+# kind -> (theirs to ours, ours to theirs)
+_KINDS = {
+  "same": (lambda x: x, lambda x: x),
+  "linear": (lambda x: x.T, lambda x: x.T),
+  "conv": (lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),  # [O, I, K]
+  "gain": (lambda x: x[0, 0], lambda x: x[None, None]),  # [1, 1, K]
+  "heads": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),  # [1, H, 1, 1]
+}
+_PREFIXES = {
+  "hubert": "hubert.",
+  "wav2vec2": "wav2vec2.",
+  "wavlm": "wavlm.",
+  "data2vec-audio": "data2vec_audio.",
+}
+# Of pre-training: no part of a CTC model.
+_PRETRAINING = ("quantizer.", "project_q.", "project_hid.", "final_proj.", "label_embs_concat")
+
+
+def structure(config: Wav2Vec2Config, classes: int):
+  """graphdef and abstract parameters (`nnx.split`) of a model."""
+  return nnx.split(nnx.eval_shape(lambda: Wav2Vec2CTC(config, classes, rngs=nnx.Rngs(0))))
+
+
+def load(
+  folder: pathlib.Path, config: Wav2Vec2Config, classes: int, *, fresh_head: bool = False
+) -> nnx.State:
+  """Parameters (NumPy, float32) from a folder's safetensors.
+
+  Args:
+    folder: with model.safetensors, or shards and their index.
+    config: of the model.
+    classes: of its head, the blank included.
+    fresh_head: a head that is not there or has other classes is drawn at random.
+
+  Raises:
+    UserError: no such file; weights that are missing, unused or of another shape, by name.
+  """
+  names = _read_names(folder)
+  prefix = _PREFIXES[config.family]
+  bare = {name.removeprefix(prefix): name for name in names}
+  leaves, tree = jax.tree_util.tree_flatten_with_path(structure(config, classes)[1])
+  found, used, missing, misshapen = [], set(), [], []
+  for path, leaf in leaves:
+    ours = _name(path)
+    theirs = _in_file(ours, config.layers, bare)
+    if theirs is None or (fresh_head and ours.startswith("head/")):
+      if not _may_be_fresh(ours, fresh_head):
+        missing.append(prefix + _spell(ours, config.layers)[0][0])
+      used.update(theirs or ())
+      found.append(_fresh(ours, leaf.shape))
+      continue
+    used.update(theirs)
+    arrays = [_KINDS[_entry(ours)[1]][0](names[bare[name]]()) for name in theirs]
+    array = np.stack(arrays) if ours.startswith("layers/") else arrays[0]
+    if array.shape != leaf.shape:
+      misshapen.append(f"{bare[theirs[0]]} ({_shape(array)} for {_shape(leaf)}, transposed)")
+    found.append(array.astype(np.float32))
+  unused = [n for b, n in bare.items() if b not in used and not b.startswith(_PRETRAINING)]
+  problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
+  if any(problems.values()):
+    listed = "; ".join(f"{what}: {_some(found)}" for what, found in problems.items() if found)
+    raise UserError(f"{folder}: the weights do not fit config.json: {listed}")
+  return jax.tree.unflatten(tree, found)
+
+
+def has_head(folder: pathlib.Path) -> bool:
+  """Whether a folder's weights have a CTC head.
+
+  Raises:
+    UserError: no weights there.
+  """
+  return "lm_head.weight" in _read_names(folder)
+
+
+def save(
+  folder: pathlib.Path, config: Wav2Vec2Config, params: nnx.State, *, mask_embedding: bool
+) -> None:
+  """Writes model.safetensors, as transformers' `save_pretrained` would name it.
+
+  Args:
+    folder: where.
+    config: of the model.
+    params: its parameters.
+    mask_embedding: whether the vector of masked frames is among them.
+  """
+  from safetensors.numpy import save_file
+
+  weights = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    ours = _name(path)
+    if ours == "mask_embedding" and not mask_embedding:
+      continue
+    convert = _KINDS[_entry(ours)[1]][1]
+    array = np.asarray(leaf, np.float32)
+    spellings = _spell(ours, config.layers)
+    names = spellings[-1 if config.family == "data2vec-audio" else 0]
+    for name, part in zip(names, array if ours.startswith("layers/") else (array,), strict=True):
+      prefix = "" if name.startswith("lm_head") else _PREFIXES[config.family]
+      weights[prefix + name] = np.ascontiguousarray(convert(part))
+  save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def _name(path) -> str:
+  """A leaf's path in the model, such as conv/0/kernel."""
+  return "/".join(str(p.key) for p in path if hasattr(p, "key"))
+
+
+def _entry(ours: str) -> tuple[tuple[str, ...], str]:
+  return _TABLE[re.sub(r"/\d+/", "/{i}/", ours)]
+
+
+def _spell(ours: str, layers: int) -> list[list[str]]:
+  """Every spelling of a leaf's name in files: a list of one name, or of one a layer."""
+  index = re.search(r"/(\d+)/", ours)
+  numbers = range(layers) if ours.startswith("layers/") else (0,)
+  return [
+    [theirs.format(i=index and index[1], layer=layer) for layer in numbers]
+    for theirs in _entry(ours)[0]
+  ]
+
+
+def _in_file(ours: str, layers: int, bare) -> list[str] | None:
+  """The spelling that a file has, if any."""
+  for names in _spell(ours, layers):
+    if all(name in bare for name in names):
+      return names
+  return None
+
+
+def _may_be_fresh(ours: str, fresh_head: bool) -> bool:
+  # Models without time masking have no vector for it.
+  return ours == "mask_embedding" or (fresh_head and ours.startswith("head/"))
+
+
+def _fresh(ours: str, shape) -> np.ndarray:
+  rng = np.random.default_rng(0)
+  if ours == "mask_embedding":
+    return rng.uniform(size=shape).astype(np.float32)
+  return (0.02 * rng.standard_normal(shape) * (len(shape) > 1)).astype(np.float32)
+
+
+def _read_names(folder: pathlib.Path) -> dict:
+  """Name → function that reads the array, over all safetensors files of a folder.
+
+  Raises:
+    UserError: none there, or damaged.
+  """
+  try:
+    from safetensors import SafetensorError, safe_open
+  except ImportError as error:
+    raise UserError(
+      "reading Hugging Face weights needs safetensors: pip install 'jaxkd[hf]'"
+    ) from error
+  paths = sorted(folder.glob("*.safetensors"))
+  if not paths:
+    old = sorted(p.name for p in folder.glob("*.bin"))
+    raise UserError(
+      f"{folder}: no *.safetensors in it"
+      + (f"; python -m jaxkd.convert {folder} makes one of {old[0]}" if old else "")
+    )
+  names = {}
+  for path in paths:
+    try:
+      file = safe_open(str(path), framework="numpy")
+      names |= {name: lambda name=name, file=file: _array(file, name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+      raise UserError(f"{path} cannot be read: {error}") from error
+  return names
+
+
+def _array(file, name: str) -> np.ndarray:
+  array = file.get_tensor(name)
+  if array.dtype.kind == "f" or array.dtype == jnp.bfloat16:
+    return array
+  raise UserError(f"{name} holds {array.dtype}: weights must be floating point")
+
+
+def _shape(array) -> str:
+  return "×".join(map(str, array.shape)) or "a number"
+
+
+def _some(names: list[str]) -> str:
+  more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+  return ", ".join(names[:4]) + more

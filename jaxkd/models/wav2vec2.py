@@ -1,0 +1,454 @@
+"""HuBERT, wav2vec 2.0, WavLM and data2vec-audio with a CTC head: one encoder in four families.
+
+Waveform → strided convolutions → projection → positional convolution → Transformer → classes, a
+frame every 20 ms. Every step is the one of Hugging Face transformers, down to its rounding of
+lengths; `port.py` has the names of the weights. Only `nnx.Param` leaves; no key means evaluation.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
+from jaxkd.models.layers import LayerNorm, Linear, dropout, standardise
+from jaxkd.types import FrameOutput
+
+ACTIVATIONS = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_new": jax.nn.gelu,
+  "gelu_pytorch_tanh": jax.nn.gelu,
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+  "swish": jax.nn.silu,
+}
+FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wav2Vec2Config:
+  """Structure, numerics and what is random in training.
+
+  Attributes:
+    family: one of FAMILIES.
+    width, layers, heads, ff_width: of the Transformer.
+    activation, conv_activation: of its feed-forward layers, and of every convolution.
+    conv_channels, conv_kernels, conv_strides: of the convolutions over the waveform.
+    conv_bias: whether they have one.
+    conv_norm: "layer", after each of them, or "group", each channel over time after the first.
+    projection_norm: layer norm before the projection.
+    position_kernel, position_groups, position_layers: of the positional convolution, in frames.
+    pre_norm: layer norms before the sublayers ("stable") instead of after them.
+    norm_eps: of the Transformer's layer norms.
+    buckets, max_distance: WavLM's relative positions.
+    normalise: zero mean and unit variance of every waveform.
+    mask_attention: whether padding is hidden from the Transformer. Models with group norm were
+      trained without, and change with padding.
+    pool: frames that are max-pooled into one before the head.
+    dtype: of the arithmetic; parameters, layer norms and logits are float32.
+    head_dropout, dropout, attention_dropout, activation_dropout, projection_dropout: rates.
+    layer_drop: probability that a layer is skipped.
+    time_mask, feature_mask: (probability, length, least number) of masked spans of frames, which
+      become a learnt vector, and of channels, which become 0 (wav2vec 2.0, appendix B).
+    freeze_conv: the convolutions over the waveform are not trained.
+  """
+
+  family: str
+  width: int
+  layers: int
+  heads: int
+  ff_width: int
+  activation: str
+  conv_activation: str
+  conv_channels: tuple[int, ...]
+  conv_kernels: tuple[int, ...]
+  conv_strides: tuple[int, ...]
+  conv_bias: bool
+  conv_norm: str
+  projection_norm: bool
+  position_kernel: int
+  position_groups: int
+  position_layers: int
+  pre_norm: bool
+  norm_eps: float
+  buckets: int
+  max_distance: int
+  normalise: bool
+  mask_attention: bool
+  pool: int
+  dtype: str
+  head_dropout: float
+  dropout: float
+  attention_dropout: float
+  activation_dropout: float
+  projection_dropout: float
+  layer_drop: float
+  time_mask: tuple[float, int, int]
+  feature_mask: tuple[float, int, int]
+  freeze_conv: bool = False
+
+  def frame_len(self, audio_len):
+    """20 ms frames of so many samples (ints or arrays), as transformers counts them."""
+    for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
+      audio_len = (audio_len - kernel) // stride + 1
+    return jnp.maximum(audio_len, 0) if isinstance(audio_len, jax.Array) else max(audio_len, 0)
+
+  @property
+  def min_samples(self) -> int:
+    """Samples of the first frame."""
+    samples = 1
+    for kernel, stride in zip(self.conv_kernels[::-1], self.conv_strides[::-1], strict=True):
+      samples = (samples - 1) * stride + kernel
+    return samples
+
+
+class ConvLayer(nnx.Module):
+  """One convolution over time with its norm: [B, N, I] to [B, (N - K) // stride + 1, O]."""
+
+  def __init__(self, config: Wav2Vec2Config, index: int, *, rngs: nnx.Rngs):
+    inputs = config.conv_channels[index - 1] if index else 1
+    outputs, kernel = config.conv_channels[index], config.conv_kernels[index]
+    he = nnx.initializers.he_normal()
+    self.kernel = nnx.Param(he(rngs.params(), (kernel, inputs, outputs)))
+    if config.conv_bias:
+      self.bias = nnx.Param(jnp.zeros(outputs))
+    self.over = config.conv_norm if config.conv_norm == "layer" or index == 0 else None
+    if self.over:
+      self.norm = LayerNorm(outputs)
+    self.stride, self.activation = config.conv_strides[index], config.conv_activation
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = convolve(x, self.kernel[...], stride=self.stride)
+    if hasattr(self, "bias"):
+      x = x + self.bias[...].astype(x.dtype)
+    if self.over == "layer":
+      x = self.norm(x)
+    elif self.over == "group":
+      x = self.norm(x, axis=1)
+    return ACTIVATIONS[self.activation](x)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride=1, padding=0, groups=1) -> jax.Array:
+  """Convolution over time of x[B, N, I] with kernel[K, I / groups, O], in the type of x."""
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel.astype(x.dtype),
+    (stride,),
+    [(padding, padding)],
+    dimension_numbers=("NWC", "WIO", "NWC"),
+    feature_group_count=groups,
+  )
+
+
+class PositionConv(nnx.Module):
+  """Grouped convolution over frames, weight-normalised for each of its taps except in data2vec."""
+
+  def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs):
+    width, taps, groups = config.width, config.position_kernel, config.position_groups
+    self.kernel = nnx.Param(
+      (4 / (taps * width)) ** 0.5 * jax.random.normal(rngs.params(), (taps, width // groups, width))
+    )
+    if config.family != "data2vec-audio":
+      self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.groups, self.activation = groups, config.conv_activation
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x[B, M, D] to the same shape."""
+    kernel, taps = self.kernel[...], self.kernel.shape[0]
+    if hasattr(self, "gain"):
+      norm = jnp.sqrt((kernel**2).sum((1, 2), keepdims=True))
+      kernel = kernel * (self.gain[...][:, None, None] / norm)
+    y = convolve(x, kernel, padding=taps // 2, groups=self.groups)[:, : x.shape[1]]
+    y = y + self.bias[...].astype(y.dtype)
+    if not hasattr(self, "gain"):
+      y = standardise(y).astype(x.dtype)
+    return ACTIVATIONS[self.activation](y)
+
+
+class Layer(nnx.Module):
+  """Self-attention and a feed-forward layer, each with a residual and a layer norm."""
+
+  def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs):
+    width = config.width
+    self.query = Linear(width, width, rngs=rngs)
+    self.key = Linear(width, width, rngs=rngs)
+    self.value = Linear(width, width, rngs=rngs)
+    self.out = Linear(width, width, rngs=rngs)
+    self.attention_norm = LayerNorm(width, config.norm_eps)
+    self.inner = Linear(width, config.ff_width, rngs=rngs)
+    self.outer = Linear(config.ff_width, width, rngs=rngs)
+    self.ff_norm = LayerNorm(width, config.norm_eps)
+    if config.family == "wavlm":
+      self.gate = Linear(width // config.heads, 8, rngs=rngs)
+      self.gate_scale = nnx.Param(jnp.ones(config.heads))
+    self.config = config
+
+  def __call__(self, x: jax.Array, mask, distance_bias, key: jax.Array | None) -> jax.Array:
+    """x[B, M, D] to the same shape.
+
+    Args:
+      x: frames.
+      mask: bool[B, M], True for frames that may be attended to; None for all.
+      distance_bias: WavLM's f32[H, M, M]; None elsewhere.
+      key: for dropout; None is evaluation.
+    """
+    config = self.config
+    keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+    y = self.attention_norm(x) if config.pre_norm else x
+    x = x + dropout(self._attend(y, mask, distance_bias, keys[0]), config.dropout, keys[1])
+    if not config.pre_norm:
+      x = self.attention_norm(x)
+    y = self.ff_norm(x) if config.pre_norm else x
+    y = ACTIVATIONS[config.activation](self.inner(y))
+    y = self.outer(dropout(y, config.activation_dropout, keys[2]))
+    x = x + dropout(y, config.dropout, keys[3])
+    return x if config.pre_norm else self.ff_norm(x)
+
+  def _attend(self, x, mask, distance_bias, key):
+    heads = (*x.shape[:2], self.config.heads, -1)
+    q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
+    bias = None
+    if distance_bias is not None:
+      bias = (self._gate(x.reshape(heads))[..., None] * distance_bias).astype(x.dtype)
+    mixed = attention(q, k, v, bias, mask, self.config.attention_dropout, key)
+    return self.out(mixed.reshape(x.shape))
+
+  def _gate(self, x: jax.Array) -> jax.Array:
+    """f32[B, H, M] of x[B, M, H, D / H]: how much of the distance bias a query takes (WavLM)."""
+    pairs = self.gate(x).astype(jnp.float32).reshape(*x.shape[:3], 2, 4).sum(-1)
+    a, b = jnp.moveaxis(jax.nn.sigmoid(pairs), -1, 0)
+    return (a * (b * self.gate_scale[...] - 1) + 2).swapaxes(1, 2)
+
+
+def attention(q, k, v, bias, mask, rate: float, key: jax.Array | None) -> jax.Array:
+  """Softmax attention of q, k, v[B, M, H, D / H], with dropout of its weights where there is a key.
+
+  Args:
+    q, k, v: queries, keys, values.
+    bias: [B, H, M, M] added to the scores, or None.
+    mask: bool[B, M], True for keys that are attended to; None for all.
+    rate: of the dropout.
+    key: None is evaluation.
+  """
+  mask = None if mask is None else mask[:, None, None]
+  if key is None or rate == 0:
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask)
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+  if bias is not None:
+    scores += bias
+  if mask is not None:
+    scores = jnp.where(mask, scores, -1e9)
+  weights = dropout(jax.nn.softmax(scores), rate, key).astype(q.dtype)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+class Wav2Vec2CTC(nnx.Module):
+  """Audio → class logits of every frame (20 ms, times `config.pool`)."""
+
+  def __init__(self, config: Wav2Vec2Config, classes: int, *, rngs: nnx.Rngs):
+    """Draws parameters from `rngs.params`; `classes` includes the blank."""
+    convs = range(len(config.conv_channels))
+    self.conv = nnx.List([ConvLayer(config, i, rngs=rngs) for i in convs])
+    if config.projection_norm:
+      self.project_norm = LayerNorm(config.conv_channels[-1], config.norm_eps)
+    self.project = Linear(config.conv_channels[-1], config.width, rngs=rngs)
+    self.mask_embedding = nnx.Param(jax.random.uniform(rngs.params(), (config.width,)))
+    self.positions = nnx.List(
+      [PositionConv(config, rngs=rngs) for _ in range(config.position_layers)]
+    )
+    self.norm = LayerNorm(config.width, config.norm_eps)
+    if config.family == "wavlm":
+      self.distances = nnx.Param(
+        0.02 * jax.random.normal(rngs.params(), (config.buckets, config.heads))
+      )
+    make = lambda key: Layer(config, rngs=nnx.Rngs(params=key))
+    self.layers = nnx.vmap(make)(jax.random.split(rngs.params(), config.layers))
+    self.head = Linear(config.width, classes, rngs=rngs)
+    self.config = config
+
+  def __call__(
+    self,
+    audio: jax.Array,
+    audio_len: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    spec_augment: None = None,
+    augment_on: jax.Array | bool = True,
+  ) -> FrameOutput:
+    """Logits of every frame.
+
+    Args:
+      audio: i16[B, S], or float[B, S] in [-1, 1], 16 kHz; padding may hold anything.
+      audio_len: i32[B], real samples; a row of less than 25 ms has no real frame.
+      key: for dropout, layer drop and the family's own masks; None is evaluation.
+      spec_augment: None: there are no log-mel features to mask.
+      augment_on: bool[], whether spans are masked.
+
+    Returns:
+      Logits f32[B, T, V] and mask bool[B, T], T = ceil(frame_len(S) / pool).
+    """
+    del spec_augment
+    config = self.config
+    mask_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+    x = self.conv_features(waveform(audio, audio_len, config))
+    mask = length_mask(config.frame_len(audio_len), x.shape[1])
+    x = self.embed(x, dropout_key)
+    if key is not None:
+      masked = self._mask_spans(x, mask, mask_key)
+      x = jnp.where(augment_on, masked, x)
+    x = self.encode(x, mask if config.mask_attention else None, dropout_key)
+    x, mask = max_pool_frames(x, mask, config.pool)
+    head_key = None if key is None else jax.random.fold_in(dropout_key, 3)
+    x = dropout(x, config.head_dropout, head_key)
+    return FrameOutput(self.head(x).astype(jnp.float32), mask)
+
+  def conv_features(self, audio: jax.Array) -> jax.Array:
+    """[B, M, C] of a waveform f32[B, S] that `waveform` has made."""
+    x = audio[..., None].astype(self.config.dtype)
+    for layer in self.conv:
+      x = layer(x)
+    return jax.lax.stop_gradient(x) if self.config.freeze_conv else x
+
+  def embed(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """[B, M, C] of the convolutions to [B, M, D]."""
+    if self.config.projection_norm:
+      x = self.project_norm(x)
+    key = None if key is None else jax.random.fold_in(key, 0)
+    return dropout(self.project(x), self.config.projection_dropout, key)
+
+  def _mask_spans(self, x, mask, key):
+    config, (time_key, feature_key) = self.config, jax.random.split(key)
+    embedding = self.mask_embedding[...].astype(x.dtype)
+    x = jnp.where(spans(time_key, mask, *config.time_mask)[..., None], embedding, x)
+    channels = jnp.ones((x.shape[0], x.shape[2]), bool)
+    return jnp.where(spans(feature_key, channels, *config.feature_mask)[:, None], 0, x)
+
+  def encode(self, x: jax.Array, mask, key: jax.Array | None = None) -> jax.Array:
+    """Positions and Transformer on x[B, M, D]; `mask` bool[B, M] or None hides padding."""
+    config = self.config
+    if mask is not None:
+      x = zero_padding(x, mask)
+    y = x
+    for layer in self.positions:
+      y = layer(y)
+    x = x + y
+    if not config.pre_norm:
+      x = self.norm(x)
+    keys = None
+    if key is not None:
+      x = dropout(x, config.dropout, jax.random.fold_in(key, 1))
+      keys = jax.random.split(jax.random.fold_in(key, 2), config.layers)
+    x = self._run_layers(x, mask, keys)
+    return self.norm(x) if config.pre_norm else x
+
+  def _run_layers(self, x, mask, keys):
+    """One scan over the stacked layers: compile time does not grow with depth."""
+    config = self.config
+    graphdef, params = nnx.split(self.layers)
+    bias = None
+    if config.family == "wavlm":
+      bias = distance_bias(self.distances[...], x.shape[1], config.max_distance)
+
+    def step(x, inputs):
+      index, layer_params, key = inputs
+      run = lambda x: nnx.merge(graphdef, layer_params)(x, mask, bias, key)
+      if key is None or config.layer_drop == 0:
+        return run(x), None
+      skip = jax.random.bernoulli(jax.random.fold_in(key, 4), config.layer_drop)
+      if config.family == "wavlm":  # its first layer is never skipped
+        skip &= index > 0
+      return jax.lax.cond(skip, lambda x: x, run, x), None
+
+    return jax.lax.scan(step, x, (jnp.arange(config.layers), params, keys))[0]
+
+
+def waveform(audio: jax.Array, audio_len: jax.Array, config: Wav2Vec2Config) -> jax.Array:
+  """f32[B, max(S, samples of a frame)]: what the convolutions read, with padding at 0.
+
+  Args:
+    audio: i16[B, S], or float[B, S] in [-1, 1]; padding may hold anything.
+    audio_len: i32[B], real samples.
+    config: with `normalise`, real samples get zero mean and unit variance.
+  """
+  scale = 1 / 32768 if jnp.issubdtype(audio.dtype, jnp.integer) else 1
+  real = length_mask(audio_len, audio.shape[1])
+  audio = jnp.where(real, audio.astype(jnp.float32) * scale, 0)
+  if config.normalise:
+    count = jnp.maximum(audio_len, 1)[:, None]
+    centred = jnp.where(real, audio - audio.sum(-1, keepdims=True) / count, 0)
+    variance = (centred**2).sum(-1, keepdims=True) / count
+    audio = centred * jax.lax.rsqrt(variance + 1e-7)
+  return jnp.pad(audio, ((0, 0), (0, max(0, config.min_samples - audio.shape[1]))))
+
+
+def spans(
+  key: jax.Array, mask: jax.Array, probability: float, length: int, least: int
+) -> jax.Array:
+  """bool[B, M]: random spans of real positions, as many as transformers would mask.
+
+  A row of n real positions gets probability · n / length spans, rounded up or down at random, at
+  least `least`, with different first positions; they may overlap. A draw does not depend on
+  padding.
+
+  Args:
+    key: typed key.
+    mask: bool[B, M], True for real positions, which come first.
+    probability: upper bound of the masked share.
+    length: of a span.
+    least: spans in every row that has room for one.
+  """
+  if probability == 0:
+    return jnp.zeros_like(mask)
+  round_key, start_key = jax.random.split(key)
+  rounding = jax.random.uniform(round_key)
+
+  def row(mask, key):
+    real = mask.sum(dtype=jnp.int32)
+    starts = jnp.maximum(real - length + 1, 0)
+    count = jnp.int32(probability * real / length + rounding)
+    count = jnp.minimum(jnp.maximum(count, least), jnp.minimum(starts, real // length))
+    positions = jnp.arange(mask.shape[0])
+    scores = jax.random.uniform(key, mask.shape)
+    scores = jnp.where(positions < starts, scores, 2.0)
+    rank = jnp.argsort(jnp.argsort(scores))
+    return dilate(rank < count, before=0, after=length - 1)
+
+  return jax.vmap(row)(mask, jax.random.split(start_key, mask.shape[0])) & mask
+
+
+def distance_bias(table: jax.Array, frames: int, max_distance: int) -> jax.Array:
+  """f32[H, M, M] of f32[buckets, H]: WavLM's bias for each query and key, by their distance.
+
+  Half of the buckets are for keys ahead; half of each half are exact distances, the others grow
+  with the logarithm up to `max_distance` frames.
+  """
+  half = table.shape[0] // 2
+  exact = half // 2
+  distance = np.arange(frames)[None] - np.arange(frames)[:, None]
+  near = np.abs(distance).astype(np.float32)
+  with np.errstate(divide="ignore"):
+    far = np.log(near / np.float32(exact)) / np.float32(np.log(max_distance / exact))
+  far = np.maximum(far, 0) * (half - exact)
+  bucket = np.where(near < exact, near, np.minimum(exact + far.astype(np.int64), half - 1))
+  bucket = bucket.astype(np.int32) + half * (distance > 0)
+  return jnp.moveaxis(table[bucket], -1, 0)
+
+
+def max_pool_frames(x: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+  """Largest of every `size` real frames: x[B, M, D], bool[B, M] to [B, T, D], bool[B, T].
+
+  The last block may be smaller; a block without any real frame is 0.
+  """
+  if size == 1:
+    return x, mask
+  blocks = strided_len(x.shape[1], size)
+  more = blocks * size - x.shape[1]
+  mask = jnp.pad(mask, ((0, 0), (0, more)))
+  x = jnp.where(mask[..., None], jnp.pad(x, ((0, 0), (0, more), (0, 0))), -jnp.inf)
+  mask = mask.reshape(-1, blocks, size).any(-1)
+  x = x.reshape(x.shape[0], blocks, size, -1).max(2)
+  return zero_padding(x, mask), mask
