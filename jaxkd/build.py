@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +12,22 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, console, mesh, optim, selection, workdir
+from jaxkd import blueprint, console, mesh, optim, selection, workdir
 from jaxkd import config as config_lib
 from jaxkd import step as step_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.augment import SpecAugment
+from jaxkd.blueprint import Blueprint
 from jaxkd.data import pipeline, plan
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Source, open_source
 from jaxkd.errors import UserError
-from jaxkd.features import LogMel
-from jaxkd.labels import Labels, characters
-from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.labels import Labels
 from jaxkd.teacher import Teacher
 
-FINAL = pathlib.Path("checkpoints", "final")
+LOG_PRIOR = "log_prior.json"
+# Convolutions without padding lose what is shorter than their window.
+_FRAME_SLACK = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +62,8 @@ class Run:
   """Everything that training needs; nothing in it reads the config again.
 
   Attributes:
-    create: typed key → a fresh student.
-    graphdef: its structure.
+    blueprint: of the student.
     teacher: frozen, or None.
-    labels: classes of student and teacher.
     objective, optimizer, schedule: what `step` and the log need.
     data: the opened splits.
     shapes: of training batches.
@@ -79,10 +76,8 @@ class Run:
   workdir: pathlib.Path
   seed: int
   mesh: jax.sharding.Mesh
-  create: Callable[[jax.Array], nnx.Module]
-  graphdef: Any
+  blueprint: Blueprint
   teacher: Teacher | None
-  labels: Labels
   objective: step_lib.Objective
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
@@ -109,7 +104,7 @@ class Run:
     return pipeline.batches(
       self.data.train,
       planned,
-      labels=self.labels if self.reads_text else None,
+      labels=self.blueprint.labels if self.reads_text else None,
       seed=self.seed,
       epoch=epoch,
       noise_db=self.noise_db,
@@ -120,14 +115,11 @@ class Run:
   def init_state(self) -> step_lib.TrainState:
     """A fresh student and optimiser on every device of the mesh."""
     key = jax.random.fold_in(jax.random.key(self.seed), 0x57D)
-
-    def init():
-      params = nnx.state(self.create(key), nnx.Param)
-      return step_lib.TrainState(
-        params, self.optimizer.init(params), jnp.zeros((), jnp.int32), step_lib.Terms.zero()
-      )
-
-    return jax.jit(init, out_shardings=mesh.replicated(self.mesh))()
+    everywhere = mesh.replicated(self.mesh)
+    params = jax.device_put(self.blueprint.params(key), everywhere)
+    rest = lambda: (jnp.zeros((), jnp.int32), step_lib.Terms.zero())
+    opt_state = jax.jit(self.optimizer.init, out_shardings=everywhere)(params)
+    return step_lib.TrainState(params, opt_state, *jax.jit(rest, out_shardings=everywhere)())
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -145,11 +137,12 @@ def open_data(config: ConfigDict) -> Data:
     if spec and spec not in opened:
       opened[spec] = open_split(config, spec)
   data = Data(**{name: opened.get(specs.get(name, "")) for name in Data.__annotations__})
-  labels = characters(config.labels.alphabet)
-  if config.teacher.source == "train":
+  source = config.teacher.source
+  if source == "train":
+    labels = blueprint.own_labels(config_lib.for_teacher(config))
     pipeline.check_texts(data.teacher_train, labels)
-  elif config.teacher.source != "none":
-    labels = finished_labels(pathlib.Path(config.teacher.source))
+  else:
+    labels = blueprint.own_labels(config) if source == "none" else blueprint.teacher_labels(source)
   if config.kd.scale < 1:
     pipeline.check_texts(data.train, labels)
   return data
@@ -181,63 +174,40 @@ def teacher_workdir(config: ConfigDict, data: Data, beside: pathlib.Path) -> pat
   return beside.parent / f"teacher-{config.recipe}-{digest}"
 
 
-def make_model(config: ConfigDict, labels: Labels) -> Callable[[jax.Array], nnx.Module]:
-  """Typed key → the model that `config.student` describes."""
-  settings = ConformerConfig(dtype=config.dtype, **_tuples(config.student))
-  features = LogMel(**config.features)
-  return lambda key: ConformerCTC(
-    settings, features, len(labels.symbols), rngs=nnx.Rngs(params=key)
+def load_teacher(config: ConfigDict, source: str) -> Teacher:
+  """The frozen teacher at `source`, a workdir or a Hugging Face model.
+
+  Raises:
+    UserError: no teacher there, or one that cannot be used.
+  """
+  return blueprint.load_teacher(
+    source, pool=config.teacher.pool, dtype=config.dtype, devices=mesh.make_mesh()
   )
 
 
-def _tuples(block: ConfigDict) -> dict:
-  """A block's fields with every list as a tuple, since static settings must be hashable."""
-  deep = lambda x: tuple(deep(y) for y in x) if isinstance(x, (list, tuple)) else x
-  return {name: deep(value) for name, value in block.items()}
-
-
-def finished_labels(folder: pathlib.Path) -> Labels:
-  """Classes of a finished run's student.
-
-  Raises:
-    UserError: not the workdir of a finished run.
-  """
-  if not (folder / "results.json").exists():
-    raise UserError(
-      f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
-    )
-  return Labels.load(folder / "labels.json")
-
-
-def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[ConfigDict, Teacher]:
-  """Config and final student of a finished run's workdir.
-
-  Raises:
-    UserError: not the workdir of a finished run.
-  """
-  labels = finished_labels(folder)
-  config = ConfigDict(workdir.read_json(folder / "config.json"))
-  create = make_model(config, labels)
-  graphdef, like = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
-  everywhere = mesh.replicated(devices)
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
-  return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
-
-
-def build(config: ConfigDict, data: Data, teacher: Teacher | None, folder: pathlib.Path) -> Run:
+def build(
+  config: ConfigDict,
+  data: Data,
+  teacher: Teacher | None,
+  teacher_folder: pathlib.Path | None,
+  folder: pathlib.Path,
+) -> Run:
   """Assembles a run.
 
   Args:
     config: checked.
     data: opened by `open_data`.
     teacher: frozen, or None where `teacher.source` is "none".
+    teacher_folder: where it lies.
     folder: the workdir.
 
   Raises:
-    UserError: transcripts that the teacher's vocabulary cannot write, where they are needed.
+    UserError: transcripts that the teacher's vocabulary cannot write, where they are needed; a
+      teacher whose frames are not the student's.
   """
   devices = mesh.make_mesh()
-  labels = teacher.vocabulary if teacher else characters(config.labels.alphabet)
+  labels = teacher.vocabulary if teacher else blueprint.own_labels(config)
+  student = blueprint.make(config, labels)
   reads_text = config.kd.scale < 1
   if reads_text:
     pipeline.check_texts(data.train, labels)
@@ -247,26 +217,25 @@ def build(config: ConfigDict, data: Data, teacher: Teacher | None, folder: pathl
   first_plan = plan.epoch_plan(
     data.train.durations, train_shapes, seed=config.seed, epoch=0, **plan_options
   )
-  schedule = optim.three_part_schedule(
-    training.lr, training.lr_parts, training.epochs * len(first_plan)
-  )
+  if teacher is not None:
+    _check_frames(student.graphdef, student.params, teacher, train_shapes[-1])
+  updates = max(1, training.epochs * len(first_plan) // training.accumulate)
+  schedule = optim.three_part_schedule(training.lr, training.lr_parts, updates)
   optimizer = optim.make_optimizer(
     training.optimizer,
     schedule,
-    **{k: training[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm")},
+    frozen=student.frozen,
+    **{k: training[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm", "accumulate")},
   )
-  create = make_model(config, labels)
   return Run(
     workdir=folder,
     seed=config.seed,
     mesh=devices,
-    create=create,
-    graphdef=nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))[0],
+    blueprint=student,
     teacher=teacher,
-    labels=labels,
-    objective=_objective(config, data, teacher, labels, folder, devices),
+    objective=_objective(config, data, teacher, labels, teacher_folder, folder, devices),
     optimizer=optimizer,
-    schedule=schedule,
+    schedule=lambda step: schedule(step // training.accumulate),
     data=data,
     shapes=train_shapes,
     eval_shapes=_eval_shapes(data, devices),
@@ -279,6 +248,20 @@ def build(config: ConfigDict, data: Data, teacher: Teacher | None, folder: pathl
     plan_options=plan_options,
     noise_db=tuple(training.noise_db) or None,
   )
+
+
+def _check_frames(graphdef, params, teacher: Teacher, shape: plan.Shape) -> None:
+  """Student and teacher must say as much of an utterance, but for a frame at its end."""
+  audio = jax.ShapeDtypeStruct((1, shape.samples), jnp.int16)
+  audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
+  run = lambda params, *audio: nnx.merge(graphdef, params)(*audio)
+  student = jax.eval_shape(run, jax.eval_shape(params, jax.random.key(0)), audio, audio_len)
+  frames = jax.eval_shape(teacher, audio, audio_len).mask.shape[1], student.mask.shape[1]
+  if abs(frames[0] - frames[1]) > _FRAME_SLACK:
+    raise UserError(
+      f"the teacher has {frames[0]} frames where the student has {frames[1]}: set "
+      "config.teacher.pool so that both are as long (2 for a teacher of 20 ms and a student of 40)"
+    )
 
 
 def _shapes(training: ConfigDict, source: Source, labels: Labels | None, devices):
@@ -310,7 +293,9 @@ def _eval_shapes(data: Data, devices) -> tuple[plan.Shape, ...]:
   return eval_shapes(np.concatenate(durations), devices) if durations else ()
 
 
-def _objective(config, data, teacher, labels, folder, devices) -> step_lib.Objective:
+def _objective(
+  config, data, teacher, labels, teacher_folder, folder, devices
+) -> step_lib.Objective:
   training = config.training
   masks = None
   if training.spec_augment:
@@ -321,7 +306,9 @@ def _objective(config, data, teacher, labels, folder, devices) -> step_lib.Objec
   if config.kd.scale > 0:
     log_prior = None
     if config.kd.selection.get("prior_scale", 0.0) > 0:
-      log_prior = _log_prior(teacher, data.train, folder / "log_prior.json", devices)
+      known = teacher_folder / LOG_PRIOR
+      path = known if known.exists() else folder / LOG_PRIOR
+      log_prior = estimate_log_prior(teacher, data.train, path, devices)
     select = make_selector(config.kd, labels.blank_id, log_prior)
   return step_lib.Objective(
     scale=config.kd.scale,
@@ -333,13 +320,15 @@ def _objective(config, data, teacher, labels, folder, devices) -> step_lib.Objec
   )
 
 
-def _log_prior(teacher: Teacher, source: Source, path: pathlib.Path, devices) -> jax.Array:
-  """f32[V]: log of the teacher's mean posterior over all frames of a source, kept in a file."""
+def estimate_log_prior(
+  model: Teacher, source: Source, path: pathlib.Path, devices: jax.sharding.Mesh
+) -> jax.Array:
+  """f32[V]: log of a model's mean posterior over all frames of a source, kept in a JSON file."""
   if not path.exists():
     planned = plan.evaluation_plan(source.durations, eval_shapes(source.durations, devices))
-    with console.progress("teacher's prior", len(planned)) as update:
+    with console.progress("log prior", len(planned)) as update:
       batches = (h.batch for h in pipeline.batches(source, planned) if update() is None)
-      prior = teacher_lib.log_prior(teacher, (mesh.put_batch(b, devices) for b in batches))
+      prior = teacher_lib.log_prior(model, (mesh.put_batch(b, devices) for b in batches))
     workdir.write_json(path, prior.tolist())
   return jnp.array(workdir.read_json(path), jnp.float32)
 

@@ -10,7 +10,9 @@ import string
 
 from ml_collections import ConfigDict
 
+from jaxkd import recipes
 from jaxkd.errors import UserError
+from jaxkd.recipes import RECIPES
 
 ALPHABET = " '" + string.ascii_lowercase
 
@@ -27,52 +29,6 @@ SELECTIONS = {
 CORPORA = ("demo", "digits", "prompts")
 TFDS_CORPORA = ("librispeech", "tedlium")  # corpus:split, with splits as TFDS names them
 SPLITS = ("train", "unlabelled", "dev", "test")
-
-
-def _conformer(layers, width, heads, dropout, channels, pool) -> ConfigDict:
-  return ConfigDict(
-    dict(
-      layers=layers,
-      width=width,
-      heads=heads,
-      ff_mult=4,
-      conv_kernel=31,  # output frames
-      dropout=dropout,
-      rel_clip=16,  # output frames; farther positions share one embedding
-      frontend_channels=channels,
-      frontend_pool=pool,  # (time, mel) after convolution 2 and after convolution 4
-    )
-  )
-
-
-def _training(**changes) -> ConfigDict:
-  """How one model is trained; the student and a teacher that is trained here have one each."""
-  training = ConfigDict(
-    dict(
-      epochs=100,
-      batch_seconds=180.0,  # audio in a global batch, padding included
-      buckets=8,  # shapes that utterances are padded to; each is compiled once
-      join_seconds=0.0,  # > 0: utterances are joined at random into rows of at most this length
-      speeds=(1.0,),  # an utterance's speed factor is drawn from these every epoch
-      noise_db=(),  # (low, high): white noise relative to the row's peak; () for none
-      optimizer="radam",
-      lr=(7e-6, 5e-4, 5e-5, 1e-7),  # piecewise linear between these ...
-      lr_parts=(0.44, 0.44, 0.12),  # ... over these shares of all steps
-      b1=0.9,
-      b2=0.999,
-      eps=1e-16,
-      weight_decay=0.01,  # decoupled, times the learning rate
-      clip_norm=1.0,  # global gradient norm; 0 for no clipping
-      spec_augment=True,
-      spec_augment_from_epoch=0,
-      time_mask_frames=20,  # of 10 ms
-      freq_mask_bins=8,
-      eval_every_epochs=1,
-      average=4,  # the student is the average of this many best checkpoints
-    )
-  )
-  training.update(changes)
-  return training
 
 
 def base(recipe: str = "demo") -> ConfigDict:
@@ -99,7 +55,7 @@ def base(recipe: str = "demo") -> ConfigDict:
         teacher_train="",  # transcribed; read only where the teacher is trained here
         dev="",  # "" for none: the last checkpoints are averaged instead of the best
         test="",
-        root="",  # folder of the digits or prompts corpus
+        root="",  # folder of the digits or prompts corpus, or TFDS's data_dir
         split_by="index",  # of the digits corpus: index or speaker
         workers=0,  # processes that decode audio; 0 decodes in threads of this one
       ),
@@ -111,11 +67,14 @@ def base(recipe: str = "demo") -> ConfigDict:
         high_hz=7600.0,
         normalise="none",  # none (the paper's) or utterance
       ),
-      student=_conformer(12, 384, 8, 0.2, (32, 64, 64, 32), ((2, 1), (2, 1))),
+      student=recipes.conformer(12, 384, 8, 0.2, (32, 64, 64, 32), ((2, 1), (2, 1))),
       teacher=dict(
-        source="train",  # train (here, from transcripts), the workdir of a finished run, or none
-        model=_conformer(12, 512, 8, 0.1, (32, 64, 64, 32), ((2, 1), (2, 1))),
-        training=_training(),
+        # train (here, from transcripts), the workdir of a finished run, a folder in Hugging Face's
+        # layout, org/name on its hub, or none
+        source="train",
+        pool=2,  # 20 ms frames of a Hugging Face model that are max-pooled into one
+        model=recipes.conformer(12, 512, 8, 0.1, (32, 64, 64, 32), ((2, 1), (2, 1))),
+        training=recipes.training(),
       ),
       kd=dict(
         scale=1.0,  # of the distillation loss; CTC gets 1 - scale. The paper: 0.25, 0.9, 1.0
@@ -125,76 +84,12 @@ def base(recipe: str = "demo") -> ConfigDict:
         stop_epoch=0,  # > 0: all frames from this epoch on
         grow_epochs=0,  # > 0: n, before and after are multiplied by epoch // grow_epochs
       ),
-      training=_training(),
+      training=recipes.training(),
       checkpoint=dict(every_steps=500),  # besides every evaluation
     )
   )
   RECIPES[recipe](config)
   return config.lock()
-
-
-def _small(config: ConfigDict) -> None:
-  """Models and schedules that take minutes on two CPU cores."""
-  config.features.update(mels=40, normalise="utterance")
-  channels, pool = (8, 8, 16, 16), ((2, 2), (2, 2))
-  config.student = _conformer(3, 64, 4, 0.05, channels, pool)
-  config.student.conv_kernel = 15
-  config.teacher.model = _conformer(3, 112, 4, 0.1, channels, pool)
-  config.teacher.model.conv_kernel = 15
-  common = dict(
-    optimizer="adamw",
-    b2=0.98,
-    eps=1e-8,
-    lr_parts=(0.1, 0.75, 0.15),
-    batch_seconds=40.0,
-    buckets=2,
-    speeds=(0.9, 1.0, 1.1),
-    noise_db=(-65.0, -45.0),
-  )
-  config.training = _training(
-    epochs=20, join_seconds=6.0, lr=(1e-4, 3e-3, 3e-4, 1e-6), spec_augment=False, **common
-  )
-  config.teacher.training = _training(
-    epochs=24,
-    join_seconds=6.0,
-    lr=(1e-4, 2e-3, 2e-4, 1e-6),
-    spec_augment_from_epoch=10,
-    **common,
-  )
-
-
-def _corpus(name: str):
-  def recipe(config: ConfigDict) -> None:
-    _small(config)
-    config.data.update(
-      train="auto",  # unlabelled where kd.scale is 1, else train: see resolve_train
-      teacher_train=f"{name}:train",
-      dev=f"{name}:dev",
-      test=f"{name}:test",
-    )
-
-  return recipe
-
-
-def _demo(config: ConfigDict) -> None:
-  _corpus("demo")(config)
-  config.teacher.training.update(epochs=13, batch_seconds=30.0, spec_augment_from_epoch=8)
-  config.training.epochs = 8
-
-
-def _prompts(config: ConfigDict) -> None:
-  _corpus("prompts")(config)
-  # A few prompts are long: rows of one length hold them, and the short ones joined.
-  for training in (config.training, config.teacher.training):
-    training.join_seconds = 30.0
-
-
-RECIPES = {
-  "demo": _demo,
-  "manifest": _small,
-  "digits": _corpus("digits"),
-  "prompts": _prompts,
-}
 
 
 def train_data(config: ConfigDict) -> str:
@@ -230,21 +125,7 @@ def check(config: ConfigDict) -> None:
   for path in ("training", "teacher.training"):
     _check_training(path, _get(config, path))
   for path in ("student", "teacher.model"):
-    model = _get(config, path)
-    _require(model.width % model.heads == 0, f"{path}.width", model.width, "a multiple of heads")
-    _require(model.conv_kernel % 2 == 1, f"{path}.conv_kernel", model.conv_kernel, "odd")
-    _require(
-      len(model.frontend_channels) == 4,
-      f"{path}.frontend_channels",
-      model.frontend_channels,
-      "four channel counts",
-    )
-    _require(
-      tuple(p[0] for p in model.frontend_pool) == (2, 2),
-      f"{path}.frontend_pool",
-      model.frontend_pool,
-      "two (2, mel) pairs: 10 ms features become 40 ms frames",
-    )
+    _check_model(path, _get(config, path))
   alphabet = config.labels.alphabet
   _require(
     0 < len(set(alphabet)) == len(alphabet), "labels.alphabet", alphabet, "characters, each once"
@@ -274,15 +155,15 @@ _RANGES = {
   "kd.start_epoch": (0, math.inf),
   "kd.stop_epoch": (0, math.inf),
   "kd.grow_epochs": (0, math.inf),
+  "teacher.pool": (1, 16),
   "data.workers": (0, 256),
   "checkpoint.every_steps": (1, math.inf),
   "features.mels": (8, 256),
   "features.low_hz": (0.0, 8000.0),
   "features.high_hz": (0.0, 8000.0),
-} | {
-  f"{model}.{field}": limits
-  for model in ("student", "teacher.model")
-  for field, limits in {
+}
+_MODEL_RANGES = {
+  "conformer": {
     "layers": (1, 1000),
     "width": (4, 1e5),
     "heads": (1, 1000),
@@ -290,14 +171,51 @@ _RANGES = {
     "conv_kernel": (1, 1001),
     "dropout": (0.0, 0.95),
     "rel_clip": (1, 1e5),
-  }.items()
+  },
+  "huggingface": {"pool": (1, 16), "dropout": (0.0, 0.95)},
 }
+
+
+def _check_model(path: str, model: ConfigDict) -> None:
+  for field, (low, high) in _MODEL_RANGES[model.name].items():
+    _check_range(f"{path}.{field}", model[field], low, high)
+  if model.name == "huggingface":
+    return
+  _require(model.width % model.heads == 0, f"{path}.width", model.width, "a multiple of heads")
+  _require(model.conv_kernel % 2 == 1, f"{path}.conv_kernel", model.conv_kernel, "odd")
+  channels, pool = model.frontend_channels, model.frontend_pool
+  _require(len(channels) == 4, f"{path}.frontend_channels", channels, "four channel counts")
+  _require(
+    tuple(p[0] for p in pool) == (2, 2),
+    f"{path}.frontend_pool",
+    pool,
+    "two (2, mel) pairs: 10 ms features become 40 ms frames",
+  )
+
+
+def _check_trained(path: str, model: ConfigDict, training: ConfigDict) -> None:
+  """What must fit together where a model is trained here."""
+  if model.name != "huggingface":
+    return
+  _require(
+    model.source != "",
+    f"{path}.source",
+    model.source,
+    "a folder with a pre-trained model in Hugging Face's layout, or org/name on its hub",
+  )
+  _require(
+    not training.spec_augment,
+    f"{path.replace('student', 'training').replace('model', 'training')}.spec_augment",
+    training.spec_augment,
+    "False for a Hugging Face model: its own masks are in its config.json",
+  )
 
 
 def _check_training(path: str, training: ConfigDict) -> None:
   ranges = {
     "epochs": (1, math.inf),
     "batch_seconds": (1.0, math.inf),
+    "accumulate": (1, 1000),
     "buckets": (1, 64),
     "join_seconds": (0.0, 3600.0),
     "clip_norm": (0.0, math.inf),
@@ -355,6 +273,8 @@ def _check_data(config: ConfigDict) -> None:
       "",
       "a transcribed manifest to train the teacher on, or set config.teacher.source to a workdir",
     )
+    _check_trained("teacher.model", config.teacher.model, config.teacher.training)
+  _check_trained("student", config.student, config.training)
   if source == "none":
     _require(scale == 0.0, "kd.scale", scale, "0 where config.teacher.source is none")
   for field in ("train", "teacher_train", "dev", "test"):
@@ -432,9 +352,24 @@ def _check_fields(config: ConfigDict, reference: ConfigDict, path: str) -> None:
     if isinstance(default, ConfigDict):
       if not isinstance(value, ConfigDict):
         raise UserError(f"{where} is {value!r}: it must be a block of {', '.join(default)}")
-      _check_fields(value, default, where)
+      _check_fields(value, _model_block(value, default, where), where)
     elif not _same_type(value, default):
       raise UserError(f"{where} is {value!r}: it must be of type {type(default).__name__}")
+
+
+def _model_block(value: ConfigDict, default: ConfigDict, where: str) -> ConfigDict:
+  """The fields that a block must have: a model may be of another kind than the recipe's."""
+  if "name" not in default or value.get("name") == default.name:
+    return default
+  _require(
+    value.get("name") in _MODEL_RANGES,
+    f"{where.removeprefix('config.')}.name",
+    value.get("name"),
+    f"one of {tuple(_MODEL_RANGES)}",
+  )
+  if value.name == "huggingface":
+    return recipes.huggingface()
+  return recipes.conformer(1, 4, 1, 0.0, (1, 1, 1, 1), ((2, 1), (2, 1)))
 
 
 def _same_type(value, default) -> bool:

@@ -51,16 +51,18 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   Raises:
     UserError: the run is not finished, or the data is not there or broken.
   """
-  from jaxkd import build, mesh, results, scoring, step, workdir
+  from jaxkd import blueprint, build, mesh, results, scoring, step, workdir
   from jaxkd.data import plan
   from jaxkd.teacher import parameter_count
 
   devices = mesh.make_mesh()
-  config, student = build.load_finished(folder, devices)
+  config, student = blueprint.load_finished(folder, devices)
   found = workdir.read_json(folder / "results.json")
   teacher = None
   if found["teacher_workdir"]:
-    teacher = build.load_finished(folder / found["teacher_workdir"], devices)[1]
+    beside = folder / found["teacher_workdir"]
+    source = beside if beside.is_dir() else found["teacher_workdir"]
+    teacher = build.load_teacher(config, str(source))
   source = build.open_split(config, data)
   shapes = build.eval_shapes(source.durations, devices)
   planned = plan.evaluation_plan(source.durations, shapes)

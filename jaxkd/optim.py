@@ -1,5 +1,6 @@
 """The paper's three-part learning-rate schedule and its optimisers."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -22,22 +23,42 @@ def three_part_schedule(rates, parts, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  name: str, schedule: optax.Schedule, *, b1, b2, eps, weight_decay, clip_norm
+  name: str,
+  schedule: optax.Schedule,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  clip_norm: float,
+  accumulate: int = 1,
+  frozen: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
   """RAdam (Liu et al. 2020; the paper's) or AdamW, both with decoupled weight decay.
 
   Args:
     name: "radam" or "adamw".
-    schedule: step → learning rate.
+    schedule: update → learning rate.
     b1, b2, eps: moments' decay rates and the denominator's addend.
     weight_decay: multiplied by the learning rate.
     clip_norm: global gradient norm above which gradients are scaled down; 0 for none.
+    accumulate: batches whose gradients are averaged into one update.
+    frozen: top-level parts of the parameters that do not change.
   """
   scale = {"radam": optax.scale_by_radam, "adamw": optax.scale_by_adam}[name]
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-  return optax.chain(
+  update = optax.chain(
     clip,
     scale(b1=b1, b2=b2, eps=eps),
     optax.add_decayed_weights(weight_decay),
     optax.scale_by_learning_rate(schedule),
   )
+  if frozen:
+    part = lambda path, _: "frozen" if path[0].key in frozen else "trained"
+    update = optax.partition(
+      {"trained": update, "frozen": optax.set_to_zero()},
+      lambda params: jax.tree_util.tree_map_with_path(part, params),
+    )
+  if accumulate > 1:
+    update = optax.MultiSteps(update, accumulate).gradient_transformation()
+  return update

@@ -22,7 +22,7 @@ def write(
     position: `train.Position` at its end.
     evaluated: split → result of the final student.
     chosen: {"steps": checkpoints in the final student}.
-    teacher: the teacher's workdir, or None.
+    teacher: where the teacher lies, or None.
   """
   params = {"student": parameter_count(run.init_state().params)}
   if run.teacher:
@@ -35,8 +35,7 @@ def write(
     "commit": workdir.commit(),
     "device": jax.default_backend(),
     "wall_seconds": round(position.wall_seconds, 1),
-    # Relative to this workdir, so that both can be moved together.
-    "teacher_workdir": os.path.relpath(teacher, run.workdir) if teacher else None,
+    "teacher_workdir": _beside(teacher, run.workdir) if teacher else None,
     "epochs": run.epochs,
     "checkpoint_steps": chosen["steps"],
     "selected_rate": _rounded(position.selected_rate),
@@ -66,6 +65,11 @@ def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -
     "kl": _rounded(result.kl),
     "broken": [{"id": i, "reason": r} for i, r in broken],
   }
+
+
+def _beside(teacher: pathlib.Path, folder: pathlib.Path) -> str:
+  """Relative to the workdir, so that both can be moved together; a name on a hub as it is."""
+  return os.path.relpath(teacher, folder) if teacher.is_dir() else str(teacher)
 
 
 def _rounded(x):

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxkd import build, checkpoint, console, results, scoring, workdir
+from jaxkd import blueprint, build, checkpoint, console, results, scoring, workdir
 from jaxkd import config as config_lib
 from jaxkd import mesh as mesh_lib
 from jaxkd import step as step_lib
 from jaxkd.data import plan as plan_lib
 from jaxkd.errors import Interrupted, UserError
+from jaxkd.teacher import Teacher
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_STEPS = 25
@@ -71,8 +72,8 @@ def run(config: ConfigDict, folder: pathlib.Path, data: build.Data | None = None
       return workdir.read_json(folder / "results.json")
     teacher, teacher_folder = _teacher(config, folder, data)
     started = time.monotonic()
-    prepared = build.build(config, data, teacher, folder)
-    prepared.labels.save(folder / "labels.json")
+    prepared = build.build(config, data, teacher, teacher_folder, folder)
+    prepared.blueprint.save(folder)
     return _Loop(prepared, started).run(config, teacher_folder)
 
 
@@ -81,13 +82,12 @@ def _teacher(config, folder, data):
   source = config.teacher.source
   if source == "none":
     return None, None
-  teacher_folder = pathlib.Path(source)
   if source == "train":
     teacher_config, teacher_data = build.for_teacher(config, data)
-    teacher_folder = build.teacher_workdir(teacher_config, teacher_data, folder)
-    log.info("teacher: %s", teacher_folder)
-    run(teacher_config, teacher_folder, teacher_data)
-  return build.load_finished(teacher_folder, mesh_lib.make_mesh())[1], teacher_folder
+    source = str(build.teacher_workdir(teacher_config, teacher_data, folder))
+    log.info("teacher: %s", source)
+    run(teacher_config, pathlib.Path(source), teacher_data)
+  return build.load_teacher(config, source), pathlib.Path(source)
 
 
 class _Loop:
@@ -119,7 +119,8 @@ class _Loop:
       with self._signals():
         self._train()
       params, chosen = self._final_params()
-      checkpoint.save_params(self.run_.workdir / build.FINAL, params)
+      checkpoint.save_params(self.run_.workdir / blueprint.FINAL, params)
+      self._keep_log_prior(params)
       evaluated = {
         split: self._evaluate(split, params)
         for split in ("dev", "test")
@@ -165,7 +166,7 @@ class _Loop:
     """The train step for every batch shape, ahead of time, so that no epoch waits for it."""
     run = self.run_
     step = step_lib.make_train_step(
-      run.graphdef, self.teacher_graphdef, run.objective, run.optimizer
+      run.blueprint.graphdef, self.teacher_graphdef, run.objective, run.optimizer
     )
     compiled = {}
     started = time.monotonic()
@@ -246,7 +247,9 @@ class _Loop:
     planned = plan_lib.evaluation_plan(source.durations, run.eval_shapes)
     if not hasattr(self, "predict"):
       graphdef = run.teacher.graphdef if run.teacher else None
-      self.predict = step_lib.make_eval_step(run.graphdef, graphdef, blank_id=run.labels.blank_id)
+      self.predict = step_lib.make_eval_step(
+        run.blueprint.graphdef, graphdef, blank_id=run.blueprint.labels.blank_id
+      )
     with console.progress(f"evaluating {split}", len(planned)) as update:
       return scoring.evaluate(
         self.predict,
@@ -254,7 +257,7 @@ class _Loop:
         self.teacher_params,
         source,
         planned,
-        run.labels,
+        run.blueprint.labels,
         run.mesh,
         workers=run.workers,
         on_batch=update,
@@ -298,6 +301,14 @@ class _Loop:
     if scores[0] <= scores[1]:
       return mean, {"steps": steps}
     return single[1], {"steps": [single[0]]}
+
+  def _keep_log_prior(self, params) -> None:
+    """A model that learnt from transcripts may become a teacher: its prior lies beside it."""
+    run = self.run_
+    if run.teacher is None:
+      model = Teacher(run.blueprint.graphdef, params, run.blueprint.labels)
+      path = run.workdir / build.LOG_PRIOR
+      build.estimate_log_prior(model, run.data.train, path, run.mesh)
 
 
 def _shape_names(shapes) -> str:

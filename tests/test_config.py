@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from jaxkd import config as config_lib
-from jaxkd import selection
+from jaxkd import recipes, selection
 from jaxkd.errors import UserError
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.py"))
@@ -25,6 +25,8 @@ def test_every_config_passes_at_every_scale(path, scale):
   config = load(path)
   if config.teacher.source != "none":
     config.kd.scale = scale
+  if config.student.name == "huggingface":
+    config.student.source = "org/model"
   config_lib.check(config)
   config_lib.check(config_lib.for_teacher(config))
 
@@ -47,7 +49,7 @@ def test_label_free_student_does_not_get_the_transcribed_part():
 
 def test_paper_values():
   config = config_lib.base("manifest")
-  paper = config_lib._training()
+  paper = recipes.training()
   assert paper.lr == (7e-6, 5e-4, 5e-5, 1e-7)
   assert (paper.optimizer, paper.eps, paper.weight_decay) == ("radam", 1e-16, 0.01)
   assert config.kd.temperature == 2.0

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import build
+from jaxkd import blueprint
 from jaxkd import mesh as mesh_lib
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def start_and_wait_for_step(line: list[str], folder: pathlib.Path, step: int) ->
 
 
 def final_params(folder: pathlib.Path):
-  return build.load_finished(folder, mesh_lib.make_mesh())[1].params
+  return blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
 
 
 def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:

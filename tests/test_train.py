@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxkd import build, cli, train, workdir
+from jaxkd import blueprint, build, cli, train, workdir
 from jaxkd import evaluate as evaluate_lib
 from jaxkd import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
@@ -265,7 +265,9 @@ def test_stop_between_epochs(lab, teacher, finished, monkeypatch):
   found, folder = start(lab, "symmetric", "stopped", flag)
   assert jsonl(folder / "metrics.jsonl") == jsonl(lab / "symmetric" / "metrics.jsonl")
   assert (found["test"], found["dev"]) == (finished[0]["test"], finished[0]["dev"])
-  models = [build.load_finished(lab / n, mesh_lib.make_mesh())[1] for n in ("stopped", "symmetric")]
+  models = [
+    blueprint.load_finished(lab / n, mesh_lib.make_mesh())[1] for n in ("stopped", "symmetric")
+  ]
   jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
 
@@ -287,7 +289,7 @@ def test_nothing_to_choose_by(lab, dev):
 
 def test_final_parameters_are_whole(finished):
   _, folder = finished
-  params = build.load_finished(folder, mesh_lib.make_mesh())[1].params
+  params = blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(params))
 
@@ -298,7 +300,7 @@ def test_final_parameters_are_whole(finished):
     (["--config.kd.scale=0.9"], "unlabelled-00.flac has no transcript"),
     (["--config.data.teacher_train={lab}/unlabelled.jsonl"], "has no transcript"),
     (["--config.labels.alphabet= ab"], "'c', which is no class"),
-    (["--config.teacher.source={lab}/nowhere"], "not the workdir of a finished run"),
+    (["--config.teacher.source={lab}/nowhere"], "no such folder; it must be train, none, the workdir of a finished run"),
     (["--config.teacher.source={teacher}", "--config.kd.scale=0.9"], "has no transcript"),
     (["--config.data.dev={lab}/nowhere.jsonl"], "nowhere.jsonl: no such file"),
   ],

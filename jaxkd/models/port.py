@@ -86,7 +86,11 @@ def structure(config: Wav2Vec2Config, classes: int):
 
 
 def load(
-  folder: pathlib.Path, config: Wav2Vec2Config, classes: int, *, fresh_head: bool = False
+  folder: pathlib.Path,
+  config: Wav2Vec2Config,
+  classes: int,
+  *,
+  fresh_head: jax.Array | None = None,
 ) -> nnx.State:
   """Parameters (NumPy, float32) from a folder's safetensors.
 
@@ -94,7 +98,7 @@ def load(
     folder: with model.safetensors, or shards and their index.
     config: of the model.
     classes: of its head, the blank included.
-    fresh_head: a head that is not there or has other classes is drawn at random.
+    fresh_head: typed key to draw a head from, whatever the folder has; None to read it.
 
   Raises:
     UserError: no such file; weights that are missing, unused or of another shape, by name.
@@ -107,13 +111,16 @@ def load(
   for path, leaf in leaves:
     ours = _name(path)
     theirs = _in_file(ours, config.layers, bare)
-    if theirs is None or (fresh_head and ours.startswith("head/")):
-      if not _may_be_fresh(ours, fresh_head):
-        missing.append(prefix + _spell(ours, config.layers)[0][0])
-      used.update(theirs or ())
-      found.append(_fresh(ours, leaf.shape))
+    used.update(theirs or ())
+    if ours.startswith("head/") and fresh_head is not None:
+      found.append(_fresh_head(leaf.shape, fresh_head))
       continue
-    used.update(theirs)
+    if theirs is None:
+      # Models that mask no frames have no vector for it.
+      if ours != "mask_embedding":
+        missing.append(prefix + _spell(ours, config.layers)[0][0])
+      found.append(np.zeros(leaf.shape, np.float32))
+      continue
     arrays = [_KINDS[_entry(ours)[1]][0](names[bare[name]]()) for name in theirs]
     array = np.stack(arrays) if ours.startswith("layers/") else arrays[0]
     if array.shape != leaf.shape:
@@ -191,16 +198,11 @@ def _in_file(ours: str, layers: int, bare) -> list[str] | None:
   return None
 
 
-def _may_be_fresh(ours: str, fresh_head: bool) -> bool:
-  # Models without time masking have no vector for it.
-  return ours == "mask_embedding" or (fresh_head and ours.startswith("head/"))
-
-
-def _fresh(ours: str, shape) -> np.ndarray:
-  rng = np.random.default_rng(0)
-  if ours == "mask_embedding":
-    return rng.uniform(size=shape).astype(np.float32)
-  return (0.02 * rng.standard_normal(shape) * (len(shape) > 1)).astype(np.float32)
+def _fresh_head(shape, key: jax.Array) -> np.ndarray:
+  """A kernel as transformers draws it, or a bias."""
+  if len(shape) == 1:
+    return np.zeros(shape, np.float32)
+  return np.asarray(0.02 * jax.random.normal(key, shape))
 
 
 def _read_names(folder: pathlib.Path) -> dict:

@@ -1,0 +1,202 @@
+"""A config's model block → structure, classes and first parameters; finished models from disk."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, mesh, workdir
+from jaxkd import teacher as teacher_lib
+from jaxkd.errors import UserError
+from jaxkd.features import LogMel
+from jaxkd.labels import Labels, characters
+from jaxkd.models import huggingface, port
+from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.teacher import Teacher
+
+log = logging.getLogger(__name__)
+FINAL = pathlib.Path("checkpoints", "final")
+_DESCRIPTION = "huggingface.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+  """A model that is to be trained.
+
+  Attributes:
+    graphdef: its structure (`nnx.split`).
+    labels: its classes.
+    params: typed key → first parameters: drawn, or read from a folder.
+    frozen: top-level parts whose parameters are not trained.
+    description: of a Hugging Face model, kept in the workdir to load and export it; else None.
+  """
+
+  graphdef: Any
+  labels: Labels
+  params: Callable[[jax.Array], Any]
+  frozen: tuple[str, ...] = ()
+  description: dict | None = None
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes to a workdir what `load_finished` needs besides its config and parameters."""
+    self.labels.save(folder / "labels.json")
+    if self.description is not None:
+      workdir.write_json(folder / _DESCRIPTION, self.description)
+
+
+def make(config: ConfigDict, labels: Labels) -> Blueprint:
+  """The model that `config.student` describes, with these classes.
+
+  Raises:
+    UserError: a Hugging Face folder that is not there or does not fit.
+  """
+  block = config.student
+  if block.name == "huggingface":
+    return _pretrained(config, labels)
+  create = _conformer(config, labels)
+  graphdef = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))[0]
+  return Blueprint(graphdef, labels, jax.jit(lambda key: nnx.state(create(key), nnx.Param)))
+
+
+def own_labels(config: ConfigDict) -> Labels:
+  """Classes of a model without a teacher: its folder's vocabulary, or config.labels.
+
+  A Hugging Face model that has been fine-tuned keeps its head and its vocabulary; one that is only
+  pre-trained gets a head for config.labels.
+
+  Raises:
+    UserError: a Hugging Face folder that is not there or has no blank.
+  """
+  if config.student.name == "huggingface":
+    folder = huggingface.folder_of(config.student.source)
+    if port.has_head(folder):
+      return huggingface.read_labels(folder)
+  return characters(config.labels.alphabet)
+
+
+def _conformer(config: ConfigDict, labels: Labels) -> Callable[[jax.Array], nnx.Module]:
+  sizes = {k: v for k, v in _tuples(config.student).items() if k != "name"}
+  settings = ConformerConfig(dtype=config.dtype, **sizes)
+  features = LogMel(**config.features)
+  return lambda key: ConformerCTC(
+    settings, features, len(labels.symbols), rngs=nnx.Rngs(params=key)
+  )
+
+
+def _tuples(block: ConfigDict) -> dict:
+  """A block's fields with every list as a tuple, since static settings must be hashable."""
+  deep = lambda x: tuple(deep(y) for y in x) if isinstance(x, (list, tuple)) else x
+  return {name: deep(value) for name, value in block.items()}
+
+
+def _pretrained(config: ConfigDict, labels: Labels) -> Blueprint:
+  block, classes = config.student, len(labels.symbols)
+  folder = huggingface.folder_of(block.source)
+  description = huggingface.read_description(folder)
+  settings = _settings(config, description, str(folder))
+  keeps_head = port.has_head(folder) and huggingface.read_labels(folder) == labels
+
+  def params(key):
+    if not keeps_head:
+      log.info("%s: a fresh head for %d classes", folder, classes)
+    return port.load(folder, settings, classes, fresh_head=None if keeps_head else key)
+
+  graphdef = port.structure(settings, classes)[0]
+  frozen = ("conv",) if block.freeze_conv else ()
+  return Blueprint(graphdef, labels, params, frozen, description)
+
+
+def _settings(config: ConfigDict, description: dict, where: str):
+  block = config.student
+  return huggingface.model_config(
+    description,
+    where,
+    pool=block.pool,
+    dtype=config.dtype,
+    head_dropout=block.dropout,
+    freeze_conv=block.freeze_conv,
+  )
+
+
+def is_huggingface(source: str) -> bool:
+  """Whether a teacher's source is a Hugging Face model and not a workdir.
+
+  Raises:
+    UserError: it is neither.
+  """
+  folder = pathlib.Path(source).expanduser()
+  if (folder / "results.json").exists():
+    return False
+  if not folder.is_dir():
+    return source.count("/") == 1 and not folder.parent.is_dir() or _absent(source)
+  config = folder / "config.json"
+  if not config.exists() or "recipe" in workdir.read_json(config):
+    raise UserError(
+      f"{folder} is neither the workdir of a finished run (no results.json: run it to its end "
+      "first) nor a model in Hugging Face's layout (config.json, *.safetensors, vocab.json)"
+    )
+  return True
+
+
+def _absent(source: str):
+  raise UserError(
+    f"config.teacher.source is {source!r}: no such folder; it must be train, none, the workdir of "
+    "a finished run, or a model in Hugging Face's layout (a folder, or org/name on its hub)"
+  )
+
+
+def teacher_labels(source: str) -> Labels:
+  """Classes of the teacher that `load_teacher` would load, without its weights.
+
+  Raises:
+    UserError: no teacher there.
+  """
+  if is_huggingface(source):
+    return huggingface.read_labels(huggingface.folder_of(source))
+  return Labels.load(pathlib.Path(source) / "labels.json")
+
+
+def load_teacher(source: str, *, pool: int, dtype: str, devices: jax.sharding.Mesh) -> Teacher:
+  """A frozen teacher from a finished workdir or a Hugging Face model.
+
+  Args:
+    source: a folder, or org/name on the hub.
+    pool, dtype: of a Hugging Face model; a workdir has its own.
+    devices: where the parameters go.
+
+  Raises:
+    UserError: no teacher there, or one that cannot be used.
+  """
+  if is_huggingface(source):
+    sharding = mesh.replicated(devices)
+    return teacher_lib.from_huggingface(source, pool, dtype=dtype, sharding=sharding)
+  return load_finished(pathlib.Path(source), devices)[1]
+
+
+def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[ConfigDict, Teacher]:
+  """Config and final student of a finished run's workdir.
+
+  Raises:
+    UserError: not the workdir of a finished run.
+  """
+  if not (folder / "results.json").exists():
+    raise UserError(
+      f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
+    )
+  labels = Labels.load(folder / "labels.json")
+  config = ConfigDict(workdir.read_json(folder / "config.json"))
+  if config.student.name == "huggingface":
+    path = folder / _DESCRIPTION
+    settings = _settings(config, workdir.read_json(path), str(path))
+    graphdef, like = port.structure(settings, len(labels.symbols))
+  else:
+    create = _conformer(config, labels)
+    graphdef, like = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+  everywhere = mesh.replicated(devices)
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
+  return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
