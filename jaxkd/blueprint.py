@@ -17,11 +17,12 @@ from jaxkd.features import LogMel
 from jaxkd.labels import Labels, characters
 from jaxkd.models import huggingface, port
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.models.wav2vec2 import Wav2Vec2Config
 from jaxkd.teacher import Teacher
 
 log = logging.getLogger(__name__)
 FINAL = pathlib.Path("checkpoints", "final")
-_DESCRIPTION = "huggingface.json"
+DESCRIPTION = "huggingface.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Blueprint:
   """A model that is to be trained.
 
   Attributes:
-    graphdef: its structure (`nnx.split`).
+    graphdef, like: its structure and abstract parameters (`nnx.split`).
     labels: its classes.
     params: typed key → first parameters: drawn, or read from a folder.
     frozen: top-level parts whose parameters are not trained.
@@ -37,6 +38,7 @@ class Blueprint:
   """
 
   graphdef: Any
+  like: Any
   labels: Labels
   params: Callable[[jax.Array], Any]
   frozen: tuple[str, ...] = ()
@@ -46,7 +48,7 @@ class Blueprint:
     """Writes to a workdir what `load_finished` needs besides its config and parameters."""
     self.labels.save(folder / "labels.json")
     if self.description is not None:
-      workdir.write_json(folder / _DESCRIPTION, self.description)
+      workdir.write_json(folder / DESCRIPTION, self.description)
 
 
 def make(config: ConfigDict, labels: Labels) -> Blueprint:
@@ -58,9 +60,9 @@ def make(config: ConfigDict, labels: Labels) -> Blueprint:
   block = config.student
   if block.name == "huggingface":
     return _pretrained(config, labels)
-  create = _conformer(config, labels)
-  graphdef = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))[0]
-  return Blueprint(graphdef, labels, jax.jit(lambda key: nnx.state(create(key), nnx.Param)))
+  create, graphdef, like = _conformer(config, labels)
+  params = jax.jit(lambda key: nnx.state(create(key), nnx.Param))
+  return Blueprint(graphdef, like, labels, params)
 
 
 def own_labels(config: ConfigDict) -> Labels:
@@ -79,13 +81,13 @@ def own_labels(config: ConfigDict) -> Labels:
   return characters(config.labels.alphabet)
 
 
-def _conformer(config: ConfigDict, labels: Labels) -> Callable[[jax.Array], nnx.Module]:
+def _conformer(config: ConfigDict, labels: Labels):
+  """Typed key → model, its structure and abstract parameters."""
   sizes = {k: v for k, v in _tuples(config.student).items() if k != "name"}
   settings = ConformerConfig(dtype=config.dtype, **sizes)
-  features = LogMel(**config.features)
-  return lambda key: ConformerCTC(
-    settings, features, len(labels.symbols), rngs=nnx.Rngs(params=key)
-  )
+  features, classes = LogMel(**config.features), len(labels.symbols)
+  create = lambda key: ConformerCTC(settings, features, classes, rngs=nnx.Rngs(params=key))
+  return create, *nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
 
 
 def _tuples(block: ConfigDict) -> dict:
@@ -98,7 +100,7 @@ def _pretrained(config: ConfigDict, labels: Labels) -> Blueprint:
   block, classes = config.student, len(labels.symbols)
   folder = huggingface.folder_of(block.source)
   description = huggingface.read_description(folder)
-  settings = _settings(config, description, str(folder))
+  settings = huggingface_config(config, description, str(folder))
   keeps_head = port.has_head(folder) and huggingface.read_labels(folder) == labels
 
   def params(key):
@@ -106,12 +108,16 @@ def _pretrained(config: ConfigDict, labels: Labels) -> Blueprint:
       log.info("%s: a fresh head for %d classes", folder, classes)
     return port.load(folder, settings, classes, fresh_head=None if keeps_head else key)
 
-  graphdef = port.structure(settings, classes)[0]
   frozen = ("conv",) if block.freeze_conv else ()
-  return Blueprint(graphdef, labels, params, frozen, description)
+  return Blueprint(*port.structure(settings, classes), labels, params, frozen, description)
 
 
-def _settings(config: ConfigDict, description: dict, where: str):
+def huggingface_config(config: ConfigDict, description: dict, where: str) -> Wav2Vec2Config:
+  """The structure of `config.student`, a Hugging Face model with this description.
+
+  Raises:
+    UserError: it cannot be used; `where` is named.
+  """
   block = config.student
   return huggingface.model_config(
     description,
@@ -191,12 +197,11 @@ def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[Con
   labels = Labels.load(folder / "labels.json")
   config = ConfigDict(workdir.read_json(folder / "config.json"))
   if config.student.name == "huggingface":
-    path = folder / _DESCRIPTION
-    settings = _settings(config, workdir.read_json(path), str(path))
+    path = folder / DESCRIPTION
+    settings = huggingface_config(config, workdir.read_json(path), str(path))
     graphdef, like = port.structure(settings, len(labels.symbols))
   else:
-    create = _conformer(config, labels)
-    graphdef, like = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+    _, graphdef, like = _conformer(config, labels)
   everywhere = mesh.replicated(devices)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
   return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)

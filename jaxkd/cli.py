@@ -27,12 +27,14 @@ Fields that are often set:
   --config.data.train=PATH          what the student trains on: manifest (JSON lines) or folder
   --config.data.teacher_train=PATH  transcribed manifest for a teacher that is trained here
   --config.data.dev=PATH  --config.data.test=PATH
-  --config.teacher.source=DIR       a finished workdir as teacher instead
+  --config.teacher.source=DIR       a finished workdir as teacher instead, or a HuBERT, wav2vec 2.0,
+                                    WavLM or data2vec model with CTC head in Hugging Face's layout
   --config.kd.scale=0.25            weight of distillation; CTC gets the rest (1.0: no transcripts)
   --config.seed=1
 
 All fields with their defaults: jaxkd/config.py. Another config file: any that defines
-get_config(recipe). Evaluating on other data: python -m jaxkd.evaluate --help
+get_config(recipe). Evaluating on other data: python -m jaxkd.evaluate --help; to and from
+Hugging Face's layout: python -m jaxkd.convert --help
 """
 
 

@@ -24,7 +24,7 @@ def write(
     chosen: {"steps": checkpoints in the final student}.
     teacher: where the teacher lies, or None.
   """
-  params = {"student": parameter_count(run.init_state().params)}
+  params = {"student": parameter_count(run.blueprint.like)}
   if run.teacher:
     params["teacher"] = parameter_count(run.teacher.params)
   found = {

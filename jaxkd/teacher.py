@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.errors import UserError
 from jaxkd.labels import Labels
 from jaxkd.models import huggingface, port
 from jaxkd.types import Batch, FrameOutput
@@ -72,11 +71,6 @@ def from_huggingface(
   folder = huggingface.folder_of(os.fspath(source))
   description = huggingface.read_description(folder)
   config = huggingface.model_config(description, str(folder), pool=pool, dtype=dtype)
-  if not port.has_head(folder):
-    raise UserError(
-      f"{folder} has no CTC head (lm_head): it is pre-trained only; fine-tune it first: "
-      "python -m jaxkd.main --config=configs/teacher.py --help"
-    )
   labels = huggingface.read_labels(folder)
   params = port.load(folder, config, len(labels.symbols))
   graphdef = port.structure(config, len(labels.symbols))[0]

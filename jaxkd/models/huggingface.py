@@ -182,8 +182,13 @@ def read_labels(folder: pathlib.Path) -> Labels:
   """The vocabulary of a model with a CTC head: ids as in vocab.json, the blank is the pad token.
 
   Raises:
-    UserError: no vocabulary, or one without blank or with ids that do not fit the head.
+    UserError: no head, no vocabulary, or one without blank or with ids that do not fit the head.
   """
+  if not port.has_head(folder):
+    raise UserError(
+      f"{folder} has no CTC head (lm_head): it is pre-trained only, and no teacher before it is "
+      f"fine-tuned: --config=configs/teacher.py:RECIPE --config.student.source={folder}"
+    )
   vocabulary = _read_json(folder / "vocab.json")
   settings = {}
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
