@@ -1,41 +1,23 @@
-"""Manifests, folders of audio and named corpora: lists of utterances that can be read."""
+"""Manifests, folders of audio, named corpora and TFDS: lists of utterances that can be read."""
 
 import dataclasses
 import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
 from jaxkd import console
-from jaxkd.config import CORPORA
-from jaxkd.data import audio, corpora
+from jaxkd.config import CORPORA, TFDS_CORPORA
+from jaxkd.data import audio, corpora, tfds
 from jaxkd.errors import UserError
 
 # Decoded audio of smaller sources is kept in memory: 2 h are 230 MB.
 _KEEP_SECONDS = 7200.0
 # A longer one is compared with its file: milliseconds by mistake would size all batches.
 _LONG_SECONDS = 60.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Utterance:
-  """Where an utterance lies.
-
-  Attributes:
-    id: unique in its source.
-    path: of the audio file.
-    offset: seconds into the file.
-    duration: seconds.
-    text: transcript, or None.
-  """
-
-  id: str
-  path: pathlib.Path
-  offset: float
-  duration: float
-  text: str | None
 
 
 class Source:
@@ -49,14 +31,31 @@ class Source:
     skipped: (id, reason) of those that were left out when the source was opened.
   """
 
-  def __init__(self, name: str, utterances: list[Utterance], skipped: list[tuple[str, str]]):
+  def __init__(
+    self,
+    name: str,
+    ids: list[str],
+    durations: np.ndarray,
+    texts: list[str | None],
+    skipped: list[tuple[str, str]],
+    read: Callable[[int], np.ndarray],
+  ):
+    """Takes its attributes, and what reads the audio.
+
+    Args:
+      read: index → i16[S] at 16 kHz, or audio.BrokenAudio. It goes to worker processes by pickle.
+    """
     self.name = name
-    self.ids = [u.id for u in utterances]
-    self.durations = np.array([u.duration for u in utterances], np.float64)
-    self.texts = [u.text for u in utterances]
+    self.ids = ids
+    self.durations = durations
+    self.texts = texts
     self.skipped = skipped
-    self._utterances = utterances
-    self._kept: dict[int, np.ndarray] | None = {} if self.durations.sum() < _KEEP_SECONDS else None
+    self._read = read
+    self._kept: dict[int, np.ndarray] | None = {} if durations.sum() < _KEEP_SECONDS else None
+
+  def __getstate__(self) -> dict:
+    """All but the audio in memory: that would be sent to every worker process."""
+    return self.__dict__ | {"_kept": None if self._kept is None else {}}
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -69,18 +68,32 @@ class Source:
     """
     if self._kept is not None and index in self._kept:
       return self._kept[index]
-    utterance = self._utterances[index]
-    samples = audio.read(utterance.path, utterance.offset, utterance.duration)
+    samples = self._read(index)
     if self._kept is not None:
       self._kept[index] = samples
     return samples
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+  """Reads utterances that are parts of files.
+
+  Attributes:
+    parts: (path, offset, duration) of each, in seconds.
+  """
+
+  parts: list[tuple[pathlib.Path, float, float]]
+
+  def __call__(self, index: int) -> np.ndarray:
+    return audio.read(*self.parts[index])
 
 
 def open_source(spec: str, options: corpora.Options) -> Source:
   """Opens data by name.
 
   Args:
-    spec: a manifest (JSON lines), a folder of audio (no transcripts), or corpus:split.
+    spec: a manifest (JSON lines), a folder of audio (no transcripts), or corpus:split, where the
+      splits of TFDS_CORPORA are as TFDS writes them.
     options: of the named corpora.
 
   Raises:
@@ -89,6 +102,8 @@ def open_source(spec: str, options: corpora.Options) -> Source:
   corpus, colon, split = spec.partition(":")
   if colon and corpus in CORPORA:
     source = _manifest(spec, corpora.manifest(corpus, split, options))
+  elif colon and corpus in TFDS_CORPORA:
+    source = Source(spec, *tfds.open_split(corpus, split, options.root))
   elif (path := pathlib.Path(os.path.expanduser(spec))).is_dir():
     source = _folder(spec, path)
   elif path.is_file():
@@ -96,7 +111,7 @@ def open_source(spec: str, options: corpora.Options) -> Source:
   else:
     raise UserError(
       f"{spec}: no such file or folder; data is a manifest (JSON lines), a folder of audio, or "
-      + ", ".join(f"{name}:SPLIT" for name in CORPORA)
+      + ", ".join(f"{name}:SPLIT" for name in (*CORPORA, *TFDS_CORPORA))
     )
   if not len(source):
     found = f"; the first: {': '.join(source.skipped[0])}" if source.skipped else ""
@@ -162,7 +177,7 @@ def _manifest_row(where: str, line: str) -> dict:
 
 def _source(name: str, rows: list[tuple[str, pathlib.Path, dict]]) -> Source:
   """Utterances of (id, path, manifest row), durations from the files' headers where not given."""
-  utterances, skipped = [], []
+  ids, durations, texts, parts, skipped = [], [], [], [], []
   with console.progress(f"opening {name}", len(rows)) as update:
     for unique, path, row in rows:
       update()
@@ -180,5 +195,8 @@ def _source(name: str, rows: list[tuple[str, pathlib.Path, dict]]) -> Source:
       except audio.BrokenAudio as error:
         skipped.append((unique, str(error)))
         continue
-      utterances.append(Utterance(unique, path, offset, float(seconds), row.get("text")))
-  return Source(name, utterances, skipped)
+      ids.append(unique)
+      durations.append(seconds)
+      texts.append(row.get("text"))
+      parts.append((path, offset, float(seconds)))
+  return Source(name, ids, np.array(durations, np.float64), texts, skipped, _Files(parts))
