@@ -156,15 +156,19 @@ def _absent(source: str):
   )
 
 
-def teacher_labels(source: str) -> Labels:
-  """Classes of the teacher that `load_teacher` would load, without its weights.
+def teacher_structure(source: str, *, pool: int, dtype: str):
+  """Classes, structure and abstract parameters of what `load_teacher` would load.
+
+  Args:
+    source, pool, dtype: as for `load_teacher`.
 
   Raises:
-    UserError: no teacher there.
+    UserError: no teacher there, or one that cannot be used.
   """
   if is_huggingface(source):
-    return huggingface.read_labels(huggingface.folder_of(source))
-  return Labels.load(pathlib.Path(source) / "labels.json")
+    settings, labels = teacher_lib.read_huggingface(huggingface.folder_of(source), pool, dtype)
+    return labels, *port.structure(settings, len(labels.symbols))
+  return _finished_structure(pathlib.Path(source))[1:]
 
 
 def load_teacher(source: str, *, pool: int, dtype: str, devices: jax.sharding.Mesh) -> Teacher:
@@ -190,18 +194,22 @@ def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[Con
   Raises:
     UserError: not the workdir of a finished run.
   """
+  config, labels, graphdef, like = _finished_structure(folder)
+  everywhere = mesh.replicated(devices)
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
+  return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
+
+
+def _finished_structure(folder: pathlib.Path):
+  """Config, classes, structure and abstract parameters of a finished run's student."""
   if not (folder / "results.json").exists():
     raise UserError(
       f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
     )
   labels = Labels.load(folder / "labels.json")
   config = ConfigDict(workdir.read_json(folder / "config.json"))
-  if config.student.name == "huggingface":
-    path = folder / DESCRIPTION
-    settings = huggingface_config(config, workdir.read_json(path), str(path))
-    graphdef, like = port.structure(settings, len(labels.symbols))
-  else:
-    _, graphdef, like = _conformer(config, labels)
-  everywhere = mesh.replicated(devices)
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
-  return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
+  if config.student.name != "huggingface":
+    return config, labels, *_conformer(config, labels)[1:]
+  path = folder / DESCRIPTION
+  settings = huggingface_config(config, workdir.read_json(path), str(path))
+  return config, labels, *port.structure(settings, len(labels.symbols))

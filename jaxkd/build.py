@@ -22,6 +22,7 @@ from jaxkd.data import pipeline, plan
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Source, open_source
 from jaxkd.errors import UserError
+from jaxkd.features import SAMPLE_RATE_HZ
 from jaxkd.labels import Labels
 from jaxkd.teacher import Teacher
 
@@ -126,8 +127,10 @@ def open_data(config: ConfigDict) -> Data:
   """Opens every split that the run reads and checks transcripts where they are needed.
 
   Raises:
-    UserError: a split that is absent, malformed, broken as a whole, or lacks needed transcripts.
+    UserError: a teacher that cannot be used; a split that is absent, malformed, broken as a whole,
+      or lacks needed transcripts.
   """
+  labels = _check_models(config)
   train = config_lib.train_data(config)
   specs = {"train": train, "dev": config.data.dev, "test": config.data.test}
   if config.teacher.source == "train":
@@ -137,15 +140,48 @@ def open_data(config: ConfigDict) -> Data:
     if spec and spec not in opened:
       opened[spec] = open_split(config, spec)
   data = Data(**{name: opened.get(specs.get(name, "")) for name in Data.__annotations__})
-  source = config.teacher.source
-  if source == "train":
-    labels = blueprint.own_labels(config_lib.for_teacher(config))
+  if data.teacher_train is not None:
     pipeline.check_texts(data.teacher_train, labels)
-  else:
-    labels = blueprint.own_labels(config) if source == "none" else blueprint.teacher_labels(source)
   if config.kd.scale < 1:
     pipeline.check_texts(data.train, labels)
   return data
+
+
+def _check_models(config: ConfigDict) -> Labels:
+  """The classes of student and teacher, whose frames must be those of the same 40 ms.
+
+  Raises:
+    UserError: a teacher that is not there, cannot be used, or has other frames.
+  """
+  source = config.teacher.source
+  if source == "none":
+    return blueprint.own_labels(config)
+  if source == "train":
+    teacher = config_lib.for_teacher(config)
+    labels = blueprint.own_labels(teacher)
+    model = blueprint.make(teacher, labels)
+    structure = model.graphdef, model.like
+  else:
+    labels, *structure = blueprint.teacher_structure(
+      source, pool=config.teacher.pool, dtype=config.dtype
+    )
+  student = blueprint.make(config, labels)
+  frames = _frames(*structure), _frames(student.graphdef, student.like)
+  if abs(frames[0] - frames[1]) > _FRAME_SLACK:
+    raise UserError(
+      f"in 10 s the teacher has {frames[0]} frames and the student {frames[1]}: set "
+      f"config.teacher.{'model.pool' if source == 'train' else 'pool'} so that both are as long "
+      "(2 for a teacher of 20 ms and a student of 40 ms)"
+    )
+  return labels
+
+
+def _frames(graphdef, params) -> int:
+  """Output frames of 10 s."""
+  audio = jax.ShapeDtypeStruct((1, 10 * SAMPLE_RATE_HZ), jnp.int16)
+  audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
+  run = lambda params, *audio: nnx.merge(graphdef, params)(*audio).mask
+  return jax.eval_shape(run, params, audio, audio_len).shape[1]
 
 
 def open_split(config: ConfigDict, spec: str) -> Source:
@@ -202,8 +238,7 @@ def build(
     folder: the workdir.
 
   Raises:
-    UserError: transcripts that the teacher's vocabulary cannot write, where they are needed; a
-      teacher whose frames are not the student's.
+    UserError: transcripts that the teacher's vocabulary cannot write, where they are needed.
   """
   devices = mesh.make_mesh()
   labels = teacher.vocabulary if teacher else blueprint.own_labels(config)
@@ -217,8 +252,6 @@ def build(
   first_plan = plan.epoch_plan(
     data.train.durations, train_shapes, seed=config.seed, epoch=0, **plan_options
   )
-  if teacher is not None:
-    _check_frames(student, teacher, train_shapes[-1])
   updates = max(1, training.epochs * len(first_plan) // training.accumulate)
   schedule = optim.three_part_schedule(training.lr, training.lr_parts, updates)
   optimizer = optim.make_optimizer(
@@ -248,20 +281,6 @@ def build(
     plan_options=plan_options,
     noise_db=tuple(training.noise_db) or None,
   )
-
-
-def _check_frames(student: Blueprint, teacher: Teacher, shape: plan.Shape) -> None:
-  """Student and teacher must say as much of an utterance, but for a frame at its end."""
-  audio = jax.ShapeDtypeStruct((1, shape.samples), jnp.int16)
-  audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
-  run = lambda params, *audio: nnx.merge(student.graphdef, params)(*audio).mask
-  mine = jax.eval_shape(run, student.like, audio, audio_len)
-  frames = jax.eval_shape(teacher, audio, audio_len).mask.shape[1], mine.shape[1]
-  if abs(frames[0] - frames[1]) > _FRAME_SLACK:
-    raise UserError(
-      f"the teacher has {frames[0]} frames where the student has {frames[1]}: set "
-      "config.teacher.pool so that both are as long (2 for a teacher of 20 ms and a student of 40)"
-    )
 
 
 def _shapes(training: ConfigDict, source: Source, labels: Labels | None, devices):

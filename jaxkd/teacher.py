@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxkd.labels import Labels
-from jaxkd.models import huggingface, port
+from jaxkd.models import huggingface, port, wav2vec2
 from jaxkd.types import Batch, FrameOutput
 
 
@@ -69,12 +70,19 @@ def from_huggingface(
       another sampling rate than 16 kHz, or weights that do not fit.
   """
   folder = huggingface.folder_of(os.fspath(source))
+  config, labels = read_huggingface(folder, pool, dtype)
+  graphdef = port.structure(config, len(labels.symbols))[0]
+  params = port.load(folder, config, len(labels.symbols))
+  return Teacher(graphdef, jax.device_put(params, sharding), labels)
+
+
+def read_huggingface(
+  folder: pathlib.Path, pool: int, dtype: str
+) -> tuple[wav2vec2.Wav2Vec2Config, Labels]:
+  """Structure and classes of what `from_huggingface` loads; raises as that does."""
   description = huggingface.read_description(folder)
   config = huggingface.model_config(description, str(folder), pool=pool, dtype=dtype)
-  labels = huggingface.read_labels(folder)
-  params = port.load(folder, config, len(labels.symbols))
-  graphdef = port.structure(config, len(labels.symbols))[0]
-  return Teacher(graphdef, jax.device_put(params, sharding), labels)
+  return config, huggingface.read_labels(folder)
 
 
 def log_prior(teacher: Teacher, batches: Iterable[Batch]) -> np.ndarray:

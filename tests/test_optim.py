@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxkd import optim
@@ -53,3 +54,36 @@ def test_clipping_bounds_the_global_norm():
   # With eps far above the gradient, the update is gradient / eps.
   norm = jnp.sqrt(sum((u**2).sum() for u in updates.values())) * 1e6
   np.testing.assert_allclose(norm, 1.0, rtol=1e-3)
+
+
+def make(**options):
+  usual = dict(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
+  return optim.make_optimizer("radam", lambda step: 1e-2 / (1 + step), **usual | options)
+
+
+def follow(optimizer, params, gradients):
+  state = optimizer.init(params)
+  for gradient in gradients:
+    updates, state = optimizer.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_accumulated_gradients_are_one_update_of_their_mean():
+  rng = np.random.default_rng(0)
+  params = {"a": jnp.array(rng.normal(size=5), jnp.float32)}
+  gradients = [{"a": jnp.array(rng.normal(size=5), jnp.float32)} for _ in range(12)]
+  means = [jax.tree.map(lambda *g: sum(g) / 3, *gradients[i : i + 3]) for i in range(0, 12, 3)]
+  found = follow(make(accumulate=3), params, gradients)
+  np.testing.assert_allclose(found["a"], follow(make(), params, means)["a"], rtol=1e-5)
+  unchanged = follow(make(accumulate=3), params, gradients[:2])
+  np.testing.assert_array_equal(unchanged["a"], params["a"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_frozen_parts_neither_move_nor_decay(accumulate):
+  params = {"conv": {"kernel": jnp.ones(3)}, "head": jnp.ones(3)}
+  gradients = [jax.tree.map(jnp.ones_like, params)] * 4
+  found = follow(make(frozen=("conv",), accumulate=accumulate), params, gradients)
+  np.testing.assert_array_equal(found["conv"]["kernel"], 1.0)
+  assert (found["head"] < 1).all()

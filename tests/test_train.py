@@ -7,7 +7,6 @@ import corpus
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxkd import blueprint, build, cli, train, workdir
 from jaxkd import evaluate as evaluate_lib
@@ -15,22 +14,6 @@ from jaxkd import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile", "compiled_once")]
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Runs of one model share their programs."""
-  options = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for values in (options, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    if values is options:
-      yield
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +283,10 @@ def test_final_parameters_are_whole(finished):
     (["--config.kd.scale=0.9"], "unlabelled-00.flac has no transcript"),
     (["--config.data.teacher_train={lab}/unlabelled.jsonl"], "has no transcript"),
     (["--config.labels.alphabet= ab"], "'c', which is no class"),
-    (["--config.teacher.source={lab}/nowhere"], "no such folder; it must be train, none, the workdir of a finished run"),
+    (
+      ["--config.teacher.source={lab}/nowhere"],
+      "no such folder; it must be train, none, the workdir of a finished run",
+    ),
     (["--config.teacher.source={teacher}", "--config.kd.scale=0.9"], "has no transcript"),
     (["--config.data.dev={lab}/nowhere.jsonl"], "nowhere.jsonl: no such file"),
   ],

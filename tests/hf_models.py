@@ -1,0 +1,126 @@
+"""Tiny random models of Hugging Face transformers, saved as its users save theirs.
+
+Whoever imports this is skipped where torch or transformers is not installed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import warnings
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+# family → prefix of its classes in transformers.
+CLASSES = {
+  "hubert": "Hubert",
+  "wav2vec2": "Wav2Vec2",
+  "wavlm": "WavLM",
+  "data2vec-audio": "Data2VecAudio",
+}
+# Every family with each norm it exists with; (family, norm).
+MODELS = [(f, n) for f in CLASSES for n in ("group", "layer") if (f, n) != ("data2vec-audio", "group")]
+SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFG")
+# Upper-case letters of the demo corpus, as a fine-tuned model would have them.
+DIGITS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"EFGHINORSTUVWXZ")
+_SIZES = dict(
+  hidden_size=32,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  intermediate_size=48,
+  conv_dim=(16,) * 7,
+  num_conv_pos_embeddings=8,
+  num_conv_pos_embedding_groups=4,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """A folder and the torch model that was saved there."""
+
+  folder: pathlib.Path
+  model: "torch.nn.Module"
+
+
+def make(folder, family: str, norm: str, *, head=True, symbols=SYMBOLS, front=None, seed=0, **over):
+  """A model with noise on all parameters, in evaluation mode, saved to a folder.
+
+  Args:
+    folder: made if absent; gets config.json, weights, vocabulary and front-end.
+    family: one of CLASSES.
+    norm: "group" (and post-norm layers: "base") or "layer" (and pre-norm: "large"; data2vec-audio
+      is post-norm).
+    head: with a CTC head and a vocabulary; without, what pre-training leaves: for wav2vec2 its
+      quantizer too, for the others the bare encoder, whose weights have no prefix.
+    symbols: of vocab.json, by class.
+    front: what differs from Wav2Vec2FeatureExtractor's usual settings.
+    seed: of the parameters.
+    **over: fields of config.json.
+  """
+  folder = pathlib.Path(folder)
+  own = dict(do_stable_layer_norm=norm == "layer", feat_extract_norm=norm)
+  if family == "data2vec-audio":
+    assert norm == "layer"
+    own = dict(num_conv_pos_embeddings=2, conv_pos_kernel_size=5)
+  fields = _SIZES | {"vocab_size": len(symbols)} | own | over
+  pretrained = "ForPreTraining" if family == "wav2vec2" else "Model"
+  get = lambda suffix: getattr(transformers, CLASSES[family] + suffix)
+  torch.manual_seed(seed)
+  model = get("ForCTC" if head else pretrained)(get("Config")(**fields)).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  model.save_pretrained(folder)
+  if head:
+    (folder / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
+  settings = dict(return_attention_mask=norm == "layer") | (front or {})
+  transformers.Wav2Vec2FeatureExtractor(**settings).save_pretrained(folder)
+  return model
+
+
+def normalised(audio, lengths) -> np.ndarray:
+  """f32[B, S]: each row's real samples with zero mean and unit variance, then zeros."""
+  out = np.zeros(audio.shape, np.float32)
+  for row, length in enumerate(lengths):
+    real = np.float64(audio[row, :length])
+    out[row, :length] = (real - real.mean()) / np.sqrt(real.var() + 1e-7)
+  return out
+
+
+def call(model, audio: np.ndarray, lengths=None):
+  """transformers' output for f32[B, S]; with lengths, the attention mask is given to it."""
+  mask = None
+  if lengths is not None:
+    mask = torch.tensor(np.arange(audio.shape[1]) < np.asarray(lengths)[:, None]).long()
+  with torch.no_grad(), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch: mask and bias of WavLM's attention differ in type
+    return model(torch.tensor(audio), attention_mask=mask)
+
+
+@contextlib.contextmanager
+def watched(**modules):
+  """Name → (first input, output) of each module's next call, as arrays, filled while open."""
+  seen, hooks = {}, []
+
+  def hook(name, args, options, output):
+    output = output[0] if isinstance(output, tuple) else output
+    first = args[0] if args else next(iter(options.values()))
+    # Copies: transformers sets padding to 0 in place.
+    seen[name] = tuple(x.detach().numpy().copy() for x in (first, output))
+
+  for name, module in modules.items():
+    watch = lambda _, args, options, output, name=name: hook(name, args, options, output)
+    hooks.append(module.register_forward_hook(watch, with_kwargs=True))
+  try:
+    yield seen
+  finally:
+    for hook_handle in hooks:
+      hook_handle.remove()
