@@ -47,7 +47,13 @@ class Position:
   broken: dict = dataclasses.field(default_factory=dict)
 
 
-def run(config: ConfigDict, folder: pathlib.Path, data: build.Data | None = None) -> dict:
+def run(
+  config: ConfigDict,
+  folder: pathlib.Path,
+  data: build.Data | None = None,
+  *,
+  wait: bool = False,
+) -> dict:
   """Trains (the teacher first where the config says so), evaluates, and writes the results.
 
   A run that was interrupted goes on from its last checkpoint; a finished one only returns.
@@ -56,6 +62,7 @@ def run(config: ConfigDict, folder: pathlib.Path, data: build.Data | None = None
     config: any config; it is checked here.
     folder: the workdir.
     data: the splits, where they are open already.
+    wait: for another process that works in the same folder, instead of raising.
 
   Returns:
     What `results.json` holds.
@@ -66,7 +73,7 @@ def run(config: ConfigDict, folder: pathlib.Path, data: build.Data | None = None
   """
   config_lib.check(config)
   data = data or build.open_data(config)
-  with workdir.claim(folder, config, data.facts()):
+  with workdir.claim(folder, config, data.facts(), wait=wait):
     if (folder / "results.json").exists():
       log.info("%s is finished", folder)
       return workdir.read_json(folder / "results.json")
@@ -86,7 +93,8 @@ def _teacher(config, folder, data):
     teacher_config, teacher_data = build.for_teacher(config, data)
     source = str(build.teacher_workdir(teacher_config, teacher_data, folder))
     log.info("teacher: %s", source)
-    run(teacher_config, pathlib.Path(source), teacher_data)
+    # Variants that start together share one teacher: the first of them trains it.
+    run(teacher_config, pathlib.Path(source), teacher_data, wait=True)
   return build.load_teacher(config, source), pathlib.Path(source)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -12,18 +13,20 @@ from tensorboardX import SummaryWriter
 
 from jaxkd.errors import UserError
 
+log = logging.getLogger(__name__)
 # Fields that change nothing about the result.
 _FREE_FIELDS = ("data.workers",)
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: ConfigDict, data: dict):
+def claim(workdir: pathlib.Path, config: ConfigDict, data: dict, *, wait: bool = False):
   """Holds a workdir for one process and one config.
 
   Args:
     workdir: made if absent.
     config: of the run.
     data: split → facts (name, utterances, fingerprint, …), as JSON-able values.
+    wait: for another process that holds it, instead of raising.
 
   Raises:
     UserError: another process holds it, or it belongs to another config or to other data.
@@ -40,7 +43,10 @@ def claim(workdir: pathlib.Path, config: ConfigDict, data: dict):
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      raise UserError(f"--workdir={workdir} is in use by another process") from None
+      if not wait:
+        raise UserError(f"--workdir={workdir} is in use by another process") from None
+      log.info("waiting for another process that works in %s", workdir)
+      fcntl.flock(lock, fcntl.LOCK_EX)
     write_json(workdir / "config.json", written)
     write_json(workdir / "data.json", data)
     yield

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import threading
+import time
 
 import corpus
 import jax
@@ -134,6 +136,25 @@ def test_workdir_in_use_is_refused(lab, finished):
   facts = workdir.read_json(folder / "data.json")
   with workdir.claim(folder, config, facts), pytest.raises(UserError, match="in use by another"):
     train.run(config, folder)
+
+
+def test_shared_teacher_is_waited_for(lab, finished, teacher):
+  config, folder = cli.parse(corpus.flags(lab, "standard", lab / "standard"))
+  config, data = build.for_teacher(config, build.open_data(config))
+  held, released = threading.Event(), []
+
+  def hold():
+    with workdir.claim(teacher, config, data.facts()):
+      held.set()
+      time.sleep(0.5)
+      released.append(time.monotonic())
+
+  holder = threading.Thread(target=hold)
+  holder.start()
+  held.wait()
+  train.run(config, teacher, data, wait=True)
+  assert released and time.monotonic() >= released[0]
+  holder.join()
 
 
 def test_damaged_results_are_one_line(lab, finished):
