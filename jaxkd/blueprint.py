@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, mesh, workdir
+from jaxkd import checkpoint, mesh, sharding, workdir
 from jaxkd import teacher as teacher_lib
 from jaxkd.errors import UserError
 from jaxkd.features import LogMel
@@ -183,8 +183,8 @@ def load_teacher(source: str, *, pool: int, dtype: str, devices: jax.sharding.Me
     UserError: no teacher there, or one that cannot be used.
   """
   if is_huggingface(source):
-    sharding = mesh.replicated(devices)
-    return teacher_lib.from_huggingface(source, pool, dtype=dtype, sharding=sharding)
+    place = lambda params: mesh.put(params, sharding.of_state(devices, params))
+    return teacher_lib.from_huggingface(source, pool, dtype=dtype, place=place)
   return load_finished(pathlib.Path(source), devices)[1]
 
 
@@ -195,8 +195,11 @@ def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[Con
     UserError: not the workdir of a finished run.
   """
   config, labels, graphdef, like = _finished_structure(folder)
-  everywhere = mesh.replicated(devices)
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
+  like = jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    like,
+    sharding.of_state(devices, like),
+  )
   return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
 
 

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxkd import blueprint, console, mesh, optim, selection, workdir
+from jaxkd import blueprint, console, mesh, optim, selection, sharding, workdir
 from jaxkd import config as config_lib
 from jaxkd import step as step_lib
 from jaxkd import teacher as teacher_lib
@@ -111,16 +111,25 @@ class Run:
       noise_db=self.noise_db,
       start=start,
       workers=self.workers,
+      shards=mesh.my_shards(self.mesh),
     )
 
   def init_state(self) -> step_lib.TrainState:
-    """A fresh student and optimiser on every device of the mesh."""
+    """A fresh student and optimiser, laid out on the mesh."""
     key = jax.random.fold_in(jax.random.key(self.seed), 0x57D)
-    everywhere = mesh.replicated(self.mesh)
-    params = jax.device_put(self.blueprint.params(key), everywhere)
-    rest = lambda: (jnp.zeros((), jnp.int32), step_lib.Terms.zero())
-    opt_state = jax.jit(self.optimizer.init, out_shardings=everywhere)(params)
-    return step_lib.TrainState(params, opt_state, *jax.jit(rest, out_shardings=everywhere)())
+    where = self.state_shardings
+    params = mesh.put(self.blueprint.params(key), where.params)
+    opt_state = jax.jit(self.optimizer.init, out_shardings=where.opt_state)(params)
+    step, terms = mesh.put((jnp.int32(0), step_lib.Terms.zero()), sharding.replicated(self.mesh))
+    return step_lib.TrainState(params, opt_state, step, terms)
+
+  @property
+  def state_shardings(self) -> step_lib.TrainState:
+    """Where every array of the training state lies."""
+    like = self.blueprint.like
+    zero = step_lib.Terms.zero()
+    opt_state = jax.eval_shape(self.optimizer.init, like)
+    return sharding.of_state(self.mesh, step_lib.TrainState(like, opt_state, jnp.int32(0), zero))
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -217,7 +226,7 @@ def load_teacher(config: ConfigDict, source: str) -> Teacher:
     UserError: no teacher there, or one that cannot be used.
   """
   return blueprint.load_teacher(
-    source, pool=config.teacher.pool, dtype=config.dtype, devices=mesh.make_mesh()
+    source, pool=config.teacher.pool, dtype=config.dtype, devices=mesh.make_mesh(config.mesh.fsdp)
   )
 
 
@@ -240,7 +249,7 @@ def build(
   Raises:
     UserError: transcripts that the teacher's vocabulary cannot write, where they are needed.
   """
-  devices = mesh.make_mesh()
+  devices = mesh.make_mesh(config.mesh.fsdp)
   labels = teacher.vocabulary if teacher else blueprint.own_labels(config)
   student = blueprint.make(config, labels)
   reads_text = config.kd.scale < 1
@@ -296,14 +305,13 @@ def _shapes(training: ConfigDict, source: Source, labels: Labels | None, devices
     join_seconds=training.join_seconds,
     labels_per_second=per_second,
     speeds=tuple(training.speeds),
-    multiple_of=devices.size,
   )
   return shapes, dict(speeds=tuple(training.speeds), join=training.join_seconds > 0)
 
 
 def eval_shapes(durations: np.ndarray, devices) -> tuple[plan.Shape, ...]:
   """Two shapes, so that little is compiled for an evaluation."""
-  return plan.shapes(durations, batch_seconds=80.0, buckets=2, multiple_of=devices.size)
+  return plan.shapes(durations, batch_seconds=80.0, buckets=2)
 
 
 def _eval_shapes(data: Data, devices) -> tuple[plan.Shape, ...]:
@@ -346,8 +354,9 @@ def estimate_log_prior(
   if not path.exists():
     planned = plan.evaluation_plan(source.durations, eval_shapes(source.durations, devices))
     with console.progress("log prior", len(planned)) as update:
-      batches = (h.batch for h in pipeline.batches(source, planned) if update() is None)
-      prior = teacher_lib.log_prior(model, (mesh.put_batch(b, devices) for b in batches))
+      hosts = pipeline.batches(source, planned, shards=mesh.my_shards(devices))
+      batches = (mesh.put_batch(host.batch, devices) for host in hosts if update() is None)
+      prior = teacher_lib.log_prior(model, batches, sharding.replicated(devices))
     workdir.write_json(path, prior.tolist())
   return jnp.array(workdir.read_json(path), jnp.float32)
 

@@ -86,6 +86,7 @@ def base(recipe: str = "demo") -> ConfigDict:
       ),
       training=recipes.training(),
       checkpoint=dict(every_steps=500),  # besides every evaluation
+      mesh=dict(fsdp=1),  # devices that large parameters are split over; it divides their number
     )
   )
   RECIPES[recipe](config)
@@ -102,7 +103,7 @@ def train_data(config: ConfigDict) -> str:
 def for_teacher(config: ConfigDict) -> ConfigDict:
   """The config of the run that trains the teacher: CTC alone on `data.teacher_train`."""
   teacher = base(config.recipe).copy_and_resolve_references().unlock()
-  for name in ("seed", "dtype", "labels", "features", "checkpoint"):
+  for name in ("seed", "dtype", "labels", "features", "checkpoint", "mesh"):
     teacher[name] = config[name]
   teacher.variant = "teacher"
   teacher.data = config.data.copy_and_resolve_references()
@@ -157,6 +158,7 @@ _RANGES = {
   "kd.grow_epochs": (0, math.inf),
   "teacher.pool": (1, 16),
   "data.workers": (0, 256),
+  "mesh.fsdp": (1, 100_000),
   "checkpoint.every_steps": (1, math.inf),
   "features.mels": (8, 256),
   "features.low_hz": (0.0, 8000.0),

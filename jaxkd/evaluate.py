@@ -67,7 +67,7 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   shapes = build.eval_shapes(source.durations, devices)
   planned = plan.evaluation_plan(source.durations, shapes)
   predict = step.make_eval_step(
-    student.graphdef, teacher.graphdef if teacher else None, blank_id=student.blank_id
+    student.graphdef, teacher.graphdef if teacher else None, blank_id=student.blank_id, mesh=devices
   )
   with console.progress("evaluating", len(planned)) as update:
     result = scoring.evaluate(

@@ -70,13 +70,13 @@ def evaluate(
     rows["teacher"] = []
   sums: dict = {}
   broken: list[tuple[str, str]] = []
-  for host in pipeline.batches(source, plan, workers=workers):
+  shards = mesh_lib.my_shards(mesh)
+  for host in pipeline.batches(source, plan, workers=workers, shards=shards):
     out = predict(params, teacher_params, mesh_lib.put_batch(host.batch, mesh))
-    out = jax.device_get(out)
     broken += host.broken
     for name in rows:
-      path = getattr(out, f"{name}_path")
-      blank = getattr(out, f"{name}_blank")
+      path = mesh_lib.my_rows(getattr(out, f"{name}_path"))
+      blank = jax.device_get(getattr(out, f"{name}_blank"))
       sums[name] = sums.get(name, np.zeros(2)) + [blank.total, blank.weight]
       for row, ids in enumerate(host.ids):
         if ids:
@@ -85,8 +85,15 @@ def evaluate(
           reference = None if text is None else normalise(text)
           rows[name].append({"id": ids[0], "reference": reference, "hypothesis": hypothesis})
     if out.kl is not None:
-      sums["kl"] = sums.get("kl", np.zeros(2)) + [out.kl.total, out.kl.weight]
+      kl = jax.device_get(out.kl)
+      sums["kl"] = sums.get("kl", np.zeros(2)) + [kl.total, kl.weight]
     on_batch()
+  found = mesh_lib.gather([rows, broken])
+  broken = [tuple(pair) for _, pairs in found for pair in pairs]
+  rows = {
+    name: sorted((row for part, _ in found for row in part[name]), key=lambda r: index[r["id"]])
+    for name in rows
+  }
   figures = {name: _figures(found, sums.get(name, np.zeros(2))) for name, found in rows.items()}
   kl = sums["kl"][0] / max(sums["kl"][1], 1) if "kl" in sums else None
   return SplitResult(figures, None if kl is None else float(kl), rows, broken)

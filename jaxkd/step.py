@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxkd import losses
+from jaxkd import losses, sharding
 from jaxkd.augment import SpecAugment
 from jaxkd.decode.greedy import best_path
 from jaxkd.types import Batch, FrameOutput, WeightedSum
@@ -162,14 +162,18 @@ def _blank_rate(out: FrameOutput, blank_id: int) -> WeightedSum:
   return WeightedSum(blank.sum(dtype=jnp.float32), out.mask.sum(dtype=jnp.float32))
 
 
-def make_train_step(graphdef, teacher_graphdef, objective: Objective, optimizer):
-  """One update as a jitted function; shardings follow the arguments, one executable a batch shape.
+def make_train_step(
+  graphdef, teacher_graphdef, objective: Objective, optimizer, *, mesh=None, state_shardings=None
+):
+  """One update as a jitted function, one executable a batch shape.
 
   Args:
     graphdef: the student's structure (`nnx.split`).
     teacher_graphdef: the teacher's, or None at scale 0.
     objective: the loss.
     optimizer: an optax transformation over the student's parameters.
+    mesh: of the arguments; layers are gathered on it one at a time. None for one device.
+    state_shardings: of the new state, those of the old one; None where the compiler may choose.
 
   Returns:
     (state, teacher_params, batch, epoch i32[], run_key) -> state. The update's key is
@@ -181,6 +185,10 @@ def make_train_step(graphdef, teacher_graphdef, objective: Objective, optimizer)
     return distill_loss(student, teacher_out, batch, key, epoch, objective)
 
   def update(state: TrainState, teacher_params, batch: Batch, epoch, run_key) -> TrainState:
+    with sharding.on(mesh):
+      return one_update(state, teacher_params, batch, epoch, run_key)
+
+  def one_update(state, teacher_params, batch, epoch, run_key):
     teacher_out = None
     if teacher_graphdef is not None:
       teacher_out = nnx.merge(teacher_graphdef, teacher_params)(batch.audio, batch.audio_len)
@@ -192,17 +200,26 @@ def make_train_step(graphdef, teacher_graphdef, objective: Objective, optimizer)
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, state.step + 1, summed)
 
-  return jax.jit(update, donate_argnums=0)
+  return jax.jit(update, donate_argnums=0, out_shardings=state_shardings)
 
 
-def make_eval_step(graphdef, teacher_graphdef, *, blank_id: int):
+def make_eval_step(graphdef, teacher_graphdef, *, blank_id: int, mesh=None):
   """Best paths and blank statistics of student and teacher, jitted.
+
+  Args:
+    graphdef, teacher_graphdef: structures (`nnx.split`); the teacher's may be None.
+    blank_id: class of the blank.
+    mesh: of the arguments: paths stay split by rows, sums are on every device.
 
   Returns:
     (params, teacher_params, batch) -> Predictions.
   """
 
   def predict(params, teacher_params, batch: Batch) -> Predictions:
+    with sharding.on(mesh):
+      return all_of(params, teacher_params, batch)
+
+  def all_of(params, teacher_params, batch):
     student = nnx.merge(graphdef, params)(batch.audio, batch.audio_len)
     path = best_path(student.logits, student.mask, blank_id=blank_id)
     blank = _blank_rate(student, blank_id)
@@ -214,4 +231,10 @@ def make_eval_step(graphdef, teacher_graphdef, *, blank_id: int):
     teacher_path = best_path(teacher.logits, teacher.mask, blank_id=blank_id)
     return Predictions(path, blank, teacher_path, _blank_rate(teacher, blank_id), kl)
 
-  return jax.jit(predict)
+  if mesh is None:
+    return jax.jit(predict)
+  rows, everywhere = sharding.split_rows(mesh), sharding.replicated(mesh)
+  where = Predictions(rows, everywhere, rows, everywhere, everywhere)
+  if teacher_graphdef is None:
+    where = Predictions(rows, everywhere)
+  return jax.jit(predict, out_shardings=where)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def from_huggingface(
   pool: int = 1,
   *,
   dtype: str = "float32",
-  sharding: jax.sharding.Sharding | None = None,
+  place: Callable[[Any], Any] = jax.device_put,
 ) -> Teacher:
   """A HuBERT, wav2vec 2.0, WavLM or data2vec-audio model with a CTC head.
 
@@ -63,7 +63,7 @@ def from_huggingface(
       org/name on the Hugging Face hub.
     pool: frames (20 ms) that are max-pooled into one before the head; 2 in the paper.
     dtype: of the arithmetic, "float32" or "bfloat16".
-    sharding: of the parameters; None for the default device.
+    place: lays out the parameters (NumPy arrays) on devices.
 
   Raises:
     UserError: no such model, no CTC head, another architecture, a vocabulary without blank,
@@ -73,7 +73,7 @@ def from_huggingface(
   config, labels = read_huggingface(folder, pool, dtype)
   graphdef = port.structure(config, len(labels.symbols))[0]
   params = port.load(folder, config, len(labels.symbols))
-  return Teacher(graphdef, jax.device_put(params, sharding), labels)
+  return Teacher(graphdef, place(params), labels)
 
 
 def read_huggingface(
@@ -85,10 +85,18 @@ def read_huggingface(
   return config, huggingface.read_labels(folder)
 
 
-def log_prior(teacher: Teacher, batches: Iterable[Batch]) -> np.ndarray:
-  """f32[V]: log of the teacher's mean posterior over all real frames of some batches."""
+def log_prior(
+  teacher: Teacher, batches: Iterable[Batch], sharding: jax.sharding.Sharding | None = None
+) -> np.ndarray:
+  """f32[V]: log of the teacher's mean posterior over all real frames of some batches.
 
-  @jax.jit
+  Args:
+    teacher: frozen.
+    batches: of audio.
+    sharding: of sums over a batch, where it is spread over processes: a copy for each.
+  """
+
+  @functools.partial(jax.jit, out_shardings=sharding)
   def posterior_sum(params, batch):
     out = dataclasses.replace(teacher, params=params)(batch.audio, batch.audio_len)
     logits = jnp.where(out.mask[..., None], out.logits, 0)

@@ -8,10 +8,10 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import blueprint, build, checkpoint, console, results, scoring, workdir
+from jaxkd import blueprint, build, checkpoint, console, results, scoring, sharding, workdir
 from jaxkd import config as config_lib
 from jaxkd import mesh as mesh_lib
 from jaxkd import step as step_lib
@@ -104,8 +104,9 @@ class _Loop:
   def __init__(self, run: build.Run, started: float):
     self.run_ = run
     self.started = started
-    everywhere = mesh_lib.replicated(run.mesh)
-    self.key = jax.device_put(jax.random.fold_in(jax.random.key(run.seed), 0x7A1), everywhere)
+    self.everywhere = sharding.replicated(run.mesh)
+    key = jax.random.fold_in(jax.random.key(run.seed), 0x7A1)
+    self.key = jax.jit(lambda: key, out_shardings=self.everywhere)()
     self.teacher_params = run.teacher.params if run.teacher else None
     self.teacher_graphdef = run.teacher.graphdef if run.teacher else None
     if run.objective.scale == 0:
@@ -174,7 +175,12 @@ class _Loop:
     """The train step for every batch shape, ahead of time, so that no epoch waits for it."""
     run = self.run_
     step = step_lib.make_train_step(
-      run.blueprint.graphdef, self.teacher_graphdef, run.objective, run.optimizer
+      run.blueprint.graphdef,
+      self.teacher_graphdef,
+      run.objective,
+      run.optimizer,
+      mesh=run.mesh,
+      state_shardings=run.state_shardings,
     )
     compiled = {}
     started = time.monotonic()
@@ -183,14 +189,14 @@ class _Loop:
       for shape in run.shapes:
         batch = mesh_lib.batch_struct(shape.rows, shape.samples, shape.labels, run.mesh)
         args = (self.state, teacher_params, batch, self._epoch_number(), self.key)
-        compiled[shape.rows, shape.samples] = step.lower(*args).compile()
+        compiled[shape] = step.lower(*args).compile()
         update()
         self._leave_if_asked()
     log.info("compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started)
     return compiled
 
   def _epoch_number(self) -> jax.Array:
-    return jax.device_put(jnp.int32(self.position.epoch), mesh_lib.replicated(self.run_.mesh))
+    return mesh_lib.put(np.int32(self.position.epoch), self.everywhere)
 
   def _epoch(self) -> None:
     """The rest of the current epoch."""
@@ -205,7 +211,7 @@ class _Loop:
       update(0, **self.notes)
       for host in run.train_batches(position.epoch, planned, position.batch):
         batch = mesh_lib.put_batch(host.batch, run.mesh)
-        step = self.steps[host.batch.audio.shape]
+        step = self.steps[planned[position.batch].shape]
         teacher_params = None if self.teacher_graphdef is None else self.teacher_params
         self.state = step(self.state, teacher_params, batch, epoch, self.key)
         position.broken.update(host.broken)
@@ -236,7 +242,7 @@ class _Loop:
   def _log(self) -> dict:
     """Writes the means since the last call to metrics.jsonl and returns them for the bar."""
     terms = jax.device_get(self.state.terms)
-    zero = jax.device_put(step_lib.Terms.zero(), mesh_lib.replicated(self.run_.mesh))
+    zero = mesh_lib.put(step_lib.Terms.zero(), self.everywhere)
     self.state = self.state._replace(terms=zero)
     position, step = self.position, int(self.state.step)
     position.selected += float(terms.selected.total)
@@ -256,7 +262,10 @@ class _Loop:
     if not hasattr(self, "predict"):
       graphdef = run.teacher.graphdef if run.teacher else None
       self.predict = step_lib.make_eval_step(
-        run.blueprint.graphdef, graphdef, blank_id=run.blueprint.labels.blank_id
+        run.blueprint.graphdef,
+        graphdef,
+        blank_id=run.blueprint.labels.blank_id,
+        mesh=run.mesh,
       )
     with console.progress(f"evaluating {split}", len(planned)) as update:
       return scoring.evaluate(

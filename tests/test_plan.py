@@ -53,18 +53,15 @@ def test_bucket_lengths_beat_buckets_of_equal_count(buckets, spread):
   assert padded(units, plan._lengths(units, buckets)) <= padded(units, equal)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("join_seconds", [0.0, 2.0, 10.0])
-def test_shapes_split_over_devices_and_hold_the_seconds_of_a_batch(devices, join_seconds):
+def test_shapes_hold_the_seconds_of_a_batch(join_seconds):
   durations = durations_of(50)
-  found = plan.shapes(
-    durations, batch_seconds=60.0, buckets=3, join_seconds=join_seconds, multiple_of=devices
-  )
+  found = plan.shapes(durations, batch_seconds=60.0, buckets=3, join_seconds=join_seconds)
   assert 1 <= len(found) <= 3
   assert list(found) == sorted(found, key=lambda s: s.samples)
   for shape in found:
-    assert shape.rows % devices == 0 and shape.samples % FRAME == 0
-    assert shape.rows == devices or shape.rows * shape.samples <= 60 * RATE
+    assert shape.samples % FRAME == 0
+    assert shape.rows == 1 or shape.rows * shape.samples <= 60 * RATE
   assert found[-1].samples >= plan.samples_of(durations, 1.0).max()
 
 
@@ -86,7 +83,6 @@ CASES = st.fixed_dictionaries(
     buckets=st.integers(1, 4),
     join_seconds=st.sampled_from([0.0, 1.0, 6.0, 20.0]),
     speeds=st.sampled_from([(1.0,), SPEEDS, (0.5, 2.0)]),
-    devices=st.sampled_from([1, 8]),
     seed=st.integers(0, 99),
   )
 )
@@ -102,7 +98,6 @@ def planned_case(case, epoch: int = 0):
     join_seconds=case["join_seconds"],
     labels_per_second=float(((labels + 1) / durations).max()),
     speeds=case["speeds"],
-    multiple_of=case["devices"],
   )
   planned = plan.epoch_plan(
     durations,
@@ -151,7 +146,7 @@ def test_real_samples_fit_at_every_speed(case):
 
 
 def test_plan_depends_on_seed_and_epoch_alone():
-  case = dict(size=40, buckets=2, join_seconds=6.0, speeds=SPEEDS, devices=1, seed=3)
+  case = dict(size=40, buckets=2, join_seconds=6.0, speeds=SPEEDS, seed=3)
   assert planned_case(case)[3] == planned_case(case)[3]
   assert planned_case(case, epoch=1)[3] != planned_case(case)[3]
   durations, _, shapes, planned = planned_case(case)
@@ -160,7 +155,7 @@ def test_plan_depends_on_seed_and_epoch_alone():
 
 
 def test_company_and_speed_change_between_epochs():
-  case = dict(size=40, buckets=1, join_seconds=6.0, speeds=SPEEDS, devices=1, seed=0)
+  case = dict(size=40, buckets=1, join_seconds=6.0, speeds=SPEEDS, seed=0)
   drawn = []
   for epoch in range(2):
     planned = planned_case(case, epoch)[3]
@@ -193,7 +188,7 @@ def test_padding_rate_counts_filler_rows_and_speed():
 @pytest.mark.parametrize("buckets", [1, 2])
 def test_evaluation_is_every_utterance_alone_and_unchanged(size, buckets):
   durations = durations_of(size, seed=size)
-  shapes = plan.shapes(durations, batch_seconds=80.0, buckets=buckets, multiple_of=8)
+  shapes = plan.shapes(durations, batch_seconds=80.0, buckets=buckets)
   planned = plan.evaluation_plan(durations, shapes)
   assert sorted(utterances(planned)) == list(range(size))
   for batch in planned:

@@ -10,7 +10,7 @@ import reference
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxkd import losses, mesh, optim, selection
+from jaxkd import losses, mesh, optim, selection, sharding
 from jaxkd import step as step_lib
 from jaxkd.augment import SpecAugment
 from jaxkd.features import LogMel
@@ -229,9 +229,9 @@ def trainer(dtype="float32"):
 def train(devices, steps=2, start=0, dtype="float32", state=None):
   """State after so many updates on the batch, over a mesh of so many devices."""
   update, init, teacher_params = trainer(dtype)
-  over = Mesh(np.array(jax.devices()[:devices]), "data")
+  over = Mesh(np.array(jax.devices()[:devices])[:, None], sharding.AXES)
   batch = mesh.put_batch(make_batch(8), over)
-  everywhere = mesh.replicated(over)
+  everywhere = sharding.replicated(over)
   state = init(start) if state is None else state
   state, teacher_params, key, epoch = jax.device_put(
     (state, teacher_params, jax.random.key(7), jnp.int32(0)), everywhere

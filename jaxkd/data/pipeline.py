@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import grain
-import jax
 import numpy as np
 import soxr
 from absl import flags
 
 from jaxkd.data.audio import BrokenAudio
-from jaxkd.data.plan import PlannedBatch
+from jaxkd.data.plan import PlannedBatch, padded_rows
 from jaxkd.data.sources import Source
 from jaxkd.errors import UserError
 from jaxkd.features import SAMPLE_RATE_HZ
@@ -46,6 +45,7 @@ def batches(
   noise_db: tuple[float, float] | None = None,
   start: int = 0,
   workers: int = 0,
+  shards: tuple[tuple[int, ...], int] = ((0,), 1),
 ) -> Iterator[HostBatch]:
   """The planned batches in their order, prepared ahead in the background.
 
@@ -57,6 +57,8 @@ def batches(
     noise_db: (low, high), white noise relative to a row's peak; None for none.
     start: first batch.
     workers: processes that decode; 0 for threads of this one.
+    shards: which of how many equal parts of the rows are wanted (`mesh.my_shards`); rows are filled
+      up so that the parts are equal.
   """
   numbered = list(enumerate(planned))[start:]
   if not numbered:
@@ -67,7 +69,7 @@ def batches(
     labels=labels,
     seed=(seed, epoch),
     noise_db=noise_db,
-    process=(jax.process_index(), jax.process_count()),
+    shards=shards,
   )
   dataset = grain.MapDataset.source(numbered).map(make)
   if workers:
@@ -81,11 +83,12 @@ def batches(
   return iter(dataset)
 
 
-def _host_batch(numbered, *, source, labels, seed, noise_db, process) -> HostBatch:
+def _host_batch(numbered, *, source, labels, seed, noise_db, shards) -> HostBatch:
   number, planned = numbered
-  index, count = process
+  wanted, count = shards
   rows, samples, label_room = planned.shape
-  mine = range(index * rows // count, (index + 1) * rows // count)
+  size = padded_rows(rows, count) // count
+  mine = [row for shard in wanted for row in range(shard * size, (shard + 1) * size)]
   audio = np.zeros((len(mine), samples), np.int16)
   audio_len = np.zeros(len(mine), np.int32)
   ids = np.zeros((len(mine), label_room if labels is not None else 0), np.int32)
@@ -93,6 +96,9 @@ def _host_batch(numbered, *, source, labels, seed, noise_db, process) -> HostBat
   names, broken = [], []
   for place, row in enumerate(mine):
     parts, used = [], []
+    if row >= rows:
+      names.append(())
+      continue
     for utterance, speed in zip(planned.rows[row], planned.speeds[row], strict=True):
       try:
         parts.append(_at_speed(source.read(utterance), speed))

@@ -54,7 +54,6 @@ def shapes(
   join_seconds: float = 0.0,
   labels_per_second: float = 0.0,
   speeds: tuple[float, ...] = (1.0,),
-  multiple_of: int = 1,
 ) -> tuple[Shape, ...]:
   """The shapes of all batches, shortest first.
 
@@ -66,7 +65,6 @@ def shapes(
       any, for utterances that are longer.
     labels_per_second: most labels in a second of an utterance; 0 where none are read.
     speeds: factors that an utterance may be played at.
-    multiple_of: devices that the rows are split over.
   """
   units = np.concatenate([samples_of(durations, speed) for speed in speeds])
   lengths: list[int] = []
@@ -78,14 +76,14 @@ def shapes(
   if len(units):
     lengths += _lengths(units, buckets)
   return tuple(
-    _shape(-(-n // _FRAME) * _FRAME, batch_seconds, labels_per_second * max(speeds), multiple_of)
+    _shape(-(-n // _FRAME) * _FRAME, batch_seconds, labels_per_second * max(speeds))
     for n in sorted(set(lengths))
   )
 
 
-def _shape(samples: int, batch_seconds: float, labels_per_second: float, multiple_of: int) -> Shape:
+def _shape(samples: int, batch_seconds: float, labels_per_second: float) -> Shape:
   seconds = samples / SAMPLE_RATE_HZ
-  rows = max(1, int(batch_seconds / seconds / multiple_of)) * multiple_of
+  rows = max(1, int(batch_seconds / seconds))
   # More labels than frames have no CTC path: they need no room.
   labels = min(int(np.ceil(labels_per_second * seconds)), samples // _FRAME)
   return Shape(rows, samples, labels)
@@ -189,6 +187,11 @@ def _planned(rows, shape: Shape, drawn) -> PlannedBatch:
   return PlannedBatch(
     shape, tuple(rows), tuple(tuple(float(drawn[i]) for i in row) for row in rows)
   )
+
+
+def padded_rows(rows: int, shards: int) -> int:
+  """Rows of the arrays of a batch: filled up so that every shard has as many."""
+  return -(-rows // shards) * shards
 
 
 def padding_rate(planned: list[PlannedBatch], durations: np.ndarray) -> float:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxkd import sharding
 from jaxkd.augment import SpecAugment, spec_augment
 from jaxkd.features import LogMel, log_mel
 from jaxkd.masks import length_mask
@@ -117,7 +118,7 @@ class ConformerCTC(nnx.Module):
 
     def layer(x, inputs):
       block_params, block_key = inputs
-      return nnx.merge(graphdef, block_params)(x, mask, block_key), None
+      return nnx.merge(graphdef, sharding.layer(block_params))(x, mask, block_key), None
 
     return jax.lax.scan(layer, x, (params, keys))[0]
 

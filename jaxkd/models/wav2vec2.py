@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxkd import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
 from jaxkd.models.layers import LayerNorm, Linear, dropout, standardise
 from jaxkd.types import FrameOutput
@@ -355,7 +356,7 @@ class Wav2Vec2CTC(nnx.Module):
 
     def step(x, inputs):
       index, layer_params, key = inputs
-      run = lambda x: nnx.merge(graphdef, layer_params)(x, mask, bias, key)
+      run = lambda x: nnx.merge(graphdef, sharding.layer(layer_params))(x, mask, bias, key)
       if key is None or config.layer_drop == 0:
         return run(x), None
       skip = jax.random.bernoulli(jax.random.fold_in(key, 4), config.layer_drop)
