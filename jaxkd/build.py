@@ -351,13 +351,15 @@ def estimate_log_prior(
   model: Teacher, source: Source, path: pathlib.Path, devices: jax.sharding.Mesh
 ) -> jax.Array:
   """f32[V]: log of a model's mean posterior over all frames of a source, kept in a JSON file."""
-  if not path.exists():
+  if not mesh.agreed(path.exists()):
     planned = plan.evaluation_plan(source.durations, eval_shapes(source.durations, devices))
     with console.progress("log prior", len(planned)) as update:
       hosts = pipeline.batches(source, planned, shards=mesh.my_shards(devices))
       batches = (mesh.put_batch(host.batch, devices) for host in hosts if update() is None)
       prior = teacher_lib.log_prior(model, batches, sharding.replicated(devices))
-    workdir.write_json(path, prior.tolist())
+    if mesh.is_first():
+      workdir.write_json(path, prior.tolist())
+    mesh.wait_for_all(f"{path} is written")
   return jnp.array(workdir.read_json(path), jnp.float32)
 
 

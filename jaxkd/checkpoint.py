@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxkd import mesh
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,9 @@ def average(trees: list):
 def save_params(folder: pathlib.Path, params) -> None:
   """Writes one tree of parameters; an older one is replaced."""
   folder = folder.absolute()
-  if folder.exists():
+  if mesh.is_first() and folder.exists():
     shutil.rmtree(folder)
+  mesh.wait_for_all(f"{folder} is free")
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, params)
 

@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
@@ -123,10 +124,10 @@ def guard(main: Callable[[list[str]], int]) -> int:
   try:
     return main(sys.argv)
   except UserError as error:
-    return _fail(str(error))
+    return _end(_fail(str(error)))
   except KeyboardInterrupt:
     console.err.print("interrupted; the same command goes on from the last save", highlight=False)
-    return 130
+    return _end(130)
   except Interrupted as stop:
     console.err.print("stopped and saved; the same command resumes", highlight=False)
     return 128 + stop.signum
@@ -134,11 +135,20 @@ def guard(main: Callable[[list[str]], int]) -> int:
     if _disk_full(error):
       status = _fail("no space left on device: free some and run the same command to resume")
       return _leave_at_once(status)
+    if "JAXKD_PROCESSES" in os.environ:
+      traceback.print_exc()
+      return _end(1)
     raise
+
+
+def _end(status: int) -> int:
+  """The status; in a run of several processes it is left at once, not after waiting for them."""
+  return _leave_at_once(status) if "JAXKD_PROCESSES" in os.environ else status
 
 
 def _leave_at_once(status: int) -> int:
   """Ends the process: its writers in the background would each report the full disk once more."""
+  sys.stderr.flush()
   os._exit(status)
 
 

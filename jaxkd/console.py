@@ -17,6 +17,7 @@ from rich.progress import (
 
 err = Console(stderr=True)
 out = Console()
+_quiet = False
 
 
 def start_logging() -> None:
@@ -33,6 +34,13 @@ def start_logging() -> None:
   # Orbax and absl report every save below this level, and what they also raise at ERROR.
   for name in ("absl", "asyncio", "orbax", "jax", "jax._src.xla_bridge"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def be_quiet() -> None:
+  """From here on only warnings are shown: of several processes one speaks."""
+  global _quiet
+  _quiet = True
+  logging.getLogger("jaxkd").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
@@ -54,7 +62,7 @@ def progress(description: str, total: int, *, done: int = 0):
     TextColumn("{task.fields[notes]}"),
     console=err,
     transient=True,
-    disable=not err.is_terminal,
+    disable=_quiet or not err.is_terminal,
   )
   with bar:
     task = bar.add_task(description, total=total, completed=done, notes="")

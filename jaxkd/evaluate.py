@@ -37,7 +37,12 @@ def main(argv: list[str]) -> int:
     raise UserError(" ".join(str(error).split())) from error
   if len(rest) > 1 or not values.workdir or not values.data:
     raise UserError("usage: python -m jaxkd.evaluate --workdir=DIR --data=MANIFEST")
-  print(json.dumps(evaluate(pathlib.Path(values.workdir), values.data)))
+  from jaxkd import mesh
+
+  mesh.start_processes()
+  found = evaluate(pathlib.Path(values.workdir), values.data)
+  if mesh.is_first():
+    print(json.dumps(found))
   return 0
 
 

@@ -8,10 +8,12 @@ from jaxkd import cli
 def main(argv: list[str]) -> int:
   """Trains what the config says and prints the table; returns the exit status."""
   config, folder = cli.parse(argv)
-  from jaxkd import results, train  # JAX starts here, after --help and wrong flags
+  from jaxkd import mesh, results, train  # JAX starts here, after --help and wrong flags
 
+  mesh.start_processes()
   found = train.run(config, folder)
-  results.show(found, folder)
+  if mesh.is_first():
+    results.show(found, folder)
   return 0
 
 

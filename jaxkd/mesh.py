@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
-from jaxkd import sharding
+from jaxkd import console, sharding
 from jaxkd.data.plan import padded_rows
 from jaxkd.errors import UserError
 from jaxkd.types import Batch
@@ -47,6 +47,8 @@ def start_processes() -> None:
     raise UserError(
       f"the other processes {where}were not reached in {timeout} s (JAXKD_TIMEOUT): {reason}"
     ) from error
+  if not is_first():
+    console.be_quiet()
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:
@@ -54,6 +56,11 @@ def _number(name: str, low: int, high: int, default: int | None = None) -> int:
   if not given.isdigit() or not low <= int(given) <= high:
     raise UserError(f"{name} is {given!r}: it must be a whole number from {low} to {high}")
   return int(given)
+
+
+def process_name() -> str:
+  """ "process 2: " in a run of several, to begin a line with; else nothing."""
+  return f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
 
 
 def is_first() -> bool:
@@ -65,6 +72,11 @@ def wait_for_all(what: str) -> None:
   """Returns when every process is here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
+
+
+def agreed(value):
+  """The JSON-able value that the first process has."""
+  return gather(value)[0]
 
 
 def gather(value) -> list:

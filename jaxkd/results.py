@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jaxkd import console, scoring, workdir
+from jaxkd import console, mesh, scoring, workdir
 from jaxkd.teacher import parameter_count
 
 
@@ -49,9 +49,12 @@ def write(
   }
   for split, result in evaluated.items():
     found[split] = split_figures(result, getattr(run.data, split), params)
+    if not mesh.is_first():
+      continue
     for model, rows in result.hypotheses.items():
       workdir.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
-  workdir.write_json(run.workdir / "results.json", found)
+  if mesh.is_first():
+    workdir.write_json(run.workdir / "results.json", found)
   return found
 
 

@@ -21,6 +21,7 @@ from jaxkd.teacher import Teacher
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_STEPS = 25
+_AGREE_EVERY_STEPS = 5
 
 
 @dataclasses.dataclass
@@ -73,15 +74,28 @@ def run(
   """
   config_lib.check(config)
   data = data or build.open_data(config)
-  with workdir.claim(folder, config, data.facts(), wait=wait):
-    if (folder / "results.json").exists():
+  with _claimed(folder, config, data.facts(), wait):
+    if mesh_lib.agreed((folder / "results.json").exists()):
       log.info("%s is finished", folder)
       return workdir.read_json(folder / "results.json")
     teacher, teacher_folder = _teacher(config, folder, data)
     started = time.monotonic()
     prepared = build.build(config, data, teacher, teacher_folder, folder)
-    prepared.blueprint.save(folder)
-    return _Loop(prepared, started).run(config, teacher_folder)
+    if mesh_lib.is_first():
+      prepared.blueprint.save(folder)
+    found = _Loop(prepared, started).run(config, teacher_folder)
+    mesh_lib.wait_for_all("results are written")
+    return found
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path, config: ConfigDict, facts: dict, wait: bool):
+  """`workdir.claim` by the first process, for all of them."""
+  with contextlib.ExitStack() as stack:
+    if mesh_lib.is_first():
+      stack.enter_context(workdir.claim(folder, config, facts, wait=wait))
+    mesh_lib.wait_for_all(f"{folder} is claimed")
+    yield
 
 
 def _teacher(config, folder, data):
@@ -118,8 +132,11 @@ class _Loop:
       self.state, self.position = found[0], Position(**found[1])
       log.info("resumed at epoch %d, step %d", self.position.epoch, int(self.state.step))
     self.wall_before = self.position.wall_seconds
-    self.metrics = workdir.MetricsLog(run.workdir, step=int(self.state.step))
+    self.metrics = workdir.MetricsLog(
+      run.workdir, step=int(self.state.step), writes=mesh_lib.is_first()
+    )
     self.stop: int | None = None
+    self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
 
   def run(self, config: ConfigDict, teacher_folder: pathlib.Path | None) -> dict:
@@ -214,7 +231,7 @@ class _Loop:
         step = self.steps[planned[position.batch].shape]
         teacher_params = None if self.teacher_graphdef is None else self.teacher_params
         self.state = step(self.state, teacher_params, batch, epoch, self.key)
-        position.broken.update(host.broken)
+        self.broken.update(host.broken)
         position.batch += 1
         if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
           self.notes |= self._log()
@@ -228,6 +245,7 @@ class _Loop:
 
   def _end_epoch(self) -> None:
     position = self.position
+    self._share_broken()
     if len(position.broken) >= len(self.run_.data.train):
       raise UserError(
         f"{self.run_.data.train.name}: no utterance could be decoded; the first: "
@@ -296,15 +314,28 @@ class _Loop:
     self.notes |= {k: f"{row[k]:.3f}" for k in ("dev/wer", "dev/kl") if k in row}
     log.info("epoch %d/%d  dev %s  (%.0f s)", epoch, run.epochs, text, self._wall())
 
+  def _share_broken(self) -> None:
+    """What any process could not decode is known to all."""
+    for found in mesh_lib.gather(self.broken):
+      self.position.broken |= found
+    self.broken = {}
+
   def _save(self) -> None:
     self.position.wall_seconds = self._wall()
+    self._share_broken()
     self.checkpoints.save(int(self.state.step), self.state, dataclasses.asdict(self.position))
 
   def _leave_if_asked(self) -> None:
-    if self.stop is None:
+    """Saves and leaves after a signal; several processes agree on it every few batches."""
+    stop = self.stop
+    if jax.process_count() > 1:
+      if self.position.batch % _AGREE_EVERY_STEPS:
+        return
+      stop = max((s for s in mesh_lib.gather(stop) if s is not None), default=None)
+    if stop is None:
       return
     self._save()
-    raise Interrupted(self.stop)
+    raise Interrupted(stop)
 
   def _final_params(self):
     """The average of the k best students, or the best one where dev says that it is better."""

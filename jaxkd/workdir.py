@@ -133,7 +133,11 @@ def commit() -> str:
 class MetricsLog:
   """`metrics.jsonl` and TensorBoard events, continued from a step without gaps or doubles."""
 
-  def __init__(self, workdir: pathlib.Path, *, step: int):
+  def __init__(self, workdir: pathlib.Path, *, step: int, writes: bool = True):
+    """Drops rows after `step`; with `writes` False nothing is touched or written."""
+    self._writes = writes
+    if not writes:
+      return
     path = workdir / "metrics.jsonl"
     rows = path.read_text().splitlines(keepends=True) if path.exists() else []
     # A kill may cut the last line short.
@@ -144,6 +148,8 @@ class MetricsLog:
 
   def write(self, row: dict) -> None:
     """Adds one row; it holds "step", and its numbers go to TensorBoard."""
+    if not self._writes:
+      return
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
     for name, value in row.items():
@@ -151,5 +157,7 @@ class MetricsLog:
         self._board.add_scalar(name, value, row["step"])
 
   def close(self) -> None:
-    self._file.close()
-    self._board.close()
+    """Ends the files."""
+    if self._writes:
+      self._file.close()
+      self._board.close()
