@@ -92,7 +92,7 @@ def ours(args):
   from jaxkd.models import huggingface, port
   from jaxkd.models.conformer import ConformerConfig, ConformerCTC
   from jaxkd.models.wav2vec2 import Wav2Vec2CTC
-  from jaxkd.step import Objective, Terms, TrainState, make_train_step
+  from jaxkd.step import Objective, TrainState, make_train_step
   from jaxkd.types import Batch
 
   classes = HUBERT_LARGE["vocab_size"]
@@ -122,7 +122,7 @@ def ours(args):
   )
   audio, audio_len = map(jnp.asarray, make_audio(args))
   batch = Batch(audio, audio_len, jnp.zeros((args.rows, 0), jnp.int32), jnp.zeros_like(audio_len))
-  state = TrainState(params, optimizer.init(params), jnp.int32(0), Terms.zero())
+  state = TrainState.fresh(params, optimizer.init(params))
   step = make_train_step(graphdef, teacher_graphdef, objective, optimizer)
   epoch, key = jnp.int32(0), jax.random.key(0)
   compiled = step.lower(state, teacher_params, batch, epoch, key).compile()

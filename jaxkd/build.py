@@ -69,6 +69,7 @@ class Run:
     data: the opened splits.
     shapes: of training batches.
     eval_shapes: of evaluation batches.
+    profile: first and last update that are traced, or None.
     epochs, eval_every_epochs, save_every_steps: of the loop.
     average: best checkpoints in the final student.
     reads_text: whether the student's objective reads transcripts.
@@ -85,6 +86,7 @@ class Run:
   data: Data
   shapes: tuple[plan.Shape, ...]
   eval_shapes: tuple[plan.Shape, ...]
+  profile: tuple[int, int] | None
   epochs: int
   eval_every_epochs: int
   save_every_steps: int
@@ -120,16 +122,16 @@ class Run:
     where = self.state_shardings
     params = mesh.put(self.blueprint.params(key), where.params)
     opt_state = jax.jit(self.optimizer.init, out_shardings=where.opt_state)(params)
-    step, terms = mesh.put((jnp.int32(0), step_lib.Terms.zero()), sharding.replicated(self.mesh))
-    return step_lib.TrainState(params, opt_state, step, terms)
+    state = step_lib.TrainState.fresh(params, opt_state)
+    rest = mesh.put(state[2:], sharding.replicated(self.mesh))
+    return step_lib.TrainState(params, opt_state, *rest)
 
   @property
   def state_shardings(self) -> step_lib.TrainState:
     """Where every array of the training state lies."""
     like = self.blueprint.like
-    zero = step_lib.Terms.zero()
     opt_state = jax.eval_shape(self.optimizer.init, like)
-    return sharding.of_state(self.mesh, step_lib.TrainState(like, opt_state, jnp.int32(0), zero))
+    return sharding.of_state(self.mesh, step_lib.TrainState.fresh(like, opt_state))
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -281,6 +283,7 @@ def build(
     data=data,
     shapes=train_shapes,
     eval_shapes=_eval_shapes(data, devices),
+    profile=config_lib.profile_steps(config.profile),
     epochs=training.epochs,
     eval_every_epochs=training.eval_every_epochs,
     save_every_steps=config.checkpoint.every_steps,

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ Trains a small CTC student from a teacher and prints both models' error rates.
   VARIANT   which frames carry the distillation loss; a file of configs/, for example symmetric
   RECIPE    data and sizes: {recipes} (default demo: synthetic speech, minutes on two CPU cores)
   --workdir where everything is kept (default runs/VARIANT-RECIPE); the same command resumes there
+  --profile=10:20 writes an XLA trace of these updates to WORKDIR/profile (xprof, Perfetto)
 
 Fields that are often set:
   --config.data.train=PATH          what the student trains on: manifest (JSON lines) or folder
@@ -66,6 +68,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     raise UserError(f"--config={path}: get_config must return what jaxkd.config.base() made")
   with config.unlocked():
     config.variant = path.stem
+    config.profile = values.profile or config.get("profile", "")
   config_lib.check(config)
   folder = values.workdir or f"runs/{path.stem}-{config.recipe}"
   return config, pathlib.Path(folder)
@@ -76,6 +79,7 @@ def _parsed(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_string("profile", None, "", flag_values=values)
   return values, values(argv)
 
 
@@ -130,7 +134,10 @@ def guard(main: Callable[[list[str]], int]) -> int:
     return _end(130)
   except Interrupted as stop:
     console.err.print("stopped and saved; the same command resumes", highlight=False)
-    return 128 + stop.signum
+    if stop.signum != signal.SIGTERM:
+      return _end(128 + stop.signum)
+    # Who sends SIGTERM wants it saved: that is success, unless a launcher asks to tell it apart.
+    return _end(int(os.environ.get("JAXKD_STOPPED_STATUS", "0")))
   except Exception as error:
     if _disk_full(error):
       status = _fail("no space left on device: free some and run the same command to resume")

@@ -85,6 +85,7 @@ def base(recipe: str = "demo") -> ConfigDict:
         grow_epochs=0,  # > 0: n, before and after are multiplied by epoch // grow_epochs
       ),
       training=recipes.training(),
+      profile="",  # updates to trace, such as 10:20
       checkpoint=dict(every_steps=500),  # besides every evaluation
       mesh=dict(fsdp=1),  # devices that large parameters are split over; it divides their number
     )
@@ -115,6 +116,20 @@ def for_teacher(config: ConfigDict) -> ConfigDict:
   return teacher.lock()
 
 
+def profile_steps(profile: str) -> tuple[int, int] | None:
+  """First and last update of "10:20"; None for "".
+
+  Raises:
+    UserError: it has another form.
+  """
+  if not profile:
+    return None
+  first, colon, last = profile.partition(":")
+  if not (colon and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    raise UserError(f"--profile={profile}: it must be FIRST:LAST, two updates, such as 10:20")
+  return int(first), int(last)
+
+
 def check(config: ConfigDict) -> None:
   """Raises UserError for a wrong name, value or combination; reads no data."""
   _check_fields(config, base(config.recipe), "config")
@@ -138,6 +153,7 @@ def check(config: ConfigDict) -> None:
     features.high_hz,
     "above features.low_hz",
   )
+  profile_steps(config.profile)
   _check_data(config)
 
 

@@ -45,6 +45,7 @@ def write(
       "hours": round(float(run.data.train.durations.sum()) / 3600, 4),
       "broken": len(run.data.train.skipped) + len(position.broken),
       "infeasible": position.infeasible_rows,
+      "skipped_updates": position.skipped,
     },
   }
   for split, result in evaluated.items():

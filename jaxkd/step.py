@@ -50,6 +50,7 @@ class Terms(NamedTuple):
     infeasible: rows without a CTC path over real rows.
     blank: frames that the student calls blank over real frames.
     grad_norm: global gradient norm before clipping, once an update.
+    skipped: updates whose loss or gradient was no finite number; they are in no other term.
   """
 
   loss: WeightedSum
@@ -59,6 +60,7 @@ class Terms(NamedTuple):
   infeasible: WeightedSum
   blank: WeightedSum
   grad_norm: WeightedSum
+  skipped: WeightedSum
 
   @classmethod
   def zero(cls) -> "Terms":
@@ -66,12 +68,25 @@ class Terms(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """All that an update changes. `terms` adds up since the last log line."""
+  """All that an update changes.
+
+  Attributes:
+    params, opt_state: the student's.
+    step: i32[], updates so far, skipped ones too.
+    terms: added up since the last log line.
+    last_skipped: i32[], the newest skipped step, counted from 0; -1 for none.
+  """
 
   params: nnx.State
   opt_state: optax.OptState
   step: jax.Array
   terms: Terms
+  last_skipped: jax.Array
+
+  @classmethod
+  def fresh(cls, params, opt_state) -> "TrainState":
+    """Before the first update."""
+    return cls(params, opt_state, jnp.int32(0), Terms.zero(), jnp.int32(-1))
 
 
 class Predictions(NamedTuple):
@@ -195,10 +210,20 @@ def make_train_step(
     key = jax.random.fold_in(run_key, state.step)
     grads, terms = jax.grad(loss_fn, has_aux=True)(state.params, teacher_out, batch, key, epoch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    terms = terms._replace(grad_norm=WeightedSum(optax.tree.norm(grads), jnp.ones(())))
+    norm, one = optax.tree.norm(grads), jnp.ones(())
+    finite = jnp.isfinite(terms.loss.total) & jnp.isfinite(norm)
+    terms = terms._replace(grad_norm=WeightedSum(norm, one))
+    chosen = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    terms = chosen(terms, Terms.zero())._replace(skipped=WeightedSum(1 - one * finite, one))
     summed = Terms(*(a + b for a, b in zip(state.terms, terms, strict=True)))
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.step + 1, summed)
+    return TrainState(
+      chosen(params, state.params),
+      chosen(opt_state, state.opt_state),
+      state.step + 1,
+      summed,
+      jnp.where(finite, state.last_skipped, state.step),
+    )
 
   return jax.jit(update, donate_argnums=0, out_shardings=state_shardings)
 

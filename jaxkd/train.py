@@ -11,7 +11,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import blueprint, build, checkpoint, console, results, scoring, sharding, workdir
+from jaxkd import (
+  blueprint,
+  build,
+  checkpoint,
+  console,
+  observe,
+  results,
+  scoring,
+  sharding,
+  workdir,
+)
 from jaxkd import config as config_lib
 from jaxkd import mesh as mesh_lib
 from jaxkd import step as step_lib
@@ -22,6 +32,7 @@ from jaxkd.teacher import Teacher
 log = logging.getLogger(__name__)
 _LOG_EVERY_STEPS = 25
 _AGREE_EVERY_STEPS = 5
+_HOPELESS_UPDATES = 5
 
 
 @dataclasses.dataclass
@@ -34,6 +45,7 @@ class Position:
     selected, frames: selected and real frames of the current epoch.
     selected_rate: of the last whole epoch.
     infeasible: CTC rows without a path in the current epoch, then of the last whole one.
+    skipped: updates whose loss or gradient was no finite number.
     broken: id → reason of training utterances that could not be decoded.
   """
 
@@ -45,6 +57,7 @@ class Position:
   selected_rate: float | None = None
   infeasible: float = 0.0
   infeasible_rows: int = 0
+  skipped: int = 0
   broken: dict = dataclasses.field(default_factory=dict)
 
 
@@ -136,6 +149,8 @@ class _Loop:
       run.workdir, step=int(self.state.step), writes=mesh_lib.is_first()
     )
     self.stop: int | None = None
+    traced = run.profile if mesh_lib.is_first() else None
+    self.profile = observe.Profile(run.workdir / "profile", traced)
     self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
 
@@ -153,6 +168,7 @@ class _Loop:
         if getattr(self.run_.data, split) is not None
       }
     finally:
+      self.profile.close()
       self.checkpoints.close()
       self.metrics.close()
     self.position.wall_seconds = self._wall()
@@ -219,6 +235,8 @@ class _Loop:
     """The rest of the current epoch."""
     run, position = self.run_, self.position
     planned = run.epoch_plan(position.epoch)
+    first_step = int(self.state.step) - position.batch
+    self.meter = observe.Meter()
     if position.epoch == 0:
       padding = plan_lib.padding_rate(planned, run.data.train.durations)
       log.info("%d batches an epoch, padding %.1f %%", len(planned), 100 * padding)
@@ -226,15 +244,20 @@ class _Loop:
     name = f"epoch {position.epoch + 1}/{run.epochs}"
     with console.progress(name, len(planned), done=position.batch) as update:
       update(0, **self.notes)
-      for host in run.train_batches(position.epoch, planned, position.batch):
+      hosts = run.train_batches(position.epoch, planned, position.batch)
+      for host in self.meter.waiting_for(hosts):
+        number = first_step + position.batch
+        self.profile.before(number)
         batch = mesh_lib.put_batch(host.batch, run.mesh)
         step = self.steps[planned[position.batch].shape]
         teacher_params = None if self.teacher_graphdef is None else self.teacher_params
         self.state = step(self.state, teacher_params, batch, epoch, self.key)
+        self.profile.after(number, self.state)
+        self.meter.add(*plan_lib.seconds_of(planned[position.batch], run.data.train.durations))
         self.broken.update(host.broken)
         position.batch += 1
         if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
-          self.notes |= self._log()
+          self.notes |= self._log(planned)
           update(0, **self.notes)
         if position.batch < len(planned):
           self._leave_if_asked()
@@ -257,7 +280,7 @@ class _Loop:
     position.epoch += 1
     position.batch = 0
 
-  def _log(self) -> dict:
+  def _log(self, planned) -> dict:
     """Writes the means since the last call to metrics.jsonl and returns them for the bar."""
     terms = jax.device_get(self.state.terms)
     zero = mesh_lib.put(step_lib.Terms.zero(), self.everywhere)
@@ -266,12 +289,31 @@ class _Loop:
     position.selected += float(terms.selected.total)
     position.frames += float(terms.selected.weight)
     position.infeasible += float(terms.infeasible.total)
+    self._stop_if_hopeless(terms.skipped, planned, step)
     row = {"step": step, "epoch": position.epoch, "lr": float(self.run_.schedule(step - 1))}
     for name, term in zip(terms._fields, terms, strict=True):
       if float(term.weight) > 0:
         row[name] = float(term.total / max(term.weight, 1))
     self.metrics.write(row)
+    self.metrics.write({"step": step, "epoch": position.epoch} | self.meter.read(), "speed")
     return {k: f"{row[k]:.3f}" for k in ("loss", "blank") if k in row}
+
+  def _stop_if_hopeless(self, skipped, planned, step: int) -> None:
+    """Raises where too many updates since the last log line gave no finite number."""
+    position, count, of = self.position, int(skipped.total), int(skipped.weight)
+    position.skipped += count
+    if count:
+      log.warning("%d of the last %d updates were no finite numbers and skipped", count, of)
+    if count < _HOPELESS_UPDATES or 2 * count <= of:
+      return
+    last = int(self.state.last_skipped)
+    batch = planned[position.batch - (step - last)]
+    ids = [self.run_.data.train.ids[u] for row in batch.rows for u in row]
+    raise UserError(
+      f"{count} of the last {of} updates were no finite numbers, the last of them in step {last} "
+      f"with {', '.join(ids[:8])}{' and others' if len(ids) > 8 else ''}: listen to these, lower "
+      "config.training.lr, or set config.dtype=float32"
+    )
 
   def _evaluate(self, split: str, params) -> scoring.SplitResult:
     run = self.run_

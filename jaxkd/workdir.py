@@ -15,7 +15,7 @@ from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 # Fields that change nothing about the result.
-_FREE_FIELDS = ("data.workers", "mesh.fsdp")
+_FREE_FIELDS = ("data.workers", "mesh.fsdp", "profile")
 
 
 @contextlib.contextmanager
@@ -131,33 +131,38 @@ def commit() -> str:
 
 
 class MetricsLog:
-  """`metrics.jsonl` and TensorBoard events, continued from a step without gaps or doubles."""
+  """Rows by step in two files and TensorBoard, continued from a step without gaps or doubles.
+
+  `metrics.jsonl` holds what the run computes, the same each time it runs; `speed.jsonl` how fast.
+  """
 
   def __init__(self, workdir: pathlib.Path, *, step: int, writes: bool = True):
     """Drops rows after `step`; with `writes` False nothing is touched or written."""
-    self._writes = writes
+    self._files = {}
     if not writes:
       return
-    path = workdir / "metrics.jsonl"
-    rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A kill may cut the last line short.
-    kept = [r for r in rows if r.endswith("\n") and json.loads(r)["step"] <= step]
-    path.write_text("".join(kept))
-    self._file = path.open("a")
+    for name in ("metrics", "speed"):
+      path = workdir / f"{name}.jsonl"
+      rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+      # A kill may cut the last line short.
+      kept = [r for r in rows if r.endswith("\n") and json.loads(r)["step"] <= step]
+      path.write_text("".join(kept))
+      self._files[name] = path.open("a")
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-  def write(self, row: dict) -> None:
-    """Adds one row; it holds "step", and its numbers go to TensorBoard."""
-    if not self._writes:
+  def write(self, row: dict, file: str = "metrics") -> None:
+    """Adds one row to a file; it holds "step", and its numbers go to TensorBoard."""
+    if not self._files:
       return
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
+    self._files[file].write(json.dumps(row) + "\n")
+    self._files[file].flush()
     for name, value in row.items():
       if name not in ("step", "epoch") and isinstance(value, (int, float)):
         self._board.add_scalar(name, value, row["step"])
 
   def close(self) -> None:
     """Ends the files."""
-    if self._writes:
-      self._file.close()
+    if self._files:
       self._board.close()
+    for file in self._files.values():
+      file.close()

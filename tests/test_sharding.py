@@ -109,7 +109,7 @@ def trained(data: int, fsdp: int):
   optimizer = optim.make_optimizer(
     "adamw", lambda step: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=1.0
   )
-  state = step_lib.TrainState(params, optimizer.init(params), jnp.int32(0), step_lib.Terms.zero())
+  state = step_lib.TrainState.fresh(params, optimizer.init(params))
   where = sharding.of_state(mesh, state)
   state = mesh_lib.put(state, where)
   teacher_params = mesh_lib.put(teacher_params, sharding.of_state(mesh, teacher_params))

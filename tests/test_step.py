@@ -218,9 +218,8 @@ def trainer(dtype="float32"):
 
   def init(steps_done=0):
     fresh = jax.tree.map(jnp.copy, params)
-    return step_lib.TrainState(
-      fresh, optimizer.init(fresh), jnp.int32(steps_done), step_lib.Terms.zero()
-    )
+    state = step_lib.TrainState.fresh(fresh, optimizer.init(fresh))
+    return state._replace(step=jnp.int32(steps_done))
 
   update = step_lib.make_train_step(graphdef, teacher_graphdef, objective, optimizer)
   return update, init, teacher_params
@@ -301,3 +300,21 @@ def test_evaluation_reports_paths_blanks_and_divergence():
   alone = step_lib.make_eval_step(graphdef, None, blank_id=BLANK)(params, None, batch)
   np.testing.assert_array_equal(alone.student_path, out.student_path)
   assert alone.teacher_path is None and alone.kl is None
+
+
+def test_updates_without_finite_numbers_are_skipped_and_counted():
+  """A teacher that says infinity once: the state stays, and the next update counts again."""
+  update, init, teacher_params = trainer()
+  over = Mesh(np.array(jax.devices()[:1])[:, None], sharding.AXES)
+  batch, key, epoch = mesh.put_batch(make_batch(8), over), jax.random.key(7), jnp.int32(0)
+  broken = jax.tree.map(lambda x: x * jnp.nan, teacher_params)
+  first = jax.device_get(update(init(), teacher_params, batch, epoch, key))
+  state = update(jax.tree.map(jnp.array, first), broken, batch, epoch, key)
+  found = jax.device_get(state)
+  assert_same((found.params, found.opt_state), (first.params, first.opt_state), rtol=0)
+  assert (int(found.step), int(found.last_skipped)) == (2, 1)
+  assert_same(found.terms.skipped, (1, 2))
+  assert_same(found.terms.loss, first.terms.loss, rtol=0)
+  after = jax.device_get(update(state, teacher_params, batch, epoch, key))
+  assert float(after.terms.loss.weight) == 2 and int(after.last_skipped) == 1
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.params))

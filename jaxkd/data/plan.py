@@ -196,11 +196,15 @@ def padded_rows(rows: int, shards: int) -> int:
 
 def padding_rate(planned: list[PlannedBatch], durations: np.ndarray) -> float:
   """Share of the samples in an epoch's batches that are padding."""
+  real, room = np.sum([seconds_of(batch, durations) for batch in planned], 0)
+  return 1 - float(real / room)
+
+
+def seconds_of(batch: PlannedBatch, durations: np.ndarray) -> tuple[float, float]:
+  """Seconds of real audio in a batch, and with padding."""
   real = sum(
     float((durations[list(row)] / speeds).sum())
-    for batch in planned
     for row, speeds in zip(batch.rows, batch.speeds, strict=True)
     if row
   )
-  room = sum(b.shape.rows * b.shape.samples for b in planned)
-  return 1 - real * SAMPLE_RATE_HZ / room
+  return real, batch.shape.rows * batch.shape.samples / SAMPLE_RATE_HZ

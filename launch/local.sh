@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+OPTIONS+=([devices]=1 [grace]=20)
+
+usage() {
+  cat <<'END'
+usage: launch/local.sh N [--devices=K] [--grace=SECONDS] [--dry-run] -- MAIN-ARGS
+
+Runs python -m jaxkd.main MAIN-ARGS as N processes on the CPU of this host, as a cluster would.
+
+  N                processes
+  --devices=K      virtual CPU devices of each process (default 1)
+  --grace=SECONDS  from asking processes to stop until they are killed (default 20)
+  --dry-run        print the commands and run nothing
+  PYTHON           environment variable: the interpreter (default python)
+
+Process 0 writes as it is, the others with [1], [2], … before each line. When a process fails, the
+others are stopped, and its status is this script's. Ctrl-C and SIGTERM go to all processes, which
+save and end; the same command resumes. For GPUs, leave this script out: one process takes them all.
+
+example: launch/local.sh 2 --devices=4 -- --config=configs/symmetric.py --workdir=runs/two
+END
+}
+
+declare -A pids=()
+readers=()
+final=0 asked=no deadline=0
+
+# Below the ports that the system gives to outgoing connections.
+free_port() {
+  local port
+  while port=$((20000 + RANDOM % 12000)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+
+# It stays until its process has closed the pipe, so that no last line is lost.
+prefix() {
+  local line
+  trap '' INT TERM HUP
+  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
+}
+
+# start I COMMAND...
+start() {
+  local i=$1 out=1 err=2
+  if ((i)); then
+    exec {out}> >(prefix "$i")
+    readers+=($!)
+    exec {err}> >(prefix "$i" >&2)
+    readers+=($!)
+  fi
+  # Job control gives the process a group of its own: Ctrl-C comes once, from here, and is not ignored.
+  set -m
+  "${@:2}" 0</dev/null 1>&"$out" 2>&"$err" &
+  pids[$i]=$!
+  set +m
+  if ((i)); then exec {out}>&- {err}>&-; fi
+}
+
+pass_on() {
+  local pid
+  for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
+}
+
+# ended I STATUS
+ended() {
+  (($2)) || return 0
+  # The first failure counts; a user's mistake, which process 0 reports, explains all others.
+  if ((final == 0 || ($1 == 0 && $2 == 2))); then final=$2; fi
+  if [[ $asked == yes ]] && (($2 == 130 || $2 == 143)); then return 0; fi
+  if ((deadline || ${#pids[@]} == 0)); then return 0; fi
+  local why=""
+  if (($2 > 128)); then why=" (killed by signal $(($2 - 128)))"; fi
+  echo "process $1 ended with status $2$why: stopping the others" >&3
+  deadline=$((SECONDS + OPTIONS[grace]))
+  pass_on TERM
+}
+
+# Until no process is left.
+watch() {
+  local i pid status
+  while ((${#pids[@]})); do
+    for ((i = 0; i < count; i++)); do
+      pid=${pids[$i]-}
+      if [[ -z $pid ]] || kill -0 "$pid"; then continue; fi
+      unset "pids[$i]"
+      status=0
+      wait "$pid" || status=$?
+      ended "$i" "$status"
+    done
+    if ((deadline && SECONDS >= deadline)); then
+      # The whole group, with what the process started to read its data.
+      for pid in "${pids[@]}"; do kill -KILL -- "-$pid" || true; done
+    fi
+    sleep 0.2
+  done
+}
+
+# The last lines; not for ever, since a process may leave others behind that hold its pipe.
+drain() {
+  local pid until=$((SECONDS + 2))
+  for pid in "${readers[@]}"; do
+    while kill -0 "$pid" 2>/dev/null && ((SECONDS < until)); do sleep 0.05; done
+  done
+}
+
+parse "$@"
+((${#WORDS[@]} == 1)) || fail "the number of processes comes first, and once: launch/local.sh 2 -- MAIN-ARGS"
+count=${WORDS[0]}
+whole N "$count"
+whole --devices "${OPTIONS[devices]}"
+whole --grace "${OPTIONS[grace]}"
+require_main
+[[ ${OPTIONS[dry-run]} == yes ]] || command -v "$PYTHON" >/dev/null ||
+  fail "$PYTHON: no such command; activate the environment or set PYTHON=.venv/bin/python"
+
+trap 'asked=yes; pass_on INT' INT
+trap 'asked=yes; pass_on TERM' TERM HUP
+coordinator=127.0.0.1:$(free_port)
+for ((i = 0; i < count; i++)); do
+  command=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTIONS[devices]}"
+    JAXKD_PROCESSES="$count" JAXKD_PROCESS="$i" JAXKD_COORDINATOR="$coordinator"
+    "$PYTHON" -m jaxkd.main "${MAIN[@]}")
+  if [[ ${OPTIONS[dry-run]} == yes ]]; then quote "${command[@]}"; else start "$i" "${command[@]}"; fi
+done
+watch 3>&2 2>/dev/null # without bash's own line for each killed process
+drain
+exit "$final"
