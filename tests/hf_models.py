@@ -16,6 +16,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)  # for models this small, threads wait for each other
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -27,7 +28,9 @@ CLASSES = {
   "data2vec-audio": "Data2VecAudio",
 }
 # Every family with each norm it exists with; (family, norm).
-MODELS = [(f, n) for f in CLASSES for n in ("group", "layer") if (f, n) != ("data2vec-audio", "group")]
+MODELS = [
+  (f, n) for f in CLASSES for n in ("group", "layer") if (f, n) != ("data2vec-audio", "group")
+]
 SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFG")
 # Upper-case letters of the demo corpus, as a fine-tuned model would have them.
 DIGITS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"EFGHINORSTUVWXZ")

@@ -5,100 +5,126 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
-import corpus
-import jax
 import numpy as np
+import psutil
 import pytest
-
-from jaxkd import blueprint
-from jaxkd import mesh as mesh_lib
+import runs
 
 pytestmark = pytest.mark.slow
-
-MORE = (
-  "--config.training.epochs=4",
-  "--config.training.spec_augment=True",
-  "--config.checkpoint.every_steps=1",
-)
-
-
-def command(lab: pathlib.Path, variant: str, name: str) -> list[str]:
-  more = [] if variant == "ctc" else [*MORE, f"--config.teacher.source={lab / 'teacher'}"]
-  data = [f"--config.data.train={lab / 'train.jsonl'}"] if variant == "ctc" else []
-  return [sys.executable, "-m", *corpus.flags(lab, variant, lab / name, *data, *more)]
-
-
-def start(line: list[str]) -> subprocess.Popen:
-  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen(line, env=os.environ | environment, cwd=corpus.ROOT, **pipes)
-
-
-def finish(line: list[str]) -> str:
-  """Runs to the end; what was logged."""
-  process = start(line)
-  _, log = process.communicate(timeout=300)
-  assert process.returncode == 0, log
-  return log
-
-
-def steps(folder: pathlib.Path) -> list[int]:
-  """Steps of the whole checkpoints in a workdir."""
-  return sorted(int(p.name) for p in (folder / "checkpoints/last").glob("*") if p.name.isdigit())
-
-
-def start_and_wait_for_step(line: list[str], folder: pathlib.Path, step: int) -> subprocess.Popen:
-  process = start(line)
-  while not any(s >= step for s in steps(folder)):
-    assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.005)
-  return process
-
-
-def final_params(folder: pathlib.Path):
-  return blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
-
-
-def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
-  jax.tree.map(np.testing.assert_array_equal, final_params(a), final_params(b))
-  rows = [(path / "metrics.jsonl").read_text().splitlines() for path in (a, b)]
-  losses = [[json.loads(r)["loss"] for r in found if "loss" in r] for found in rows]
-  assert len(losses[0]) and losses[0][-1] == losses[1][-1]
+# More by hand: JAXKD_TEST_KILLS=20 python -m pytest tests/test_resume.py
+KILLS = int(os.environ.get("JAXKD_TEST_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-  """A corpus, a finished teacher, and a run that nothing interrupted."""
-  folder = tmp_path_factory.mktemp("resume")
-  corpus.make(folder)
-  finish(command(folder, "ctc", "teacher"))
-  finish(command(folder, "symmetric", "straight"))
-  return folder
+  return runs.prepare(tmp_path_factory.mktemp("resume"))
 
 
 def test_killed_run_goes_on_to_the_same_parameters(lab):
-  line, folder = command(lab, "symmetric", "killed"), lab / "killed"
-  process = start_and_wait_for_step(line, folder, 6)
+  line, folder = runs.command(lab, "symmetric", "killed"), lab / "killed"
+  process = runs.start_and_wait_for_step(line, folder, 6)
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not (folder / "results.json").exists()
-  assert "resumed at epoch" in finish(line)
-  assert_same(lab / "straight", folder)
+  assert "resumed at epoch" in runs.finish(line)
+  runs.assert_same(lab / "straight", folder)
 
 
 def test_stopped_run_says_how_to_go_on_even_with_a_cut_checkpoint(lab):
-  line, folder = command(lab, "symmetric", "stopped"), lab / "stopped"
-  process = start_and_wait_for_step(line, folder, 4)
+  line, folder = runs.command(lab, "symmetric", "stopped"), lab / "stopped"
+  process = runs.start_and_wait_for_step(line, folder, 4)
   process.send_signal(signal.SIGINT)
   _, log = process.communicate(timeout=120)
   assert process.returncode == 130, log
   assert log.rstrip().endswith("stopped and saved; the same command resumes"), log
-  newest = steps(folder)[-1]
+  newest = runs.steps(folder)[-1]
   for path in (folder / "checkpoints/last" / str(newest)).rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  assert f"checkpoint {newest} cannot be read" in finish(line)
-  assert_same(lab / "straight", folder)
+  assert f"checkpoint {newest} cannot be read" in runs.finish(line)
+  runs.assert_same(lab / "straight", folder)
+
+
+def test_sigkills_at_random_moments_cost_nothing(lab):
+  """While it imports, compiles, trains, evaluates or writes."""
+  line, folder = runs.command(lab, "symmetric", "unlucky"), lab / "unlucky"
+  started = time.monotonic()
+  runs.finish(runs.command(lab, "symmetric", "timed"))
+  whole = time.monotonic() - started
+  rng = np.random.default_rng(0)
+  for _ in range(KILLS):
+    process = runs.start(line)
+    time.sleep(rng.uniform(0.1, 0.9) * whole)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  runs.finish(line)
+  runs.assert_same(lab / "straight", folder)
+
+
+def test_sigterm_saves_and_is_success(lab):
+  line, folder = runs.command(lab, "symmetric", "preempted"), lab / "preempted"
+  process = runs.start_and_wait_for_step(line, folder, 4)
+  process.send_signal(signal.SIGTERM)
+  _, log = process.communicate(timeout=120)
+  assert process.returncode == 0 and "stopped and saved" in log, log
+  assert not (folder / "results.json").exists()
+  runs.finish(line)
+  runs.assert_same(lab / "straight", folder)
+
+
+def test_killed_worker_process_ends_the_run_which_resumes(lab):
+  workers = ["--config.data.workers=1", "--config.training.epochs=40"]
+  line, folder = runs.command(lab, "symmetric", "orphaned", *workers), lab / "orphaned"
+  process = runs.start_and_wait_for_step(line, folder, 2)
+  children = []
+  while not children:
+    children = [
+      c for c in psutil.Process(process.pid).children() if "spawn_main" in str(c.cmdline())
+    ]
+    time.sleep(0.01)
+  children[0].kill()
+  _, log = process.communicate(timeout=120)
+  assert process.returncode not in (0, None), log
+  assert "data.workers" in log.splitlines()[-1], log
+  assert runs.steps(folder)
+
+
+def test_full_disk_is_one_line_and_resumes(lab, tmp_path):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+  if subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip("a small file system cannot be mounted here")
+  try:
+    line = runs.command(lab, "symmetric", "full", f"--workdir={disk / 'full'}")
+    _, log = (process := runs.start(line)).communicate(timeout=300)
+    assert process.returncode == 2, log
+    assert log.strip().splitlines()[-1].startswith("error: no space left on device"), log
+    subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+    runs.finish(line)
+    runs.assert_same(lab / "straight", disk / "full")
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_audio_that_breaks_while_it_runs_is_counted(lab):
+  audio = lab / "audio" / "unlabelled-03.flac"
+  whole = audio.read_bytes()
+  line, folder = runs.command(lab, "symmetric", "rotten"), lab / "rotten"
+  process = runs.start(line)
+  try:
+    while not (folder / "data.json").exists():
+      assert process.poll() is None, process.communicate()[1]
+      time.sleep(0.005)
+    audio.write_bytes(b"no longer audio")
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert results(folder)["train"]["broken"] == 1
+  finally:
+    audio.write_bytes(whole)
+
+
+def results(folder: pathlib.Path) -> dict:
+  return json.loads((folder / "results.json").read_text())

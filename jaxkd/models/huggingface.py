@@ -238,11 +238,14 @@ def save(
     "vocab_size": len(labels.symbols),
     "pad_token_id": labels.blank_id,
     "final_dropout": config.head_dropout,
+    "dtype": "float32",
   }
+  # transformers has no vocabulary with a space in it.
   delimiter = "|" if labels.space == " " else labels.space
-  written = ["|" if s == labels.space else s for s in labels.symbols]
+  written = [delimiter if s == labels.space else s for s in labels.symbols]
+  given = description["config"]
   files = {
-    "config.json": description["config"] | changed,
+    "config.json": {k: v for k, v in given.items() if k != "torch_dtype"} | changed,
     "preprocessor_config.json": description["preprocessor"],
     "vocab.json": {s: i for i, s in enumerate(written)},
     "tokenizer_config.json": {
@@ -252,7 +255,7 @@ def save(
     },
   }
   probabilities = (f"mask_{axis}_prob" for axis in ("time", "feature"))
-  masks = any(description["config"].get(p, _DEFAULTS[p]) > 0 for p in probabilities)
+  masks = any(given.get(p, _DEFAULTS[p]) > 0 for p in probabilities)
   port.save(folder, config, params, mask_embedding=masks)
   for name, value in files.items():
     (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -111,21 +111,24 @@ def load(
   for path, leaf in leaves:
     ours = _name(path)
     theirs = _in_file(ours, config.layers, bare)
-    used.update(theirs or ())
+    used.update(theirs)
     if ours.startswith("head/") and fresh_head is not None:
       found.append(_fresh_head(leaf.shape, fresh_head))
       continue
-    if theirs is None:
-      # Models that mask no frames have no vector for it.
-      if ours != "mask_embedding":
-        missing.append(prefix + _spell(ours, config.layers)[0][0])
-      found.append(np.zeros(leaf.shape, np.float32))
+    if ours == "mask_embedding" and theirs[0] not in bare:
+      found.append(np.zeros(leaf.shape, np.float32))  # of a model that masks no frames
       continue
-    arrays = [_KINDS[_entry(ours)[1]][0](names[bare[name]]()) for name in theirs]
-    array = np.stack(arrays) if ours.startswith("layers/") else arrays[0]
-    if array.shape != leaf.shape:
-      misshapen.append(f"{bare[theirs[0]]} ({_shape(array)} for {_shape(leaf)}, transposed)")
-    found.append(array.astype(np.float32))
+    absent = [name for name in theirs if name not in bare]
+    missing += [("" if name.startswith("lm_head") else prefix) + name for name in absent]
+    into, outof = _KINDS[_entry(ours)[1]]
+    stacked = ours.startswith("layers/")
+    like = outof(np.empty(leaf.shape[1:] if stacked else leaf.shape, np.bool_)).shape
+    arrays = {name: names[bare[name]]() for name in theirs if name in bare}
+    wrong = [name for name, array in arrays.items() if array.shape != like]
+    misshapen += [f"{bare[n]} ({_size(arrays[n].shape)} instead of {_size(like)})" for n in wrong]
+    if not absent and not wrong:
+      arrays = [into(array.astype(np.float32)) for array in arrays.values()]
+      found.append(np.stack(arrays) if stacked else arrays[0])
   unused = [n for b, n in bare.items() if b not in used and not b.startswith(_PRETRAINING)]
   problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
   if any(problems.values()):
@@ -190,12 +193,9 @@ def _spell(ours: str, layers: int) -> list[list[str]]:
   ]
 
 
-def _in_file(ours: str, layers: int, bare) -> list[str] | None:
-  """The spelling that a file has, if any."""
-  for names in _spell(ours, layers):
-    if all(name in bare for name in names):
-      return names
-  return None
+def _in_file(ours: str, layers: int, bare) -> list[str]:
+  """The spelling that a file has most names of."""
+  return max(_spell(ours, layers), key=lambda names: sum(name in bare for name in names))
 
 
 def _fresh_head(shape, key: jax.Array) -> np.ndarray:
@@ -241,8 +241,8 @@ def _array(file, name: str) -> np.ndarray:
   raise UserError(f"{name} holds {array.dtype}: weights must be floating point")
 
 
-def _shape(array) -> str:
-  return "×".join(map(str, array.shape)) or "a number"
+def _size(shape: tuple[int, ...]) -> str:
+  return "×".join(map(str, shape)) or "a number"
 
 
 def _some(names: list[str]) -> str:

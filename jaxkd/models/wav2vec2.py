@@ -92,10 +92,10 @@ class Wav2Vec2Config:
   freeze_conv: bool = False
 
   def frame_len(self, audio_len):
-    """20 ms frames of so many samples (ints or arrays), as transformers counts them."""
+    """20 ms frames of so many samples (ints, NumPy or JAX), as transformers counts them."""
     for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
       audio_len = (audio_len - kernel) // stride + 1
-    return jnp.maximum(audio_len, 0) if isinstance(audio_len, jax.Array) else max(audio_len, 0)
+    return (jnp if isinstance(audio_len, jax.Array) else np).maximum(audio_len, 0)
 
   @property
   def min_samples(self) -> int:
@@ -451,5 +451,10 @@ def max_pool_frames(x: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array
   mask = jnp.pad(mask, ((0, 0), (0, more)))
   x = jnp.where(mask[..., None], jnp.pad(x, ((0, 0), (0, more), (0, 0))), -jnp.inf)
   mask = mask.reshape(-1, blocks, size).any(-1)
-  x = x.reshape(x.shape[0], blocks, size, -1).max(2)
-  return zero_padding(x, mask), mask
+  x = x.reshape(x.shape[0], blocks, size, -1)
+  # The gradient of max() compares with the maximum; where a compiler computes what is pooled anew,
+  # rounded otherwise, nothing is equal to it. A choice has no such gradient.
+  largest = x[:, :, 0]
+  for i in range(1, size):
+    largest = jnp.where(x[:, :, i] > largest, x[:, :, i], largest)
+  return zero_padding(largest, mask), mask
