@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import threading
 
 import jax
 import numpy as np
@@ -31,7 +33,8 @@ def start_processes() -> None:
   if not given:
     return
   timeout = _number("JAXKD_TIMEOUT", 1, 86_400, default=300)
-  options = dict(initialization_timeout=timeout, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+  # JAX would abort with a stack of C++ when its own time is up.
+  options = dict(initialization_timeout=2 * timeout, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
   coordinator = os.environ.get("JAXKD_COORDINATOR", "")
   if given != "auto":
     count = _number("JAXKD_PROCESSES", 1, 100_000)
@@ -39,16 +42,26 @@ def start_processes() -> None:
     if not coordinator.rpartition(":")[2].isdigit() or not coordinator.rpartition(":")[0]:
       raise UserError(f"JAXKD_COORDINATOR is {coordinator!r}: it must be HOST:PORT of process 0")
     options["coordinator_address"] = coordinator
+  alarm = threading.Timer(timeout, _give_up, [coordinator, timeout])
+  alarm.daemon = True
+  alarm.start()
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())[:200]
-    where = f"at {coordinator} " if coordinator else ""
-    raise UserError(
-      f"the other processes {where}were not reached in {timeout} s (JAXKD_TIMEOUT): {reason}"
-    ) from error
+    raise UserError(f"the processes of this run did not meet: {reason}") from error
+  finally:
+    alarm.cancel()
   if not is_first():
     console.be_quiet()
+
+
+def _give_up(coordinator: str, timeout: int) -> None:
+  """Ends this process, whose main thread waits inside of JAX."""
+  where = f" at {coordinator}" if coordinator else ""
+  line = f"error: the other processes{where} were not reached in {timeout} s (JAXKD_TIMEOUT)"
+  print(line, file=sys.stderr, flush=True)
+  os._exit(2)
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:

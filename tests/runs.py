@@ -27,18 +27,22 @@ def command(lab: pathlib.Path, variant: str, name: str, *flags: str) -> list[str
   return [sys.executable, "-m", *corpus.flags(lab, variant, lab / name, *data, *more, *flags)]
 
 
-def start(line: list[str]) -> subprocess.Popen:
-  folder = next(f for f in line if f.startswith("--workdir=")).partition("=")[2]
-  environment = {
+def environment(lab: pathlib.Path) -> dict[str, str]:
+  """One device, and programs that runs side by side share."""
+  return {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    # Runs side by side have the same programs.
-    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder).parent / "programs"),
+    "JAX_COMPILATION_CACHE_DIR": str(lab / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
+
+
+def start(line: list[str]) -> subprocess.Popen:
+  folder = next(f for f in line if f.startswith("--workdir=")).partition("=")[2]
+  settings = os.environ | environment(pathlib.Path(folder).parent)
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen(line, env=os.environ | environment, cwd=corpus.ROOT, **pipes)
+  return subprocess.Popen(line, env=settings, cwd=corpus.ROOT, **pipes)
 
 
 def finish(line: list[str]) -> str:
@@ -66,11 +70,14 @@ def final_params(folder: pathlib.Path):
   return blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
 
 
+def metrics(folder: pathlib.Path) -> list[dict]:
+  return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
   """Equal parameters, and the same rows in metrics.jsonl, none missing and none twice."""
   jax.tree.map(np.testing.assert_array_equal, final_params(a), final_params(b))
-  rows = [(path / "metrics.jsonl").read_text().splitlines() for path in (a, b)]
-  assert [json.loads(row) for row in rows[0]] == [json.loads(row) for row in rows[1]]
+  assert metrics(a) == metrics(b)
 
 
 def prepare(folder: pathlib.Path) -> pathlib.Path:

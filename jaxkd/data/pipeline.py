@@ -77,10 +77,23 @@ def batches(
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-  else:
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    dataset = dataset.to_iter_dataset(options)
-  return iter(dataset)
+    return _from_workers(iter(dataset))
+  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  return iter(dataset.to_iter_dataset(options))
+
+
+def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
+  """The same; a worker that was killed is one line."""
+  try:
+    yield from dataset
+  except RuntimeError as error:
+    if "Worker process" not in str(error):
+      raise
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f"a process that decodes audio (config.data.workers) has died, perhaps for want of memory: "
+      f"{reason} The same command goes on from the last save"
+    ) from error
 
 
 def _host_batch(numbered, *, source, labels, seed, noise_db, shards) -> HostBatch:

@@ -64,7 +64,7 @@ def folder_of(source: str) -> pathlib.Path:
   except ImportError as error:
     raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
   try:
-    files = ["*.json", "*.safetensors", "*.bin"]
+    files = ["*.json", "*.safetensors"]
     return pathlib.Path(snapshot_download(source, allow_patterns=files))
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
@@ -190,12 +190,14 @@ def read_labels(folder: pathlib.Path) -> Labels:
       f"fine-tuned: --config=configs/teacher.py:RECIPE --config.student.source={folder}"
     )
   vocabulary = _read_json(folder / "vocab.json")
+  classes = _read_json(folder / "config.json").get("vocab_size", 32)
   settings = {}
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
     if (folder / name).exists():
       settings |= _read_json(folder / name)
   if (folder / "added_tokens.json").exists():
-    vocabulary = vocabulary | _read_json(folder / "added_tokens.json")
+    added = _read_json(folder / "added_tokens.json")
+    vocabulary |= {s: i for s, i in added.items() if i in range(classes)}  # others have no class
   if not all(isinstance(i, int) and i >= 0 for i in vocabulary.values()):
     raise UserError(f"{folder}/vocab.json must map every symbol to its class, a whole number")
   pad = settings.get("pad_token") or "<pad>"
@@ -204,7 +206,6 @@ def read_labels(folder: pathlib.Path) -> Labels:
     raise UserError(
       f"{folder}/vocab.json has no blank: CTC models of this family use the pad token, {pad!r}"
     )
-  classes = _read_json(folder / "config.json").get("vocab_size", 32)
   symbols = {i: s for s, i in vocabulary.items()}
   if len(symbols) < len(vocabulary) or max(symbols) >= classes:
     raise UserError(

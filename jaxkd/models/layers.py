@@ -228,7 +228,17 @@ def max_pool(x: jax.Array, time: int, mel: int) -> jax.Array:
   rows, columns = -x.shape[1] % time, -x.shape[2] % mel
   x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
   shape = x.shape[0], x.shape[1] // time, time, x.shape[2] // mel, mel, x.shape[3]
-  return x.reshape(shape).max((2, 4))
+  blocks = x.reshape(shape)
+  return largest([blocks[:, :, i, :, j] for i in range(time) for j in range(mel)])
+
+
+def largest(arrays: list[jax.Array]) -> jax.Array:
+  """Elementwise; the gradient goes to the first of the largest.
+
+  By choices: the gradient of max() compares with the maximum, and where a compiler computes what is
+  compared anew, rounded otherwise, nothing is equal to it and the gradient is lost or infinite.
+  """
+  return functools.reduce(lambda a, b: jnp.where(b > a, b, a), arrays)
 
 
 def _split(key: jax.Array | None, count: int) -> Any:

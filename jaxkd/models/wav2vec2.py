@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxkd import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
-from jaxkd.models.layers import LayerNorm, Linear, dropout, standardise
+from jaxkd.models.layers import LayerNorm, Linear, dropout, largest, standardise
 from jaxkd.types import FrameOutput
 
 ACTIVATIONS = {
@@ -47,7 +47,8 @@ class Wav2Vec2Config:
     buckets, max_distance: WavLM's relative positions.
     normalise: zero mean and unit variance of every waveform.
     mask_attention: whether padding is hidden from the Transformer. Models with group norm were
-      trained without, and change with padding.
+      trained without, and change with padding; those of data2vec-audio do so too, since every
+      positional convolution but the first reads what the one before left there.
     pool: frames that are max-pooled into one before the head.
     dtype: of the arithmetic; parameters, layer norms and logits are float32.
     head_dropout, dropout, attention_dropout, activation_dropout, projection_dropout: rates.
@@ -55,6 +56,7 @@ class Wav2Vec2Config:
     time_mask, feature_mask: (probability, length, least number) of masked spans of frames, which
       become a learnt vector, and of channels, which become 0 (wav2vec 2.0, appendix B).
     freeze_conv: the convolutions over the waveform are not trained.
+    remat: in training, what a layer computes is computed again for its gradient instead of kept.
   """
 
   family: str
@@ -90,6 +92,7 @@ class Wav2Vec2Config:
   time_mask: tuple[float, int, int]
   feature_mask: tuple[float, int, int]
   freeze_conv: bool = False
+  remat: bool = False
 
   def frame_len(self, audio_len):
     """20 ms frames of so many samples (ints, NumPy or JAX), as transformers counts them."""
@@ -364,6 +367,8 @@ class Wav2Vec2CTC(nnx.Module):
         skip &= index > 0
       return jax.lax.cond(skip, lambda x: x, run, x), None
 
+    if config.remat and keys is not None:
+      step = jax.checkpoint(step, prevent_cse=False)  # a scan needs no barrier against CSE
     return jax.lax.scan(step, x, (jnp.arange(config.layers), params, keys))[0]
 
 
@@ -452,9 +457,4 @@ def max_pool_frames(x: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array
   x = jnp.where(mask[..., None], jnp.pad(x, ((0, 0), (0, more), (0, 0))), -jnp.inf)
   mask = mask.reshape(-1, blocks, size).any(-1)
   x = x.reshape(x.shape[0], blocks, size, -1)
-  # The gradient of max() compares with the maximum; where a compiler computes what is pooled anew,
-  # rounded otherwise, nothing is equal to it. A choice has no such gradient.
-  largest = x[:, :, 0]
-  for i in range(1, size):
-    largest = jnp.where(x[:, :, i] > largest, x[:, :, i], largest)
-  return zero_padding(largest, mask), mask
+  return zero_padding(largest([x[:, :, i] for i in range(size)]), mask), mask
