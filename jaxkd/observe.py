@@ -6,6 +6,18 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
+# Operations a second in bfloat16 without sparsity, by JAX's name of the device: from
+# cloud.google.com/tpu/docs and the data sheets of NVIDIA's SXM cards.
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
 
 class Profile:
   """Writes an XLA trace of some updates, for xprof, TensorBoard or Perfetto."""
@@ -40,7 +52,7 @@ class Meter:
 
   def _restart(self) -> None:
     self._started = time.monotonic()
-    self._waited = self._real = self._room = 0.0
+    self._waited = self._real = self._room = self._flops = 0.0
 
   def waiting_for(self, batches: Iterable) -> Iterator:
     """The same batches; the time until each of them is there counts as waiting."""
@@ -53,17 +65,19 @@ class Meter:
         return
       yield batch
 
-  def add(self, audio_seconds: float, room_seconds: float) -> None:
-    """One global batch: its real audio, and with padding."""
+  def add(self, audio_seconds: float, room_seconds: float, flops: float = 0.0) -> None:
+    """One global batch: its real audio, with padding, and the operations of its update."""
     self._real += audio_seconds
     self._room += room_seconds
+    self._flops += flops
 
   def read(self) -> dict[str, float]:
     """Figures since the last call; the device must have finished.
 
     audio_per_second: seconds of real audio a second, over all devices. padding: share of the
     samples. input_wait: share of the time that this process waited for batches. device_gib: peak of
-    memory on the first device, where it is known.
+    memory on the first device, where it is known. teraflops: of products and convolutions a second,
+    over all devices. utilisation: its share of the devices' peak in bfloat16, where that is known.
     """
     seconds = max(time.monotonic() - self._started, 1e-9)
     row = {
@@ -71,6 +85,10 @@ class Meter:
       "padding": round(1 - self._real / max(self._room, 1e-9), 4),
       "input_wait": round(self._waited / seconds, 4),
     }
+    if self._flops:
+      row["teraflops"] = round(self._flops / seconds / 1e12, 4)
+    if peak := PEAK_FLOPS.get(jax.local_devices()[0].device_kind):
+      row["utilisation"] = round(self._flops / seconds / (peak * jax.device_count()), 4)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if memory is not None:
       row["device_gib"] = round(memory / 2**30, 3)

@@ -16,6 +16,7 @@ from jaxkd import (
   build,
   checkpoint,
   console,
+  flops,
   observe,
   results,
   scoring,
@@ -151,6 +152,7 @@ class _Loop:
     self.stop: int | None = None
     traced = run.profile if mesh_lib.is_first() else None
     self.profile = observe.Profile(run.workdir / "profile", traced)
+    self.flops: dict[plan_lib.Shape, float] = {}  # of an update
     self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
 
@@ -222,7 +224,9 @@ class _Loop:
       for shape in run.shapes:
         batch = mesh_lib.batch_struct(shape.rows, shape.samples, shape.labels, run.mesh)
         args = (self.state, teacher_params, batch, self._epoch_number(), self.key)
-        compiled[shape] = step.lower(*args).compile()
+        traced = step.trace(*args)
+        self.flops[shape] = flops.count(traced.jaxpr)
+        compiled[shape] = traced.lower().compile()
         update()
         self._leave_if_asked()
     log.info("compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started)
@@ -253,7 +257,9 @@ class _Loop:
         teacher_params = None if self.teacher_graphdef is None else self.teacher_params
         self.state = step(self.state, teacher_params, batch, epoch, self.key)
         self.profile.after(number, self.state)
-        self.meter.add(*plan_lib.seconds_of(planned[position.batch], run.data.train.durations))
+        done = planned[position.batch]
+        seconds = plan_lib.seconds_of(done, run.data.train.durations)
+        self.meter.add(*seconds, self.flops[done.shape])
         self.broken.update(host.broken)
         position.batch += 1
         if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:

@@ -2,6 +2,8 @@
 
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from jaxkd import config, observe
@@ -21,6 +23,17 @@ def test_meter_counts_waiting_padding_and_audio_since_the_last_reading():
   assert row["padding"] == 0.25 and 0.5 < row["input_wait"] <= 1
   assert 0 < row["audio_per_second"] <= 30 / 0.06
   assert meter.read()["audio_per_second"] == 0
+
+
+def test_share_of_the_peak_where_it_is_known(monkeypatch):
+  kind = jax.local_devices()[0].device_kind
+  monkeypatch.setitem(observe.PEAK_FLOPS, kind, 1e12)
+  meter = observe.Meter()
+  time.sleep(0.01)
+  meter.add(1.0, 1.0, 8e9)
+  row = meter.read()
+  assert 0 < row["utilisation"] < 0.1
+  np.testing.assert_allclose(row["utilisation"], row["teraflops"] / 8, atol=2e-4)
 
 
 def test_trace_covers_the_updates_asked_for(tmp_path):

@@ -291,6 +291,15 @@ def test_nothing_to_choose_by(lab, dev):
   assert found["checkpoint_steps"] == [max(r["step"] for r in jsonl(folder / "metrics.jsonl"))]
 
 
+def test_updates_without_numbers_end_the_run_with_what_was_in_them(lab, teacher):
+  """After one step of 1e30 no loss is finite; every epoch ends in a log line."""
+  flags = [f"--config.teacher.source={teacher}", "--config.training.lr=(1e30, 1e30, 1e30, 1e30)"]
+  words = r"updates were no finite numbers, the last of them in step 5 with .*unlabelled-\d\d.flac"
+  with pytest.raises(UserError, match=words) as caught:
+    start(lab, "symmetric", "hopeless", *flags, "--config.training.clip_norm=0.0")
+  assert "\n" not in str(caught.value)
+
+
 def test_final_parameters_are_whole(finished):
   _, folder = finished
   params = blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
