@@ -20,17 +20,9 @@ import time
 
 import numpy as np
 
-HUBERT_LARGE = dict(
-  model_type="hubert",
-  hidden_size=1024,
-  num_hidden_layers=24,
-  num_attention_heads=16,
-  intermediate_size=4096,
-  feat_extract_norm="layer",
-  conv_bias=True,
-  do_stable_layer_norm=True,
-  vocab_size=80,
-)
+from jaxkd.models import known
+
+HUBERT_LARGE = dict(known.HUBERT_LARGE, vocab_size=80)
 WIDTH, LAYERS, HEADS, KERNEL, DROPOUT = 384, 12, 8, 31, 0.2
 CHANNELS, MELS, NEIGHBOURS, TEMPERATURE = (32, 64, 64, 32), 80, 2, 2.0
 RATE_HZ = 16_000

@@ -84,10 +84,15 @@ def own_labels(config: ConfigDict) -> Labels:
 def _conformer(config: ConfigDict, labels: Labels):
   """Typed key → model, its structure and abstract parameters."""
   sizes = {k: v for k, v in _tuples(config.student).items() if k != "name"}
-  settings = ConformerConfig(dtype=config.dtype, **sizes)
+  settings = ConformerConfig(dtype=config.dtype, remat=_remat(config), **sizes)
   features, classes = LogMel(**config.features), len(labels.symbols)
   create = lambda key: ConformerCTC(settings, features, classes, rngs=nnx.Rngs(params=key))
   return create, *nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+
+
+def _remat(config: ConfigDict) -> bool:
+  """Of the training of `config.student`; configs of older runs do not say."""
+  return config.training.get("remat", False)
 
 
 def _tuples(block: ConfigDict) -> dict:
@@ -119,7 +124,7 @@ def huggingface_config(config: ConfigDict, description: dict, where: str) -> Wav
     UserError: it cannot be used; `where` is named.
   """
   block = config.student
-  return huggingface.model_config(
+  settings = huggingface.model_config(
     description,
     where,
     pool=block.pool,
@@ -127,6 +132,7 @@ def huggingface_config(config: ConfigDict, description: dict, where: str) -> Wav
     head_dropout=block.dropout,
     freeze_conv=block.freeze_conv,
   )
+  return dataclasses.replace(settings, remat=_remat(config))
 
 
 def is_huggingface(source: str) -> bool:

@@ -15,7 +15,7 @@ from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 # Fields that change nothing about the result.
-_FREE_FIELDS = ("data.workers", "mesh.fsdp", "profile")
+_FREE_FIELDS = ("data.workers", "mesh.fsdp", "profile", "training.remat", "teacher.training.remat")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ class ConformerConfig:
     frontend_channels: of the four convolutions.
     frontend_pool: (time, mel) after convolutions 2 and 4.
     dtype: of the arithmetic, "float32" or "bfloat16"; parameters and logits are float32.
+    remat: in training, what a block computes is computed again for its gradient instead of kept.
   """
 
   layers: int
@@ -42,6 +43,7 @@ class ConformerConfig:
   frontend_channels: tuple[int, int, int, int]
   frontend_pool: tuple[tuple[int, int], tuple[int, int]]
   dtype: str = "float32"
+  remat: bool = False
 
 
 class Block(nnx.Module):
@@ -120,6 +122,8 @@ class ConformerCTC(nnx.Module):
       block_params, block_key = inputs
       return nnx.merge(graphdef, sharding.layer(block_params))(x, mask, block_key), None
 
+    if self.config.remat and key is not None:
+      layer = jax.checkpoint(layer, prevent_cse=False)  # a scan needs no barrier against CSE
     return jax.lax.scan(layer, x, (params, keys))[0]
 
 
