@@ -23,6 +23,7 @@ from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
 from jaxkd.types import Batch
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLASSES, LAYERS, STEPS = 12, 3, 5
 MESHES = [(1, 1), (8, 1), (2, 4), (1, 8)]
 TEACHER = dict(
