@@ -28,7 +28,7 @@ def training(**changes) -> ConfigDict:
       epochs=100,
       batch_seconds=180.0,  # audio in a global batch, padding included
       accumulate=1,  # batches whose gradients are averaged into one update
-      remat=False,  # layers are computed again for the gradient: up to a third more work, far less memory
+      remat=False,  # layers are computed again for the gradient: less memory, more work
       buckets=8,  # shapes that utterances are padded to; each is compiled once
       join_seconds=0.0,  # > 0: utterances are joined at random into rows of at most this length
       speeds=(1.0,),  # an utterance's speed factor is drawn from these every epoch
