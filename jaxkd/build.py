@@ -221,15 +221,14 @@ def teacher_workdir(config: ConfigDict, data: Data, beside: pathlib.Path) -> pat
   return beside.parent / f"teacher-{config.recipe}-{digest}"
 
 
-def load_teacher(config: ConfigDict, source: str) -> Teacher:
+def load_teacher(config: ConfigDict, source: str, devices: jax.sharding.Mesh) -> Teacher:
   """The frozen teacher at `source`, a workdir or a Hugging Face model.
 
   Raises:
     UserError: no teacher there, or one that cannot be used.
   """
-  return blueprint.load_teacher(
-    source, pool=config.teacher.pool, dtype=config.dtype, devices=mesh.make_mesh(config.mesh.fsdp)
-  )
+  pool, dtype = config.teacher.pool, config.dtype
+  return blueprint.load_teacher(source, pool=pool, dtype=dtype, devices=devices)
 
 
 def build(
@@ -263,6 +262,11 @@ def build(
   first_plan = plan.epoch_plan(
     data.train.durations, train_shapes, seed=config.seed, epoch=0, **plan_options
   )
+  log_prior = None
+  if needs_log_prior(config):
+    known = teacher_folder / LOG_PRIOR
+    path = known if known.exists() else folder / LOG_PRIOR
+    log_prior = estimate_log_prior(teacher, data.train, path, devices)
   updates = max(1, training.epochs * len(first_plan) // training.accumulate)
   schedule = optim.three_part_schedule(training.lr, training.lr_parts, updates)
   optimizer = optim.make_optimizer(
@@ -277,7 +281,7 @@ def build(
     mesh=devices,
     blueprint=student,
     teacher=teacher,
-    objective=_objective(config, data, teacher, labels, teacher_folder, folder, devices),
+    objective=make_objective(config, labels.blank_id, log_prior),
     optimizer=optimizer,
     schedule=lambda step: schedule(step // training.accumulate),
     data=data,
@@ -323,28 +327,26 @@ def _eval_shapes(data: Data, devices) -> tuple[plan.Shape, ...]:
   return eval_shapes(np.concatenate(durations), devices) if durations else ()
 
 
-def _objective(
-  config, data, teacher, labels, teacher_folder, folder, devices
+def needs_log_prior(config: ConfigDict) -> bool:
+  """Whether the selection asks for the teacher's prior."""
+  return config.kd.scale > 0 and config.kd.selection.get("prior_scale", 0.0) > 0
+
+
+def make_objective(
+  config: ConfigDict, blank_id: int, log_prior: jax.Array | None
 ) -> step_lib.Objective:
+  """What an update minimises; `log_prior` f32[V] is the teacher's, where it is needed."""
   training = config.training
   masks = None
   if training.spec_augment:
     masks = SpecAugment(
       time_mask_frames=training.time_mask_frames, freq_mask_bins=training.freq_mask_bins
     )
-  select = None
-  if config.kd.scale > 0:
-    log_prior = None
-    if config.kd.selection.get("prior_scale", 0.0) > 0:
-      known = teacher_folder / LOG_PRIOR
-      path = known if known.exists() else folder / LOG_PRIOR
-      log_prior = estimate_log_prior(teacher, data.train, path, devices)
-    select = make_selector(config.kd, labels.blank_id, log_prior)
   return step_lib.Objective(
     scale=config.kd.scale,
     temperature=config.kd.temperature,
-    select=select,
-    blank_id=labels.blank_id,
+    select=make_selector(config.kd, blank_id, log_prior) if config.kd.scale > 0 else None,
+    blank_id=blank_id,
     spec_augment=masks,
     spec_augment_from_epoch=training.spec_augment_from_epoch,
   )

@@ -37,7 +37,8 @@ Fields that are often set:
 
 All fields with their defaults: jaxkd/config.py. Another config file: any that defines
 get_config(recipe). Evaluating on other data: python -m jaxkd.evaluate --help; to and from
-Hugging Face's layout: python -m jaxkd.convert --help
+Hugging Face's layout: python -m jaxkd.convert --help; what it needs of TPUs: python -m
+jaxkd.compile --help
 """
 
 

@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxkd import blueprint, build, cli, console, flops, hlo, mesh, observe, optim, sharding
 from jaxkd import config as config_lib
 from jaxkd import step as step_lib
-from jaxkd.augment import SpecAugment
 from jaxkd.data import plan
 from jaxkd.errors import UserError
 from jaxkd.features import SAMPLE_RATE_HZ
@@ -169,7 +168,7 @@ def main(argv: list[str]) -> int:
   config, _ = cli.parse(rest)
   lengths = [_seconds(given) for given in values.utterance_seconds or ()]
   chip, devices = slice_of(values.topology)
-  where = make_mesh(devices, config.mesh.fsdp)
+  where = mesh.make_mesh(config.mesh.fsdp, devices)
   longest = CORPORA.get(config.recipe, (None, _UTTERANCE_SECONDS))[1]
   _say(
     f"{config.variant}:{config.recipe} on {where.size} × {values.topology.partition(':')[0]} "
@@ -247,23 +246,6 @@ def slice_of(topology: str) -> tuple[Chip, list]:
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise UserError(f"{wrong} ({' '.join(str(error).split())[:200]})") from error
   return CHIPS[found[1]], described.devices
-
-
-def make_mesh(devices, fsdp: int) -> Mesh:
-  """As `mesh.make_mesh`, of devices that are not here.
-
-  Raises:
-    UserError: `fsdp` does not divide them.
-  """
-  count = len(devices)
-  if count % fsdp:
-    divisors = [str(n) for n in range(1, count + 1) if count % n == 0]
-    raise UserError(
-      f"config.mesh.fsdp is {fsdp}: it must divide the {count} chips: {', '.join(divisors)}"
-    )
-  return jax.make_mesh(
-    (count // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
-  )
 
 
 def steps_of(config: ConfigDict) -> list[Step]:
@@ -406,24 +388,9 @@ def _nbytes(tree) -> float:
 
 
 def _objective(config: ConfigDict, labels: Labels) -> step_lib.Objective:
-  """As `build` makes it, with a prior that has no data behind it."""
-  training, select, masks = config.training, None, None
-  if config.kd.scale > 0:
-    has_prior = config.kd.selection.get("prior_scale", 0.0) > 0
-    log_prior = jnp.zeros(len(labels.symbols)) if has_prior else None
-    select = build.make_selector(config.kd, labels.blank_id, log_prior)
-  if training.spec_augment:
-    masks = SpecAugment(
-      time_mask_frames=training.time_mask_frames, freq_mask_bins=training.freq_mask_bins
-    )
-  return step_lib.Objective(
-    scale=config.kd.scale,
-    temperature=config.kd.temperature,
-    select=select,
-    blank_id=labels.blank_id,
-    spec_augment=masks,
-    spec_augment_from_epoch=training.spec_augment_from_epoch,
-  )
+  """With a prior that has no data behind it."""
+  log_prior = jnp.zeros(len(labels.symbols)) if build.needs_log_prior(config) else None
+  return build.make_objective(config, labels.blank_id, log_prior)
 
 
 def _title(step: Step, shape: plan.Shape, devices: Mesh) -> str:

@@ -67,7 +67,7 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   if found["teacher_workdir"]:
     beside = folder / found["teacher_workdir"]
     source = beside if beside.is_dir() else found["teacher_workdir"]
-    teacher = build.load_teacher(config, str(source))
+    teacher = build.load_teacher(config, str(source), devices)
   source = build.open_split(config, data)
   shapes = build.eval_shapes(source.durations, devices)
   planned = plan.evaluation_plan(source.durations, shapes)

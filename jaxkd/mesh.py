@@ -71,11 +71,6 @@ def _number(name: str, low: int, high: int, default: int | None = None) -> int:
   return int(given)
 
 
-def process_name() -> str:
-  """ "process 2: " in a run of several, to begin a line with; else nothing."""
-  return f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
-
-
 def is_first() -> bool:
   """Whether this process writes files and speaks to the user."""
   return jax.process_index() == 0
@@ -104,19 +99,22 @@ def gather(value) -> list:
   return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-  """All devices of all processes: `data` times `fsdp`.
+def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
+  """All devices of all processes, or those that are given: `data` times `fsdp`.
 
   Raises:
     UserError: `fsdp` does not divide them.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if count % fsdp:
     divisors = [str(n) for n in range(1, count + 1) if count % n == 0]
     raise UserError(
       f"config.mesh.fsdp is {fsdp}: it must divide the {count} devices: {', '.join(divisors)}"
     )
-  return jax.make_mesh((count // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+  return jax.make_mesh(
+    (count // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+  )
 
 
 def put(tree, shardings):

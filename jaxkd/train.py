@@ -123,7 +123,8 @@ def _teacher(config, folder, data):
     log.info("teacher: %s", source)
     # Variants that start together share one teacher: the first of them trains it.
     run(teacher_config, pathlib.Path(source), teacher_data, wait=True)
-  return build.load_teacher(config, source), pathlib.Path(source)
+  devices = mesh_lib.make_mesh(config.mesh.fsdp)
+  return build.load_teacher(config, source, devices), pathlib.Path(source)
 
 
 class _Loop:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxkd import cli, flops, hlo, recipes
+from jaxkd import cli, flops, hlo, mesh, recipes
 from jaxkd import compile as compile_lib
 from jaxkd.errors import UserError
 from jaxkd.features import LogMel
@@ -82,7 +82,7 @@ def test_a_full_size_step_has_the_operations_of_the_benchmarks_formula():
   benchmark = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(benchmark)
   config, _ = cli.parse(["", f"--config={ROOT}/configs/symmetric.py:tedlium"])
-  devices = compile_lib.make_mesh(jax.devices()[:1], 1)
+  devices = mesh.make_mesh(1, jax.devices()[:1])
   steps = {step.name: step for step in compile_lib.steps_of(config)}
   shape = compile_lib.shape_of(config, 8.0)._replace(rows=1)
   sizes = types.SimpleNamespace(rows=1, seconds=shape.samples / 16_000)
@@ -152,7 +152,7 @@ def test_a_loop_costs_its_rounds_a_slice_its_size_and_the_cores_own_memory_nothi
 
 
 def test_gathers_in_a_loop_are_counted_for_every_layer():
-  devices = compile_lib.make_mesh(jax.devices(), 8)
+  devices = mesh.make_mesh(8)
   where = lambda *spec: jax.NamedSharding(devices, jax.P(*spec))
   whole = lambda w: jax.lax.with_sharding_constraint(w, where())
   layer = lambda x, w: (jnp.tanh(x @ whole(w)), None)
@@ -235,7 +235,7 @@ def test_a_step_is_compiled_for_a_slice_and_what_does_not_fit_is_told(capsys):
     pytest.param(["--topology=v5e:3x5"], ["v5e:3x5", "v5e:2x4"], marks=needs_libtpu),
     pytest.param(
       ["--topology=v5e:2x4", "--config.mesh.fsdp=3"],
-      ["config.mesh.fsdp is 3", "8 chips: 1, 2, 4, 8"],
+      ["config.mesh.fsdp is 3", "8 devices: 1, 2, 4, 8"],
       marks=needs_libtpu,
     ),
   ],

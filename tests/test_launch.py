@@ -6,81 +6,18 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
+from stand_ins import COMMIT, LAUNCH, House
 
-LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+# pip puts it beside Python, which need not be in PATH.
+SHELLCHECK = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.defpath}")
 SCRIPTS = ["gke.sh", "local.sh", "slurm.sbatch", "tpu_vm.sh"]
 LR = "--config.training.lr=(1e-4, 1e-3, 1e-4, 1e-6)"
 # What shells like to take apart.
 ARGS = ["--config=x.py:tedlium", LR, "--workdir=/mnt/it's $HOME", 'a"b', "*", "a\\b"]
-COMMIT = "0123456789"
-
-# A command of the same name: writes a line with its arguments, then does what the test says.
-STAND_IN = """#!/usr/bin/env bash
-name=${0##*/}
-printf -v line '%q ' "$name" "$@"
-echo "$line" >>"$STAND_IN/calls"
-next() { head -n 1 "$STAND_IN/$1"; sed -i 1d "$STAND_IN/$1"; }
-if [[ -e $STAND_IN/$name.sh ]]; then source "$STAND_IN/$name.sh"; fi
-"""
-
-
-class House:
-  """A copy of launch/ with stand-ins first in PATH."""
-
-  def __init__(self, root: pathlib.Path):
-    self.root = root
-    shutil.copytree(LAUNCH, root / "repo/launch")
-    self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PYTHON"))}
-    self.environ |= {
-      "PATH": f"{root}/bin:{os.environ['PATH']}",
-      "STAND_IN": str(root),
-      "JAXKD_PAUSE_SECONDS": "0.01",
-    }
-    (root / "bin").mkdir()
-    (root / "calls").touch()
-    for name in ("gcloud", "xpk", "kubectl", "srun", "scontrol", "python", "pip", "tar"):
-      self.does(name, "")
-    self.does("git", f"if [[ $1 == rev-parse ]]; then echo {COMMIT}; fi")
-
-  def does(self, name: str, behaviour: str):
-    path = self.root / "bin" / name
-    path.write_text(STAND_IN)
-    path.chmod(0o755)
-    (self.root / f"{name}.sh").write_text(behaviour)
-
-  def writes(self, name: str, *lines: str):
-    (self.root / name).write_text("".join(f"{line}\n" for line in lines))
-
-  def start(self, script: str, *args: str, **environ: str) -> subprocess.Popen:
-    return subprocess.Popen(
-      ["bash", self.root / "repo/launch" / script, *args],
-      cwd=self.root,
-      env=self.environ | environ,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      # A shell cannot catch what was ignored when it started, as SIGINT is in the background.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-  def run(self, script: str, *args: str, status: int = 0, **environ: str) -> tuple[str, str]:
-    """Standard output and error of a script that must end with `status`."""
-    process = self.start(script, *args, **environ)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == status, err
-    return out, err
-
-  def calls(self, *names: str) -> list[list[str]]:
-    """Commands so far, those of `names` only if there are any."""
-    found = [shlex.split(line) for line in (self.root / "calls").read_text().splitlines()]
-    return [call for call in found if not names or call[0] in names]
-
-  def shell(self, command: str, folder: pathlib.Path, shell=("sh", "-c")) -> int:
-    """Runs what a remote shell would get."""
-    return subprocess.run([*shell, command], cwd=folder, env=self.environ, timeout=20).returncode
 
 
 @pytest.fixture
@@ -99,11 +36,11 @@ def lines(text: str) -> list[list[str]]:
   return [shlex.split(line) for line in text.splitlines()]
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_shellcheck():
   files = sorted(str(p.relative_to(LAUNCH.parent)) for p in LAUNCH.iterdir())
   assert files == [f"launch/{name}" for name in sorted([*SCRIPTS, "common.sh"])]
-  subprocess.run(["shellcheck", "-x", *files], cwd=LAUNCH.parent, check=True)
+  subprocess.run([SHELLCHECK, "-x", *files], cwd=LAUNCH.parent, check=True)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -192,6 +192,19 @@ def test_evaluate_of_audio_without_transcripts(lab, finished):
   assert found["student"]["words"] == 0 and found["kl"] > 0
 
 
+def test_evaluate_on_other_devices_than_it_was_trained_on(lab, finished):
+  """Eight devices, and a run whose parameters were split over sixteen."""
+  found, folder = finished
+  path = folder / "config.json"
+  text = path.read_text()
+  path.write_text(json.dumps(json.loads(text) | {"mesh": {"fsdp": 16}}))
+  try:
+    evaluated = evaluate_lib.evaluate(folder, str(lab / "test.jsonl"))
+  finally:
+    path.write_text(text)
+  assert evaluated["teacher"] == found["test"]["teacher"]
+
+
 def test_evaluate_counts_what_is_broken(lab, finished, tmp_path):
   rows = jsonl(lab / "test.jsonl")
   rows = [r | {"audio_filepath": str(lab / r["audio_filepath"])} for r in rows]

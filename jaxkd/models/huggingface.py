@@ -1,5 +1,6 @@
 """A model folder in Hugging Face's layout: config.json, weights, vocabulary, front-end."""
 
+import functools
 import json
 import pathlib
 
@@ -111,28 +112,10 @@ def model_config(
   Raises:
     UserError: another architecture, sampling rate, or a part that is not there.
   """
+  _check_usable(description, where)
   given, front = description["config"], description["preprocessor"]
-  family = given.get("model_type")
-  if family not in FAMILIES:
-    raise UserError(
-      f"{where}: config.json's model_type is {family!r}: it must be one of {', '.join(FAMILIES)}"
-    )
-  rate = front.get("sampling_rate", SAMPLE_RATE_HZ)
-  if rate != SAMPLE_RATE_HZ:
-    raise UserError(
-      f"{where}: preprocessor_config.json's sampling_rate is {rate!r}: "
-      f"only models of {SAMPLE_RATE_HZ} Hz can be used"
-    )
-  for field, off in _UNSUPPORTED.items():
-    if given.get(field, off) != off:
-      raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
-  get = lambda field: given.get(field, _DEFAULTS[field])
-  for field in ("hidden_act", "feat_extract_activation"):
-    if get(field) not in ACTIVATIONS:
-      raise UserError(
-        f"{where}: config.json's {field} is {get(field)!r}: it must be one of "
-        + ", ".join(ACTIVATIONS)
-      )
+  get = functools.partial(_field, given)
+  family = given["model_type"]
   data2vec = family == "data2vec-audio"
   norm = "layer" if data2vec else get("feat_extract_norm")
   augment = get("apply_spec_augment")
@@ -176,6 +159,36 @@ def model_config(
     feature_mask=mask("feature"),
     freeze_conv=freeze_conv,
   )
+
+
+def _field(given: dict, name: str):
+  """A field of config.json, or what transformers assumes where it is silent."""
+  return given.get(name, _DEFAULTS[name])
+
+
+def _check_usable(description: dict, where: str) -> None:
+  given, front = description["config"], description["preprocessor"]
+  family = given.get("model_type")
+  if family not in FAMILIES:
+    raise UserError(
+      f"{where}: config.json's model_type is {family!r}: it must be one of {', '.join(FAMILIES)}"
+    )
+  rate = front.get("sampling_rate", SAMPLE_RATE_HZ)
+  if rate != SAMPLE_RATE_HZ:
+    raise UserError(
+      f"{where}: preprocessor_config.json's sampling_rate is {rate!r}: "
+      f"only models of {SAMPLE_RATE_HZ} Hz can be used"
+    )
+  for field, off in _UNSUPPORTED.items():
+    if given.get(field, off) != off:
+      raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
+  get = functools.partial(_field, given)
+  for field in ("hidden_act", "feat_extract_activation"):
+    if get(field) not in ACTIVATIONS:
+      raise UserError(
+        f"{where}: config.json's {field} is {get(field)!r}: it must be one of "
+        + ", ".join(ACTIVATIONS)
+      )
 
 
 def read_labels(folder: pathlib.Path) -> Labels:
@@ -256,7 +269,7 @@ def save(
     },
   }
   probabilities = (f"mask_{axis}_prob" for axis in ("time", "feature"))
-  masks = any(given.get(p, _DEFAULTS[p]) > 0 for p in probabilities)
+  masks = any(_field(given, p) > 0 for p in probabilities)
   port.save(folder, config, params, mask_embedding=masks)
   for name, value in files.items():
     (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,76 @@
+"""A copy of launch/ in which gcloud, xpk, srun and others are stand-ins that record their calls."""
+
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+COMMIT = "0123456789"
+
+# A command of the same name: writes a line with its arguments, then does what the test says.
+STAND_IN = """#!/usr/bin/env bash
+name=${0##*/}
+printf -v line '%q ' "$name" "$@"
+echo "$line" >>"$STAND_IN/calls"
+next() { head -n 1 "$STAND_IN/$1"; sed -i 1d "$STAND_IN/$1"; }
+if [[ -e $STAND_IN/$name.sh ]]; then source "$STAND_IN/$name.sh"; fi
+"""
+
+
+class House:
+  """A copy of launch/ with stand-ins first in PATH."""
+
+  def __init__(self, root: pathlib.Path):
+    self.root = root
+    shutil.copytree(LAUNCH, root / "repo/launch")
+    self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PYTHON"))}
+    self.environ |= {
+      "PATH": f"{root}/bin:{os.environ['PATH']}",
+      "STAND_IN": str(root),
+      "JAXKD_PAUSE_SECONDS": "0.01",
+    }
+    (root / "bin").mkdir()
+    (root / "calls").touch()
+    for name in ("gcloud", "xpk", "kubectl", "srun", "scontrol", "python", "pip", "tar"):
+      self.does(name, "")
+    self.does("git", f"if [[ $1 == rev-parse ]]; then echo {COMMIT}; fi")
+
+  def does(self, name: str, behaviour: str):
+    path = self.root / "bin" / name
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+    (self.root / f"{name}.sh").write_text(behaviour)
+
+  def writes(self, name: str, *lines: str):
+    (self.root / name).write_text("".join(f"{line}\n" for line in lines))
+
+  def start(self, script: str, *args: str, **environ: str) -> subprocess.Popen:
+    return subprocess.Popen(
+      ["bash", self.root / "repo/launch" / script, *args],
+      cwd=self.root,
+      env=self.environ | environ,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      # A shell cannot catch what was ignored when it started, as SIGINT is in the background.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+  def run(self, script: str, *args: str, status: int = 0, **environ: str) -> tuple[str, str]:
+    """Standard output and error of a script that must end with `status`."""
+    process = self.start(script, *args, **environ)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == status, err
+    return out, err
+
+  def calls(self, *names: str) -> list[list[str]]:
+    """Commands so far, those of `names` only if there are any."""
+    found = [shlex.split(line) for line in (self.root / "calls").read_text().splitlines()]
+    return [call for call in found if not names or call[0] in names]
+
+  def shell(self, command: str, folder: pathlib.Path, shell=("sh", "-c")) -> int:
+    """Runs what a remote shell would get."""
+    return subprocess.run([*shell, command], cwd=folder, env=self.environ, timeout=20).returncode
