@@ -67,29 +67,45 @@ pass_on() {
 # ended I STATUS
 ended() {
   (($2)) || return 0
+  local first=$((!final)) why="" others=""
   # The first failure counts; a user's mistake, which process 0 reports, explains all others.
-  if ((final == 0 || ($1 == 0 && $2 == 2))); then final=$2; fi
+  if ((first || ($1 == 0 && $2 == 2))); then final=$2; fi
   if [[ $asked == yes ]] && (($2 == 130 || $2 == 143)); then return 0; fi
-  if ((deadline || ${#pids[@]} == 0)); then return 0; fi
-  local why=""
+  if ((!first)); then return 0; fi
   if (($2 > 128)); then why=" (killed by signal $(($2 - 128)))"; fi
-  echo "process $1 ended with status $2$why: stopping the others" >&3
-  deadline=$((SECONDS + OPTIONS[grace]))
-  pass_on TERM
+  if ((${#pids[@]})); then others=": stopping the others"; fi
+  # What ended of itself has said why.
+  if [[ $why || $others ]]; then echo "process $1 ended with status $2$why$others" >&3; fi
+  if [[ $others ]]; then
+    deadline=$((SECONDS + OPTIONS[grace]))
+    pass_on TERM
+  fi
+}
+
+# gather: the statuses of those that have ended since go into gone.
+gather() {
+  local i pid
+  for ((i = 0; i < count; i++)); do
+    pid=${pids[$i]-}
+    if [[ -z $pid ]] || kill -0 "$pid"; then continue; fi
+    unset "pids[$i]"
+    gone[$i]=0
+    wait "$pid" || gone[$i]=$?
+  done
 }
 
 # Until no process is left.
 watch() {
-  local i pid status
+  local i pid
+  local -A gone
   while ((${#pids[@]})); do
-    for ((i = 0; i < count; i++)); do
-      pid=${pids[$i]-}
-      if [[ -z $pid ]] || kill -0 "$pid"; then continue; fi
-      unset "pids[$i]"
-      status=0
-      wait "$pid" || status=$?
-      ended "$i" "$status"
-    done
+    gone=()
+    gather
+    # One that dies makes others fail, which may be reaped before it.
+    if ((${#gone[@]} && ! deadline)); then sleep 0.5 && gather; fi
+    if ((${gone[0]-0} == 2)); then ended 0 2; fi
+    for i in "${!gone[@]}"; do if ((gone[$i] > 128)); then ended "$i" "${gone[$i]}"; fi; done
+    for i in "${!gone[@]}"; do if ((gone[$i] <= 128)); then ended "$i" "${gone[$i]}"; fi; done
     if ((deadline && SECONDS >= deadline)); then
       # The whole group, with what the process started to read its data.
       for pid in "${pids[@]}"; do kill -KILL -- "-$pid" || true; done
