@@ -60,17 +60,20 @@ class Checkpoints:
       like: a state of the same structure; its shardings are used.
 
     Raises:
-      UserError: checkpoints exist, and none can be read.
+      UserError: checkpoints exist, and none can be read, or they are of another model.
     """
     steps = sorted(self._last.all_steps(), reverse=True)
     for step in steps:
       try:
+        _check_same_arrays(self._last.directory / str(step) / "state", like)
         found = self._last.restore(
           step,
           args=ocp.args.Composite(
             state=ocp.args.StandardRestore(_abstract(like)), position=ocp.args.JsonRestore()
           ),
         )
+      except UserError:
+        raise
       except Exception as error:  # Orbax raises many kinds for a damaged file
         reason = str(error).splitlines()[0][:200]
         log.warning("checkpoint %d cannot be read and is left out: %s", step, reason)
@@ -128,11 +131,38 @@ def load_params(folder: pathlib.Path, like):
     UserError: absent, damaged, or of another model.
   """
   try:
+    _check_same_arrays(folder.absolute(), like)
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(folder.absolute(), _abstract(like))
+  except UserError:
+    raise
   except Exception as error:  # Orbax raises many kinds for a damaged file
     reason = str(error).splitlines()[0][:200]
     raise UserError(f"parameters in {folder} cannot be read: {reason}") from error
+
+
+def _check_same_arrays(folder: pathlib.Path, like) -> None:
+  """Raises UserError where a stored tree has other names or shapes than `like`.
+
+  Orbax finds that out too, but says so with pages of its own.
+  """
+  with ocp.StandardCheckpointer() as checkpointer:
+    there, here = _shapes(checkpointer.metadata(folder).item_metadata.tree), _shapes(like)
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
+      found, wanted = (
+        f"of shape {shapes[name]}" if name in shapes else "absent" for shapes in (there, here)
+      )
+      raise UserError(
+        f"{folder} is of another model: {name} is {found} there, and {wanted} by config.json"
+      )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  """Dotted name → shape; the parts of a name that only a library's container adds are left out."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+  return {name(path).removesuffix(".value"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _abstract(tree):

@@ -14,6 +14,7 @@ from tensorboardX import SummaryWriter
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
+_ARCHIVED = "$Format:%H$"  # see .gitattributes beside this file
 # Fields that change nothing about the result.
 _FREE_FIELDS = ("data.workers", "mesh.fsdp", "profile", "training.remat", "teacher.training.remat")
 
@@ -116,7 +117,11 @@ def read_json(path: pathlib.Path):
 
 
 def commit() -> str:
-  """Short hash of the source's git commit, "-dirty" with uncommitted changes; else "unknown"."""
+  """Short hash of the source's git commit, "-dirty" with uncommitted changes; else "unknown".
+
+  Source from `git archive`, as on clusters, has no repository around it: git wrote the hash into it.
+  """
+  unpacked = "unknown" if _ARCHIVED.startswith("$") else _ARCHIVED[:10]
   try:
     found = subprocess.run(
       ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
@@ -126,8 +131,8 @@ def commit() -> str:
       timeout=10,
     )
   except (OSError, subprocess.TimeoutExpired):
-    return "unknown"
-  return found.stdout.strip() or "unknown"
+    return unpacked
+  return found.stdout.strip() or unpacked
 
 
 class MetricsLog:

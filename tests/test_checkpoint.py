@@ -98,3 +98,19 @@ def test_params_round_trip_and_damage(tmp_path):
   damage(tmp_path / "final")
   with pytest.raises(UserError, match="cannot be read"):
     checkpoint.load_params(tmp_path / "final", state(0))
+
+
+@pytest.mark.parametrize(
+  ("other", "words"),
+  [
+    ({"w": jnp.zeros((32, 64))}, r"w is of shape \(64, 64\) there, and of shape \(32, 64\)"),
+    ({"more": jnp.zeros(3)}, r"more is absent there, and of shape \(3,\) by config.json"),
+  ],
+)
+def test_another_model_is_named(saved, other, words):
+  like = state(0) | other
+  with pytest.raises(UserError, match=f"last/3/state is of another model: {words}"):
+    checkpoint.Checkpoints(saved, keep_best=2).restore(like)
+  checkpoint.save_params(saved / "final", state(5))
+  with pytest.raises(UserError, match=f"final is of another model: {words}"):
+    checkpoint.load_params(saved / "final", like)
