@@ -121,7 +121,8 @@ def commit() -> str:
 
   Source from `git archive`, as on clusters, has no repository around it: git wrote the hash into it.
   """
-  unpacked = "unknown" if _ARCHIVED.startswith("$") else _ARCHIVED[:10]
+  if not _ARCHIVED.startswith("$"):
+    return _ARCHIVED[:10]
   try:
     found = subprocess.run(
       ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
@@ -131,8 +132,8 @@ def commit() -> str:
       timeout=10,
     )
   except (OSError, subprocess.TimeoutExpired):
-    return unpacked
-  return found.stdout.strip() or unpacked
+    return "unknown"
+  return found.stdout.strip() or "unknown"
 
 
 class MetricsLog:
