@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, mesh, sharding, workdir
+from jaxkd import labels as labels_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.errors import UserError
-from jaxkd.features import LogMel
+from jaxkd.features import SAMPLE_RATE_HZ, LogMel
 from jaxkd.labels import Labels, characters
 from jaxkd.models import huggingface, port
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
@@ -51,8 +53,13 @@ class Blueprint:
       workdir.write_json(folder / DESCRIPTION, self.description)
 
 
-def make(config: ConfigDict, labels: Labels) -> Blueprint:
+def make(config: ConfigDict, labels: Labels, project_to: int | None = None) -> Blueprint:
   """The model that `config.student` describes, with these classes.
+
+  Args:
+    config: of the run.
+    labels: the classes.
+    project_to: width of the teacher's frames, for a projection to compare them in; None for none.
 
   Raises:
     UserError: a Hugging Face folder that is not there or does not fit.
@@ -60,7 +67,7 @@ def make(config: ConfigDict, labels: Labels) -> Blueprint:
   block = config.student
   if block.name == "huggingface":
     return _pretrained(config, labels)
-  create, graphdef, like = _conformer(config, labels)
+  create, graphdef, like = _conformer(config, labels, project_to)
   params = jax.jit(lambda key: nnx.state(create(key), nnx.Param))
   return Blueprint(graphdef, like, labels, params)
 
@@ -81,12 +88,27 @@ def own_labels(config: ConfigDict) -> Labels:
   return characters(config.labels.alphabet)
 
 
-def _conformer(config: ConfigDict, labels: Labels):
+def without_projection(params):
+  """Parameters of a student as it is kept: nothing that only its training needs."""
+  return nnx.State({name: part for name, part in params.items() if name != "projection"})
+
+
+def encoder_width(graphdef, params) -> int:
+  """Numbers in a frame of a model's encoder output."""
+  audio = jax.ShapeDtypeStruct((1, SAMPLE_RATE_HZ), jnp.int16)
+  audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
+  encode = lambda params, *audio: nnx.merge(graphdef, params).encode(*audio)[0]
+  return jax.eval_shape(encode, params, audio, audio_len).shape[-1]
+
+
+def _conformer(config: ConfigDict, labels: Labels, project_to: int | None = None):
   """Typed key → model, its structure and abstract parameters."""
   sizes = {k: v for k, v in _tuples(config.student).items() if k != "name"}
   settings = ConformerConfig(dtype=config.dtype, remat=_remat(config), **sizes)
   features, classes = LogMel(**config.features), len(labels.symbols)
-  create = lambda key: ConformerCTC(settings, features, classes, rngs=nnx.Rngs(params=key))
+  create = lambda key: ConformerCTC(
+    settings, features, classes, rngs=nnx.Rngs(params=key), project_to=project_to
+  )
   return create, *nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
 
 
@@ -171,23 +193,50 @@ def teacher_structure(source: str, *, pool: int, dtype: str):
   Raises:
     UserError: no teacher there, or one that cannot be used.
   """
+  if "," in source:
+    parts = [teacher_structure(s, pool=pool, dtype=dtype) for s in members(source)]
+    _check_one_vocabulary(source, [labels for labels, *_ in parts])
+    whole = lambda: teacher_lib.Ensemble([nnx.merge(*structure) for _, *structure in parts])
+    return parts[0][0], *nnx.split(nnx.eval_shape(whole))
   if is_huggingface(source):
     settings, labels = teacher_lib.read_huggingface(huggingface.folder_of(source), pool, dtype)
     return labels, *port.structure(settings, len(labels.symbols))
   return _finished_structure(pathlib.Path(source))[1:]
 
 
+def members(source: str) -> list[str]:
+  """The teachers of `config.teacher.source`, which are several where commas stand between.
+
+  Raises:
+    UserError: one of them is empty.
+  """
+  found = [part.strip() for part in source.split(",")]
+  if not all(found):
+    raise UserError(f"config.teacher.source is {source!r}: teachers with single commas between")
+  return found
+
+
+def _check_one_vocabulary(source: str, vocabularies: list[Labels]) -> None:
+  first, *others = zip(members(source), vocabularies, strict=True)
+  for name, labels in others:
+    labels_lib.check_same(first[1], labels, first[0], name)
+
+
 def load_teacher(source: str, *, pool: int, dtype: str, devices: jax.sharding.Mesh) -> Teacher:
-  """A frozen teacher from a finished workdir or a Hugging Face model.
+  """A frozen teacher from a finished workdir or a Hugging Face model, or an ensemble of several.
 
   Args:
-    source: a folder, or org/name on the hub.
+    source: a folder, or org/name on the hub; several with commas between.
     pool, dtype: of a Hugging Face model; a workdir has its own.
     devices: where the parameters go.
 
   Raises:
     UserError: no teacher there, or one that cannot be used.
   """
+  if "," in source:
+    found = [load_teacher(s, pool=pool, dtype=dtype, devices=devices) for s in members(source)]
+    _check_one_vocabulary(source, [teacher.vocabulary for teacher in found])
+    return teacher_lib.ensemble(found)
   if is_huggingface(source):
     place = lambda params: mesh.put(params, sharding.of_state(devices, params))
     return teacher_lib.from_huggingface(source, pool, dtype=dtype, place=place)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import blueprint, console, mesh, optim, selection, sharding, workdir
 from jaxkd import config as config_lib
+from jaxkd import hypotheses as hypotheses_lib
 from jaxkd import step as step_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.augment import SpecAugment
@@ -23,10 +24,12 @@ from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Source, open_source
 from jaxkd.errors import UserError
 from jaxkd.features import SAMPLE_RATE_HZ
+from jaxkd.hypotheses import Hypotheses
 from jaxkd.labels import Labels
 from jaxkd.teacher import Teacher
 
 LOG_PRIOR = "log_prior.json"
+NBEST = "nbest.jsonl"
 # Convolutions without padding lose what is shorter than their window.
 _FRAME_SLACK = 2
 
@@ -73,6 +76,7 @@ class Run:
     epochs, eval_every_epochs, save_every_steps: of the loop.
     average: best checkpoints in the final student.
     reads_text: whether the student's objective reads transcripts.
+    hypotheses: of the training data, where they are learnt from.
   """
 
   workdir: pathlib.Path
@@ -93,6 +97,7 @@ class Run:
   average: int
   workers: int
   reads_text: bool
+  hypotheses: Hypotheses | None
   plan_options: dict
   noise_db: tuple[float, float] | None
 
@@ -108,12 +113,23 @@ class Run:
       self.data.train,
       planned,
       labels=self.blueprint.labels if self.reads_text else None,
+      hypotheses=self.hypotheses,
       seed=self.seed,
       epoch=epoch,
       noise_db=self.noise_db,
       start=start,
       workers=self.workers,
       shards=mesh.my_shards(self.mesh),
+    )
+
+  def batch_struct(self, shape: plan.Shape):
+    """Shapes of a global training batch."""
+    return mesh.batch_struct(
+      shape.rows,
+      shape.samples,
+      shape.labels if self.reads_text else 0,
+      self.mesh,
+      hypothesis=shape.labels if self.hypotheses else None,
     )
 
   def init_state(self) -> step_lib.TrainState:
@@ -134,8 +150,12 @@ class Run:
     return sharding.of_state(self.mesh, step_lib.TrainState.fresh(like, opt_state))
 
 
-def open_data(config: ConfigDict) -> Data:
+def open_data(config: ConfigDict, opened: dict | None = None) -> Data:
   """Opens every split that the run reads and checks transcripts where they are needed.
+
+  Args:
+    config: of the run.
+    opened: splits that other runs have opened; what this one opens is added.
 
   Raises:
     UserError: a teacher that cannot be used; a split that is absent, malformed, broken as a whole,
@@ -146,11 +166,12 @@ def open_data(config: ConfigDict) -> Data:
   specs = {"train": train, "dev": config.data.dev, "test": config.data.test}
   if config.teacher.source == "train":
     specs["teacher_train"] = config.data.teacher_train
-  opened: dict[str, Source] = {}
+  opened = {} if opened is None else opened
+  where = lambda spec: (spec, config.data.root, config.data.split_by)
   for spec in specs.values():
-    if spec and spec not in opened:
-      opened[spec] = open_split(config, spec)
-  data = Data(**{name: opened.get(specs.get(name, "")) for name in Data.__annotations__})
+    if spec and where(spec) not in opened:
+      opened[where(spec)] = open_split(config, spec)
+  data = Data(**{name: opened.get(where(specs.get(name, ""))) for name in Data.__annotations__})
   if data.teacher_train is not None:
     pipeline.check_texts(data.teacher_train, labels)
   if config.kd.scale < 1:
@@ -235,7 +256,7 @@ def build(
   config: ConfigDict,
   data: Data,
   teacher: Teacher | None,
-  teacher_folder: pathlib.Path | None,
+  teacher_source: str | None,
   folder: pathlib.Path,
 ) -> Run:
   """Assembles a run.
@@ -244,7 +265,7 @@ def build(
     config: checked.
     data: opened by `open_data`.
     teacher: frozen, or None where `teacher.source` is "none".
-    teacher_folder: where it lies.
+    teacher_source: where it lies.
     folder: the workdir.
 
   Raises:
@@ -252,19 +273,25 @@ def build(
   """
   devices = mesh.make_mesh(config.mesh.fsdp)
   labels = teacher.vocabulary if teacher else blueprint.own_labels(config)
-  student = blueprint.make(config, labels)
+  width = None
+  if warmup_epochs(config.kd):
+    width = blueprint.encoder_width(teacher.graphdef, teacher.params)
+  student = blueprint.make(config, labels, project_to=width)
   reads_text = config.kd.scale < 1
   if reads_text:
     pipeline.check_texts(data.train, labels)
   training = config.training
-  read = labels if reads_text else None
-  train_shapes, plan_options = _shapes(training, data.train, read, devices)
+  hypotheses = None
+  if takes_hypotheses(config.kd):
+    hypotheses = find_hypotheses(config, data.train, teacher, folder, devices)
+  rates = _labels_per_second(data.train, labels if reads_text else None, hypotheses)
+  train_shapes, plan_options = _shapes(training, data.train, rates)
   first_plan = plan.epoch_plan(
     data.train.durations, train_shapes, seed=config.seed, epoch=0, **plan_options
   )
   log_prior = None
   if needs_log_prior(config):
-    known = teacher_folder / LOG_PRIOR
+    known = pathlib.Path(teacher_source) / LOG_PRIOR
     path = known if known.exists() else folder / LOG_PRIOR
     log_prior = estimate_log_prior(teacher, data.train, path, devices)
   updates = max(1, training.epochs * len(first_plan) // training.accumulate)
@@ -294,17 +321,37 @@ def build(
     average=training.average,
     workers=config.data.workers,
     reads_text=reads_text,
+    hypotheses=hypotheses,
     plan_options=plan_options,
     noise_db=tuple(training.noise_db) or None,
   )
 
 
-def _shapes(training: ConfigDict, source: Source, labels: Labels | None, devices):
-  """Shapes of training batches, and the other arguments of `plan.epoch_plan`."""
-  per_second = 0.0
+def find_hypotheses(
+  config: ConfigDict,
+  source: Source,
+  teacher: Teacher,
+  folder: pathlib.Path,
+  devices: jax.sharding.Mesh,
+) -> Hypotheses:
+  """The teacher's N-best lists of a source, made once and kept in the workdir."""
+  planned = plan.evaluation_plan(source.durations, eval_shapes(source.durations, devices))
+  path, count = folder / NBEST, config.kd.hypotheses
+  return hypotheses_lib.find(teacher, source, planned, path, devices, count=count)
+
+
+def _labels_per_second(source: Source, labels: Labels | None, hypotheses: Hypotheses | None):
+  """Most labels, with a space, in a second of an utterance; 0 where none are read."""
+  counts = np.zeros(len(source))
   if labels is not None:
     counts = np.array([len(labels.encode(text)) + 1 for text in source.texts])
-    per_second = float((counts / source.durations).max())
+  if hypotheses is not None:
+    counts = np.maximum(counts, hypotheses.longest() + 1)
+  return float((counts / source.durations).max())
+
+
+def _shapes(training: ConfigDict, source: Source, per_second: float):
+  """Shapes of training batches, and the other arguments of `plan.epoch_plan`."""
   shapes = plan.shapes(
     source.durations,
     batch_seconds=training.batch_seconds,
@@ -327,6 +374,21 @@ def _eval_shapes(data: Data, devices) -> tuple[plan.Shape, ...]:
   return eval_shapes(np.concatenate(durations), devices) if durations else ()
 
 
+def asks_teacher(kd: ConfigDict) -> bool:
+  """Whether an update needs the teacher's output."""
+  return kd.scale > 0 and not kd.hypotheses
+
+
+def takes_hypotheses(kd: ConfigDict) -> bool:
+  """Whether the teacher's transcripts are targets instead of its frames."""
+  return kd.scale > 0 and kd.hypotheses > 0
+
+
+def warmup_epochs(kd: ConfigDict) -> int:
+  """First epochs that compare encoder outputs."""
+  return kd.warmup if asks_teacher(kd) else 0
+
+
 def needs_log_prior(config: ConfigDict) -> bool:
   """Whether the selection asks for the teacher's prior."""
   return config.kd.scale > 0 and config.kd.selection.get("prior_scale", 0.0) > 0
@@ -345,10 +407,13 @@ def make_objective(
   return step_lib.Objective(
     scale=config.kd.scale,
     temperature=config.kd.temperature,
-    select=make_selector(config.kd, blank_id, log_prior) if config.kd.scale > 0 else None,
+    select=make_selector(config.kd, blank_id, log_prior) if asks_teacher(config.kd) else None,
     blank_id=blank_id,
     spec_augment=masks,
     spec_augment_from_epoch=training.spec_augment_from_epoch,
+    by_labels=config.kd.normalization == "labels",
+    warmup_epochs=warmup_epochs(config.kd),
+    hypotheses=takes_hypotheses(config.kd),
   )
 
 

@@ -272,9 +272,10 @@ def steps_of(config: ConfigDict) -> list[Step]:
     labels, *teacher = blueprint.teacher_structure(
       config.teacher.source, pool=config.teacher.pool, dtype=config.dtype
     )
-  if config.kd.scale == 0:
-    teacher = None, None  # it is not asked
-  student = _structure(config, labels, "student")
+  width = blueprint.encoder_width(*teacher) if build.warmup_epochs(config.kd) else None
+  if not build.asks_teacher(config.kd):
+    teacher = None, None
+  student = _structure(config, labels, "student", width)
   return [*steps, Step("student", "training", config, *student, *teacher, labels)]
 
 
@@ -289,11 +290,11 @@ def _labels(config: ConfigDict) -> Labels:
   return blueprint.own_labels(config)
 
 
-def _structure(config: ConfigDict, labels: Labels, path: str):
+def _structure(config: ConfigDict, labels: Labels, path: str, project_to: int | None = None):
   """Structure, abstract parameters and frozen parts of `config.student`, which stood at `path`."""
   block = config.student
   if not _is_elsewhere(block):
-    made = blueprint.make(config, labels)
+    made = blueprint.make(config, labels, project_to)
     return made.graphdef, made.like, made.frozen
   if block.source not in known.DESCRIPTIONS:
     raise UserError(
@@ -313,15 +314,19 @@ def shape_of(config: ConfigDict, seconds: float) -> plan.Shape:
     batch_seconds=training.batch_seconds,
     buckets=1,
     join_seconds=training.join_seconds,
-    labels_per_second=_LABELS_PER_SECOND if config.kd.scale < 1 else 0.0,
+    labels_per_second=_LABELS_PER_SECOND if _reads_labels(config.kd) else 0.0,
     speeds=tuple(training.speeds),
   )
   return shapes[-1]
 
 
+def _reads_labels(kd: ConfigDict) -> bool:
+  return kd.scale < 1 or build.takes_hypotheses(kd)
+
+
 def trace(step: Step, shape: plan.Shape, devices: Mesh):
   """A step traced for a batch shape (`jax.stages.Traced`), and the shapes of its arguments."""
-  training = step.config.training
+  training, kd = step.config.training, step.config.kd
   optimizer = optim.make_optimizer(
     training.optimizer,
     optim.three_part_schedule(training.lr, training.lr_parts, 1),
@@ -337,7 +342,13 @@ def trace(step: Step, shape: plan.Shape, devices: Mesh):
   arguments = (
     jax.tree.map(place, state, where),
     teacher,
-    mesh.batch_struct(*shape, devices),
+    mesh.batch_struct(
+      shape.rows,
+      shape.samples,
+      shape.labels if kd.scale < 1 else 0,
+      devices,
+      hypothesis=shape.labels if build.takes_hypotheses(kd) else None,
+    ),
     place(jnp.int32(0), everywhere),
     place(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
   )

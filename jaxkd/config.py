@@ -25,6 +25,7 @@ SELECTIONS = {
   "symmetric": {"n": (int, 0, math.inf)},
   "threshold": {"min_label_prob": (float, 0.0, 1.0)},
   "random_blanks": {"ratio": (float, 0.0, math.inf)},
+  "soft": {"min_weight": (float, 0.0, 1.0, 0.0)},
 }
 CORPORA = ("demo", "digits", "prompts")
 TFDS_CORPORA = ("librispeech", "tedlium")  # corpus:split, with splits as TFDS names them
@@ -70,7 +71,8 @@ def base(recipe: str = "demo") -> ConfigDict:
       student=recipes.conformer(12, 384, 8, 0.2, (32, 64, 64, 32), ((2, 1), (2, 1))),
       teacher=dict(
         # train (here, from transcripts), the workdir of a finished run, a folder in Hugging Face's
-        # layout, org/name on its hub, or none
+        # layout, org/name on its hub, several of these with commas between (their posteriors are
+        # averaged), or none
         source="train",
         pool=2,  # 20 ms frames of a Hugging Face model that are max-pooled into one
         model=recipes.conformer(12, 512, 8, 0.1, (32, 64, 64, 32), ((2, 1), (2, 1))),
@@ -83,6 +85,9 @@ def base(recipe: str = "demo") -> ConfigDict:
         start_epoch=0,  # the selection applies from here on; all frames before
         stop_epoch=0,  # > 0: all frames from this epoch on
         grow_epochs=0,  # > 0: n, before and after are multiplied by epoch // grow_epochs
+        normalization="frames",  # the KL over selected frames, or labels: over rows x labels
+        warmup=0,  # first epochs, in which encoder outputs are brought together instead
+        hypotheses=0,  # > 0: so many of the teacher's best transcripts are the target, no frames
       ),
       training=recipes.training(),
       profile="",  # updates to trace, such as 10:20
@@ -154,6 +159,7 @@ def check(config: ConfigDict) -> None:
     "above features.low_hz",
   )
   profile_steps(config.profile)
+  _check_objective(config)
   _check_data(config)
 
 
@@ -164,6 +170,7 @@ _CHOICES = {
   "training.optimizer": ("radam", "adamw"),
   "teacher.training.optimizer": ("radam", "adamw"),
   "data.split_by": ("index", "speaker"),
+  "kd.normalization": ("frames", "labels"),
 }
 _RANGES = {
   "seed": (0, 2**31 - 1),
@@ -172,6 +179,8 @@ _RANGES = {
   "kd.start_epoch": (0, math.inf),
   "kd.stop_epoch": (0, math.inf),
   "kd.grow_epochs": (0, math.inf),
+  "kd.warmup": (0, math.inf),
+  "kd.hypotheses": (0, 100),
   "teacher.pool": (1, 16),
   "data.workers": (0, 256),
   "mesh.fsdp": (1, 100_000),
@@ -307,6 +316,23 @@ def _check_data(config: ConfigDict) -> None:
         "the folder of Free Spoken Digit Dataset recordings ({digit}_{speaker}_{index}.wav; "
         "fetch the public repository Jakobovski/free-spoken-digit-dataset)",
       )
+
+
+def _check_objective(config: ConfigDict) -> None:
+  """Parts of the objective that do not go together."""
+  kd, source = config.kd, config.teacher.source
+  if kd.normalization == "labels":
+    _require(kd.scale < 1, "kd.scale", kd.scale, "below 1 with kd.normalization=labels")
+  if kd.warmup:
+    _require("," not in source, "teacher.source", source, "a single teacher with kd.warmup")
+    name = config.student.name
+    _require(name == "conformer", "student.name", name, "conformer with kd.warmup")
+  if kd.hypotheses:
+    fixed = dict(warmup=0, start_epoch=0, stop_epoch=0, normalization="frames")
+    for field, value in fixed.items():
+      _require(kd[field] == value, f"kd.{field}", kd[field], f"{value} with kd.hypotheses")
+    name = kd.selection.name
+    _require(name == "all_frames", "kd.selection.name", name, "all_frames with kd.hypotheses")
 
 
 def _check_selection(kd: ConfigDict) -> None:

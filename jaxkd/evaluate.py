@@ -63,11 +63,8 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   devices = mesh.make_mesh()
   config, student = blueprint.load_finished(folder, devices)
   found = workdir.read_json(folder / "results.json")
-  teacher = None
-  if found["teacher_workdir"]:
-    beside = folder / found["teacher_workdir"]
-    source = beside if beside.is_dir() else found["teacher_workdir"]
-    teacher = build.load_teacher(config, str(source), devices)
+  beside = results.teacher_source(found, folder)
+  teacher = build.load_teacher(config, beside, devices) if beside else None
   source = build.open_split(config, data)
   shapes = build.eval_shapes(source.durations, devices)
   planned = plan.evaluation_plan(source.durations, shapes)

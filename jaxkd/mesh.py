@@ -144,7 +144,7 @@ def my_shards(mesh: Mesh) -> tuple[tuple[int, ...], int]:
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
   """The global batch from the rows (NumPy) that this process has loaded."""
   where = sharding.split_rows(mesh)
-  return Batch(*(jax.make_array_from_process_local_data(where, x) for x in batch))
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
 def my_rows(x: jax.Array) -> np.ndarray:
@@ -153,12 +153,16 @@ def my_rows(x: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def batch_struct(rows: int, samples: int, labels: int, mesh: Mesh) -> Batch:
-  """Shapes of a global batch, for compiling ahead of time."""
+def batch_struct(
+  rows: int, samples: int, labels: int, mesh: Mesh, *, hypothesis: int | None = None
+) -> Batch:
+  """Shapes of a global batch, for compiling ahead of time; `hypothesis` labels, or None of them."""
   rows = padded_rows(rows, mesh.size)
-  shapes = ((rows, samples), (rows,), (rows, labels), (rows,))
-  dtypes = (np.int16, np.int32, np.int32, np.int32)
+  shapes = [(rows, samples), (rows,), (rows, labels), (rows,)]
+  if hypothesis is not None:
+    shapes += [(rows, hypothesis), (rows,)]
   where = sharding.split_rows(mesh)
+  dtypes = [np.int16] + [np.int32] * (len(shapes) - 1)
   return Batch(
     *(jax.ShapeDtypeStruct(s, d, sharding=where) for s, d in zip(shapes, dtypes, strict=True))
   )

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jaxkd import console, mesh, scoring, workdir
+from jaxkd import blueprint, console, mesh, scoring, workdir
 from jaxkd.teacher import parameter_count
 
 
@@ -22,9 +22,9 @@ def write(
     position: `train.Position` at its end.
     evaluated: split → result of the final student.
     chosen: {"steps": checkpoints in the final student}.
-    teacher: where the teacher lies, or None.
+    teacher: `config.teacher.source` of the teacher, or None.
   """
-  params = {"student": parameter_count(run.blueprint.like)}
+  params = {"student": parameter_count(blueprint.without_projection(run.blueprint.like))}
   if run.teacher:
     params["teacher"] = parameter_count(run.teacher.params)
   found = {
@@ -35,7 +35,7 @@ def write(
     "commit": workdir.commit(),
     "device": jax.default_backend(),
     "wall_seconds": round(position.wall_seconds, 1),
-    "teacher_workdir": _beside(teacher, run.workdir) if teacher else None,
+    "teacher_workdir": _beside(teacher, run.workdir) if teacher else None,  # several: with commas
     "epochs": run.epochs,
     "checkpoint_steps": chosen["steps"],
     "selected_rate": _rounded(position.selected_rate),
@@ -71,9 +71,18 @@ def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -
   }
 
 
-def _beside(teacher: pathlib.Path, folder: pathlib.Path) -> str:
+def _beside(teacher: str, folder: pathlib.Path) -> str:
   """Relative to the workdir, so that both can be moved together; a name on a hub as it is."""
-  return os.path.relpath(teacher, folder) if teacher.is_dir() else str(teacher)
+  beside = lambda name: os.path.relpath(name, folder) if os.path.isdir(name) else name
+  return ",".join(map(beside, blueprint.members(teacher)))
+
+
+def teacher_source(found: dict, folder: pathlib.Path) -> str:
+  """The `config.teacher.source` of the teacher in a workdir's results.json; "" for none."""
+  if not found["teacher_workdir"]:
+    return ""
+  there = lambda name: str(folder / name) if (folder / name).is_dir() else name
+  return ",".join(map(there, blueprint.members(found["teacher_workdir"])))
 
 
 def _rounded(x):

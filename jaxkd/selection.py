@@ -5,7 +5,8 @@ Every selector has the form
     (teacher_logits float[B, T, V], mask bool[B, T], *, blank_id, <its own>) -> bool[B, T]
 
 where `mask` is True for real frames, `blank_id` is the class of the blank, and the result is a
-subset of `mask`. Only the teacher is looked at. Padded frames are never read, so they may hold NaN.
+subset of `mask`; or f32[B, T], weights ≥ 0 that are 0 outside of `mask` (`soft`). Only the teacher
+is looked at. Padded frames are never read, so they may hold NaN.
 A *label frame* is one whose most probable class is not the blank.
 """
 
@@ -82,11 +83,31 @@ def threshold(
     logits, mask, blank_id: see the module.
     min_label_prob: in [0, 1]; the softmax is taken at temperature 1.
   """
+  label_mass = _label_mass(logits, mask, blank_id)
+  return nonblank(logits, mask, blank_id=blank_id) | (mask & (label_mass >= min_label_prob))
+
+
+def soft(
+  logits: jax.Array, mask: jax.Array, *, blank_id: int, min_weight: float = 0.0
+) -> jax.Array:
+  """Weights f32[B, T]: 1 for label frames, 1 - p(blank) for blank frames. Not in the paper.
+
+  Args:
+    logits, mask, blank_id: see the module.
+    min_weight: in [0, 1], the least that a blank frame weighs; the softmax is taken at
+      temperature 1.
+  """
+  weights = jnp.maximum(_label_mass(logits, mask, blank_id), min_weight)
+  weights = jnp.where(nonblank(logits, mask, blank_id=blank_id), 1.0, weights)
+  return jnp.where(mask, weights, 0.0)
+
+
+def _label_mass(logits, mask, blank_id: int) -> jax.Array:
+  """f32[B, T]: 1 - p(blank) at temperature 1."""
   scores = jnp.where(mask[..., None], logits.astype(jnp.float32), 0)
   is_blank = jnp.arange(scores.shape[-1]) == blank_id
   # Summed over labels: 1 - p(blank) would lose a small mass to rounding.
-  label_mass = jnp.where(is_blank, 0, jax.nn.softmax(scores)).sum(-1)
-  return nonblank(logits, mask, blank_id=blank_id) | (mask & (label_mass >= min_label_prob))
+  return jnp.where(is_blank, 0, jax.nn.softmax(scores)).sum(-1)
 
 
 def random_blanks(

@@ -14,7 +14,7 @@ from jaxkd.augment import SpecAugment
 from jaxkd.decode.greedy import best_path
 from jaxkd.types import Batch, FrameOutput, WeightedSum
 
-# (teacher_logits f32[B,T,V], mask bool[B,T], key, epoch i32[]) -> bool[B,T]
+# (teacher_logits f32[B,T,V], mask bool[B,T], key, epoch i32[]) -> bool or f32[B,T]
 Selector = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -25,10 +25,15 @@ class Objective:
   Attributes:
     scale: of the distillation loss; at 1 no label is read, at 0 no teacher is asked.
     temperature: of both softmaxes in the distillation loss.
-    select: which frames carry it; None at scale 0.
+    select: which frames carry it; None where no frame does, and the teacher is not asked.
     blank_id: class of the blank.
     spec_augment: masks on the student's features; None for none.
     spec_augment_from_epoch: first epoch with masks.
+    by_labels: the divisor of the KL is rows · target labels, as in the authors' code, not the
+      number of selected frames.
+    warmup_epochs: first epochs, in which the cosine distance of encoder outputs takes the KL's
+      place.
+    hypotheses: -log p of the batch's hypotheses takes the KL's place.
   """
 
   scale: float
@@ -37,6 +42,9 @@ class Objective:
   blank_id: int
   spec_augment: SpecAugment | None
   spec_augment_from_epoch: int
+  by_labels: bool = False
+  warmup_epochs: int = 0
+  hypotheses: bool = False
 
 
 class Terms(NamedTuple):
@@ -44,9 +52,9 @@ class Terms(NamedTuple):
 
   Attributes:
     loss: the objective, once an update.
-    kd: T²·KL over selected frames.
+    kd: T²·KL over selected frames, or what takes its place.
     ctc: -log p of feasible rows over target labels.
-    selected: selected frames over real frames.
+    selected: selected frames, or their weights, over real frames.
     infeasible: rows without a CTC path over real rows.
     blank: frames that the student calls blank over real frames.
     grad_norm: global gradient norm before clipping, once an update.
@@ -119,55 +127,84 @@ def distill_loss(
   key: jax.Array,
   epoch: jax.Array,
   objective: Objective,
+  teacher_encoded: jax.Array | None = None,
 ) -> tuple[jax.Array, Terms]:
   """The objective of one global batch and its terms; grad_norm is left empty.
 
   Args:
-    student: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput.
-    teacher_out: the teacher's logits f32[B, T, V] and mask; None at scale 0.
-    batch: audio, and labels where scale < 1.
+    student: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput; for a warm-up also
+      with `encode`, `classify` and `projection`.
+    teacher_out: the teacher's logits f32[B, T, V] and mask; None where it is not asked.
+    batch: audio, labels where scale < 1, and hypotheses where they are learnt from.
     key: typed key of this update.
     epoch: i32[].
     objective: scale, temperature, selection.
+    teacher_encoded: the teacher's encoder output [B, T, D] for a warm-up, else None.
 
   Returns:
     f32[] and Terms.
   """
   model_key, select_key = jax.random.split(key)
-  out = student(
-    batch.audio,
-    batch.audio_len,
+  inputs = dict(
     key=model_key,
     spec_augment=objective.spec_augment,
     augment_on=epoch >= objective.spec_augment_from_epoch,
   )
+  encoded = None
+  if objective.warmup_epochs:
+    encoded, mask = student.encode(batch.audio, batch.audio_len, **inputs)
+    out = student.classify(encoded, mask)
+    encoded = student.projection(encoded)
+  else:
+    out = student(batch.audio, batch.audio_len, **inputs)
   terms = Terms.zero()._replace(blank=_blank_rate(out, objective.blank_id))
-  loss = jnp.zeros(())
-  if objective.scale > 0:
+  if objective.hypotheses:
+    kd, infeasible = _ctc(out, batch.hypothesis, batch.hypothesis_len, objective.blank_id)
+    terms = terms._replace(kd=kd, infeasible=infeasible)
+  elif objective.scale > 0:
     teacher, student_out = align(teacher_out, out)
-    selected = objective.select(teacher.logits, teacher.mask, select_key, epoch)
-    kd = losses.kd_kl(
-      student_out.logits, teacher.logits, selected, temperature=objective.temperature
-    )
+    kd, weights = _by_frames(objective, student_out, teacher, batch, select_key, epoch)
+    if objective.warmup_epochs:
+      kd, weights = _warmup(objective, epoch, encoded, teacher_encoded, teacher, kd, weights)
     frames = teacher.mask.sum(dtype=jnp.float32)
-    terms = terms._replace(kd=kd, selected=WeightedSum(selected.sum(dtype=jnp.float32), frames))
-    loss += objective.scale * kd.mean()
+    terms = terms._replace(kd=kd, selected=WeightedSum(weights.sum(dtype=jnp.float32), frames))
+  loss = objective.scale * terms.kd.mean()
   if objective.scale < 1:
-    ctc, infeasible = _ctc(out, batch, objective.blank_id)
+    ctc, infeasible = _ctc(out, batch.labels, batch.label_len, objective.blank_id)
     terms = terms._replace(ctc=ctc, infeasible=infeasible)
     loss += (1 - objective.scale) * ctc.mean()
   return loss, terms._replace(loss=WeightedSum(loss, jnp.ones(())))
 
 
-def _ctc(out: FrameOutput, batch: Batch, blank_id: int) -> tuple[WeightedSum, WeightedSum]:
+def _by_frames(objective, student: FrameOutput, teacher: FrameOutput, batch, key, epoch):
+  """The KL over selected frames, and what selects them, bool or f32[B, T]."""
+  selected = objective.select(teacher.logits, teacher.mask, key, epoch)
+  kd = losses.kd_kl(student.logits, teacher.logits, selected, temperature=objective.temperature)
+  if objective.by_labels:
+    rows = (batch.audio_len > 0).sum(dtype=jnp.float32)
+    kd = WeightedSum(kd.total, rows * batch.label_len.sum(dtype=jnp.float32))
+  return kd, selected
+
+
+def _warmup(objective, epoch, encoded, teacher_encoded, teacher: FrameOutput, kd, selected):
+  """Distance of all real frames in the first epochs, and from then on `kd` and `selected`."""
+  size = teacher.mask.shape[1]
+  distance = losses.cosine_distance(encoded[:, :size], teacher_encoded[:, :size], teacher.mask)
+  early = epoch < objective.warmup_epochs
+  choose = lambda a, b: jnp.where(early, a, b)
+  return jax.tree.map(choose, distance, kd), choose(teacher.mask, selected)
+
+
+def _ctc(out: FrameOutput, labels, label_len, blank_id: int) -> tuple[WeightedSum, WeightedSum]:
   """-log p summed over feasible rows, over all target labels; infeasible rows over real rows."""
   frames = out.mask.sum(-1, dtype=jnp.int32)
-  per_row = losses.ctc_loss(out.logits, frames, batch.labels, batch.label_len, blank_id=blank_id)
+  per_row = losses.ctc_loss(out.logits, frames, labels, label_len, blank_id=blank_id)
   feasible = jnp.isfinite(per_row)
   total = jnp.where(feasible, per_row, 0).sum()
-  rows = (batch.audio_len > 0).sum(dtype=jnp.float32)
+  # A row without audio has no labels, and so a path.
+  rows = out.mask.any(-1).sum(dtype=jnp.float32)
   return (
-    WeightedSum(total, batch.label_len.sum(dtype=jnp.float32)),
+    WeightedSum(total, label_len.sum(dtype=jnp.float32)),
     WeightedSum((~feasible).sum(dtype=jnp.float32), rows),
   )
 
@@ -184,7 +221,7 @@ def make_train_step(
 
   Args:
     graphdef: the student's structure (`nnx.split`).
-    teacher_graphdef: the teacher's, or None at scale 0.
+    teacher_graphdef: the teacher's, or None where it is not asked.
     objective: the loss.
     optimizer: an optax transformation over the student's parameters.
     mesh: of the arguments; layers are gathered on it one at a time. None for one device.
@@ -195,20 +232,26 @@ def make_train_step(
     fold_in(run_key, state.step), so a resumed run draws what it would have drawn.
   """
 
-  def loss_fn(params, teacher_out, batch, key, epoch):
-    student = nnx.merge(graphdef, params)
-    return distill_loss(student, teacher_out, batch, key, epoch, objective)
+  def loss_fn(params, taught, batch, key, epoch):
+    student, (teacher_out, encoded) = nnx.merge(graphdef, params), taught
+    return distill_loss(student, teacher_out, batch, key, epoch, objective, encoded)
+
+  def teach(teacher_params, batch):
+    """The teacher's output, and its encoder's where the objective compares that."""
+    teacher = nnx.merge(teacher_graphdef, teacher_params)
+    if not objective.warmup_epochs:
+      return teacher(batch.audio, batch.audio_len), None
+    encoded, mask = teacher.encode(batch.audio, batch.audio_len)
+    return teacher.classify(encoded, mask), encoded
 
   def update(state: TrainState, teacher_params, batch: Batch, epoch, run_key) -> TrainState:
     with sharding.on(mesh):
       return one_update(state, teacher_params, batch, epoch, run_key)
 
   def one_update(state, teacher_params, batch, epoch, run_key):
-    teacher_out = None
-    if teacher_graphdef is not None:
-      teacher_out = nnx.merge(teacher_graphdef, teacher_params)(batch.audio, batch.audio_len)
+    taught = (None, None) if teacher_graphdef is None else teach(teacher_params, batch)
     key = jax.random.fold_in(run_key, state.step)
-    grads, terms = jax.grad(loss_fn, has_aux=True)(state.params, teacher_out, batch, key, epoch)
+    grads, terms = jax.grad(loss_fn, has_aux=True)(state.params, taught, batch, key, epoch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     norm, one = optax.tree.norm(grads), jnp.ones(())
     finite = jnp.isfinite(terms.loss.total) & jnp.isfinite(norm)

@@ -44,6 +44,28 @@ class Teacher:
     return _apply(self.graphdef, self.params, audio, audio_len)
 
 
+class Ensemble(nnx.Module):
+  """Several models as one, by the mean of their probabilities."""
+
+  def __init__(self, members: list[nnx.Module]):
+    self.members = nnx.List(members)
+
+  def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
+    """Logits f32[B, T, V], normalised, and mask bool[B, T]; T is that of the shortest output."""
+    outputs = [member(audio, audio_len) for member in self.members]
+    size = min(out.mask.shape[1] for out in outputs)
+    log_probs = jnp.stack([jax.nn.log_softmax(out.logits[:, :size]) for out in outputs])
+    mask = functools.reduce(jnp.logical_and, (out.mask[:, :size] for out in outputs))
+    mean = jax.nn.logsumexp(log_probs, 0) - jnp.log(len(outputs))
+    return FrameOutput(mean, mask)
+
+
+def ensemble(teachers: list[Teacher]) -> Teacher:
+  """One teacher whose posterior is the mean of those of several, which share a vocabulary."""
+  models = [nnx.merge(teacher.graphdef, teacher.params) for teacher in teachers]
+  return Teacher(*nnx.split(Ensemble(models)), teachers[0].vocabulary)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(graphdef, params, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
   return nnx.merge(graphdef, params)(audio, audio_len)

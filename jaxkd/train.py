@@ -92,12 +92,12 @@ def run(
     if mesh_lib.agreed((folder / "results.json").exists()):
       log.info("%s is finished", folder)
       return workdir.read_json(folder / "results.json")
-    teacher, teacher_folder = _teacher(config, folder, data)
+    teacher, source = _teacher(config, folder, data)
     started = time.monotonic()
-    prepared = build.build(config, data, teacher, teacher_folder, folder)
+    prepared = build.build(config, data, teacher, source, folder)
     if mesh_lib.is_first():
       prepared.blueprint.save(folder)
-    found = _Loop(prepared, started).run(config, teacher_folder)
+    found = _Loop(prepared, started).run(config, source)
     mesh_lib.wait_for_all("results are written")
     return found
 
@@ -113,7 +113,7 @@ def _claimed(folder: pathlib.Path, config: ConfigDict, facts: dict, wait: bool):
 
 
 def _teacher(config, folder, data):
-  """The teacher that the config names, trained first if need be, and its workdir."""
+  """The teacher that the config names, trained first if need be, and where it lies."""
   source = config.teacher.source
   if source == "none":
     return None, None
@@ -124,7 +124,7 @@ def _teacher(config, folder, data):
     # Variants that start together share one teacher: the first of them trains it.
     run(teacher_config, pathlib.Path(source), teacher_data, wait=True)
   devices = mesh_lib.make_mesh(config.mesh.fsdp)
-  return build.load_teacher(config, source, devices), pathlib.Path(source)
+  return build.load_teacher(config, source, devices), source
 
 
 class _Loop:
@@ -138,7 +138,7 @@ class _Loop:
     self.key = jax.jit(lambda: key, out_shardings=self.everywhere)()
     self.teacher_params = run.teacher.params if run.teacher else None
     self.teacher_graphdef = run.teacher.graphdef if run.teacher else None
-    if run.objective.scale == 0:
+    if run.objective.select is None:
       self.teacher_graphdef = None
     self.checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", keep_best=run.average)
     self.state = run.init_state()
@@ -157,13 +157,14 @@ class _Loop:
     self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
 
-  def run(self, config: ConfigDict, teacher_folder: pathlib.Path | None) -> dict:
+  def run(self, config: ConfigDict, teacher_source: str | None) -> dict:
     """Trains to the end, evaluates the final student, writes the results."""
     try:
       with self._signals():
         self._train()
       params, chosen = self._final_params()
-      checkpoint.save_params(self.run_.workdir / blueprint.FINAL, params)
+      kept = blueprint.without_projection(params)
+      checkpoint.save_params(self.run_.workdir / blueprint.FINAL, kept)
       self._keep_log_prior(params)
       evaluated = {
         split: self._evaluate(split, params)
@@ -175,7 +176,7 @@ class _Loop:
       self.checkpoints.close()
       self.metrics.close()
     self.position.wall_seconds = self._wall()
-    return results.write(config, self.run_, self.position, evaluated, chosen, teacher_folder)
+    return results.write(config, self.run_, self.position, evaluated, chosen, teacher_source)
 
   def _wall(self) -> float:
     return self.wall_before + time.monotonic() - self.started
@@ -223,7 +224,7 @@ class _Loop:
     teacher_params = None if self.teacher_graphdef is None else self.teacher_params
     with console.progress(f"compiling {_shape_names(run.shapes)}", len(run.shapes)) as update:
       for shape in run.shapes:
-        batch = mesh_lib.batch_struct(shape.rows, shape.samples, shape.labels, run.mesh)
+        batch = run.batch_struct(shape)
         args = (self.state, teacher_params, batch, self._epoch_number(), self.key)
         traced = step.trace(*args)
         self.flops[shape] = flops.count(traced.jaxpr)

@@ -16,12 +16,17 @@ class Batch(NamedTuple):
     labels: i32[B, U], class ids; U is 0 where no transcript is read.
     label_len: i32[B], real labels; may exceed U only where it also exceeds the output frames, which
       makes the row infeasible for CTC.
+    hypothesis: i32[B, U], class ids of what the teacher may have heard; None where that is not
+      learnt from.
+    hypothesis_len: i32[B], as `label_len`.
   """
 
   audio: jax.Array
   audio_len: jax.Array
   labels: jax.Array
   label_len: jax.Array
+  hypothesis: jax.Array | None = None
+  hypothesis_len: jax.Array | None = None
 
 
 class FrameOutput(NamedTuple):

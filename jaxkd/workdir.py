@@ -104,6 +104,18 @@ def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
   os.replace(temporary, path)
 
 
+def read_jsonl(path: pathlib.Path) -> list:
+  """Reads what `write_jsonl` wrote.
+
+  Raises:
+    UserError: absent or damaged.
+  """
+  try:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+
+
 def read_json(path: pathlib.Path):
   """Reads JSON.
 
@@ -119,7 +131,7 @@ def read_json(path: pathlib.Path):
 def commit() -> str:
   """Short hash of the source's git commit, "-dirty" with uncommitted changes; else "unknown".
 
-  Source from `git archive`, as on clusters, has no repository around it: git wrote the hash into it.
+  Source from `git archive`, as on clusters, has no repository: git wrote the hash into this file.
   """
   if not _ARCHIVED.startswith("$"):
     return _ARCHIVED[:10]

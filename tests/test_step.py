@@ -174,7 +174,7 @@ def test_filler_rows_change_nothing():
     np.full((2, 4), 3, np.int32),
     np.zeros(2, np.int32),
   )
-  filled = Batch(*(np.concatenate(pair) for pair in zip(batch, filler, strict=True)))
+  filled = jax.tree.map(lambda *pair: np.concatenate(pair), batch, filler)
   expected = loss_and_grad(batch, 0.5, random)
   assert_same(loss_and_grad(filled, 0.5, random), expected, rtol=1e-5, atol=1e-6)
   # And alone they are nothing.

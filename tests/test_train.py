@@ -266,6 +266,32 @@ def test_given_teacher_dev_without_transcripts_and_broken_audio(lab, teacher, tm
   assert len(list(lab.glob("teacher-*"))) == 1
 
 
+@pytest.mark.parametrize(
+  ("variant", "flags"),
+  [
+    ("hypotheses", ["--config.kd.hypotheses=3"]),
+    ("warmup", ["--config.kd.warmup=1", "--config.teacher.source={teacher}"]),
+    ("soft", ["--config.teacher.source={teacher},{teacher}"]),
+  ],
+)
+def test_variants_that_are_more_than_a_selection(lab, teacher, variant, flags):
+  """None reads transcripts, and what only training needs is not kept."""
+  flags = [flag.format(teacher=teacher) for flag in flags]
+  found, folder = start(lab, variant, variant, *flags)
+  rows = [row for row in jsonl(folder / "metrics.jsonl") if "kd" in row]
+  assert all(np.isfinite(row["kd"]) and "ctc" not in row for row in rows)
+  assert (folder / "nbest.jsonl").exists() == (variant == "hypotheses")
+  if variant == "warmup":
+    assert rows[0]["selected"] == 1 and max(row["selected"] for row in rows[1:]) < 1
+    assert rows[0]["kd"] <= 2
+  params = blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
+  assert found["test"]["student"]["params"] == sum(x.size for x in jax.tree.leaves(params))
+  again = evaluate_lib.evaluate(folder, str(lab / "test.jsonl"))
+  assert again["student"] == found["test"]["student"]
+  assert again["teacher"] == found["test"]["teacher"]
+  assert len(list(lab.glob("teacher-*"))) == 1
+
+
 def test_stop_between_epochs(lab, teacher, finished, monkeypatch):
   """A signal that comes while dev is evaluated is heeded before the next epoch."""
   evaluate = train._Loop._evaluate_epoch

@@ -11,7 +11,8 @@ from jaxkd import workdir
 
 
 def git(*arguments: str) -> bytes:
-  return subprocess.run(["git", *arguments], cwd=corpus.ROOT, capture_output=True, check=True).stdout
+  line = ["git", *arguments]
+  return subprocess.run(line, cwd=corpus.ROOT, capture_output=True, check=True).stdout
 
 
 def test_commit_is_known_in_an_archive_too(tmp_path):

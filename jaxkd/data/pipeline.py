@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -19,6 +19,13 @@ from jaxkd.types import Batch
 
 _THREADS = 2
 _AHEAD = 4  # batches
+
+
+class Targets(Protocol):
+  """Label sequences that stand for utterances without a transcript."""
+
+  def draw(self, utterances: list[int], rng: np.random.Generator) -> np.ndarray:
+    """i32[U] of utterances that are joined."""
 
 
 class HostBatch(NamedTuple):
@@ -40,6 +47,7 @@ def batches(
   planned: list[PlannedBatch],
   *,
   labels: Labels | None = None,
+  hypotheses: Targets | None = None,
   seed: int = 0,
   epoch: int = 0,
   noise_db: tuple[float, float] | None = None,
@@ -53,7 +61,8 @@ def batches(
     source: of the utterances.
     planned: all batches of an epoch.
     labels: classes to encode transcripts with; None for no labels.
-    seed, epoch: with the batch's number they fix the noise.
+    hypotheses: of all utterances, drawn into `Batch.hypothesis`; None for none.
+    seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
     start: first batch.
     workers: processes that decode; 0 for threads of this one.
@@ -67,6 +76,7 @@ def batches(
     _host_batch,
     source=source,
     labels=labels,
+    hypotheses=hypotheses,
     seed=(seed, epoch),
     noise_db=noise_db,
     shards=shards,
@@ -96,7 +106,7 @@ def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
     ) from error
 
 
-def _host_batch(numbered, *, source, labels, seed, noise_db, shards) -> HostBatch:
+def _host_batch(numbered, *, source, labels, hypotheses, seed, noise_db, shards) -> HostBatch:
   number, planned = numbered
   wanted, count = shards
   rows, samples, label_room = planned.shape
@@ -104,8 +114,8 @@ def _host_batch(numbered, *, source, labels, seed, noise_db, shards) -> HostBatc
   mine = [row for shard in wanted for row in range(shard * size, (shard + 1) * size)]
   audio = np.zeros((len(mine), samples), np.int16)
   audio_len = np.zeros(len(mine), np.int32)
-  ids = np.zeros((len(mine), label_room if labels is not None else 0), np.int32)
-  label_len = np.zeros(len(mine), np.int32)
+  text = _Room(len(mine), label_room if labels is not None else 0)
+  heard = _Room(len(mine), label_room)
   names, broken = [], []
   for place, row in enumerate(mine):
     parts, used = [], []
@@ -130,10 +140,25 @@ def _host_batch(numbered, *, source, labels, seed, noise_db, shards) -> HostBatc
     audio[place, : len(joined)] = joined
     audio_len[place] = len(joined)
     if labels is not None:
-      text = labels.encode(" ".join(source.texts[u] for u in used))
-      ids[place, : len(text)] = text[:label_room]
-      label_len[place] = len(text)
-  return HostBatch(Batch(audio, audio_len, ids, label_len), tuple(names), broken)
+      text.put(place, labels.encode(" ".join(source.texts[u] for u in used)))
+    if hypotheses is not None:
+      heard.put(place, hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1])))
+  drawn = (heard.ids, heard.lengths) if hypotheses is not None else ()
+  return HostBatch(Batch(audio, audio_len, text.ids, text.lengths, *drawn), tuple(names), broken)
+
+
+class _Room:
+  """Label sequences of a batch: `ids` i32[B, U] and `lengths` i32[B]."""
+
+  def __init__(self, rows: int, room: int):
+    self.ids = np.zeros((rows, room), np.int32)
+    self.lengths = np.zeros(rows, np.int32)
+
+  def put(self, row: int, labels: np.ndarray) -> None:
+    """What has no room could not have a CTC path either; its length says so."""
+    room = self.ids.shape[1]
+    self.ids[row, : len(labels)] = labels[:room]
+    self.lengths[row] = len(labels)
 
 
 def _at_speed(samples: np.ndarray, speed: float) -> np.ndarray:

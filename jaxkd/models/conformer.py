@@ -71,8 +71,23 @@ class Block(nnx.Module):
 class ConformerCTC(nnx.Module):
   """Audio → features → 40 ms frames → stacked blocks → class logits."""
 
-  def __init__(self, config: ConformerConfig, features: LogMel, classes: int, *, rngs: nnx.Rngs):
-    """Draws parameters from `rngs.params`; `classes` includes the blank."""
+  def __init__(
+    self,
+    config: ConformerConfig,
+    features: LogMel,
+    classes: int,
+    *,
+    rngs: nnx.Rngs,
+    project_to: int | None = None,
+  ):
+    """Draws parameters from `rngs.params`.
+
+    Args:
+      config, features: sizes.
+      classes: of the head, the blank included.
+      rngs: with a stream `params`.
+      project_to: width of a teacher's frames, for a `projection` to compare them in; None for none.
+    """
     self.frontend = layers_lib.FrontEnd(
       features.mels, config.frontend_channels, config.frontend_pool, config.width, rngs=rngs
     )
@@ -80,6 +95,8 @@ class ConformerCTC(nnx.Module):
     make = lambda key: Block(config, rngs=nnx.Rngs(params=key))
     self.blocks = nnx.vmap(make)(keys)
     self.head = layers_lib.Linear(config.width, classes, rngs=rngs)
+    if project_to is not None:
+      self.projection = layers_lib.Linear(config.width, project_to, rngs=rngs)
     self.config, self.features = config, features
 
   def __call__(
@@ -103,6 +120,23 @@ class ConformerCTC(nnx.Module):
     Returns:
       Logits f32[B, T, V] and mask bool[B, T], T = ceil(ceil(S / 160) / 4).
     """
+    options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on)
+    return self.classify(*self.encode(audio, audio_len, **options))
+
+  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
+    """Logits of what `encode` returns."""
+    return FrameOutput(self.head(x).astype(jnp.float32), mask)
+
+  def encode(
+    self,
+    audio: jax.Array,
+    audio_len: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    spec_augment: SpecAugment | None = None,
+    augment_on: jax.Array | bool = True,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Encoder output [B, T, D] and mask bool[B, T]; arguments as for a call."""
     augment_key, dropout_key = (None, None) if key is None else jax.random.split(key)
     features, mask = log_mel(audio, audio_len, self.features)
     if spec_augment is not None and key is not None:
@@ -110,10 +144,9 @@ class ConformerCTC(nnx.Module):
     lengths = mask.sum(-1, dtype=jnp.int32)
     x, lengths = self.frontend(features.astype(self.config.dtype), lengths)
     mask = length_mask(lengths, x.shape[1])
-    x = self._encode(x, mask, dropout_key)
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
+    return self._run_blocks(x, mask, dropout_key), mask
 
-  def _encode(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+  def _run_blocks(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
     """One scan over the stacked blocks: compile time does not grow with depth."""
     graphdef, params = nnx.split(self.blocks)
     keys = None if key is None else jax.random.split(key, self.config.layers)

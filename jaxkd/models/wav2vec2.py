@@ -295,6 +295,24 @@ class Wav2Vec2CTC(nnx.Module):
     Returns:
       Logits f32[B, T, V] and mask bool[B, T], T = ceil(frame_len(S) / pool).
     """
+    x, mask = self.encode(audio, audio_len, key=key, augment_on=augment_on)
+    head_key = None if key is None else jax.random.fold_in(jax.random.split(key)[1], 3)
+    return self.classify(dropout(x, self.config.head_dropout, head_key), mask)
+
+  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
+    """Logits of what `encode` returns."""
+    return FrameOutput(self.head(x).astype(jnp.float32), mask)
+
+  def encode(
+    self,
+    audio: jax.Array,
+    audio_len: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    spec_augment: None = None,
+    augment_on: jax.Array | bool = True,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call."""
     del spec_augment
     config = self.config
     mask_key, dropout_key = (None, None) if key is None else jax.random.split(key)
@@ -304,11 +322,8 @@ class Wav2Vec2CTC(nnx.Module):
     if key is not None:
       masked = self._mask_spans(x, mask, mask_key)
       x = jnp.where(augment_on, masked, x)
-    x = self.encode(x, mask if config.mask_attention else None, dropout_key)
-    x, mask = max_pool_frames(x, mask, config.pool)
-    head_key = None if key is None else jax.random.fold_in(dropout_key, 3)
-    x = dropout(x, config.head_dropout, head_key)
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
+    x = self.transform(x, mask if config.mask_attention else None, dropout_key)
+    return max_pool_frames(x, mask, config.pool)
 
   def conv_features(self, audio: jax.Array) -> jax.Array:
     """[B, M, C] of a waveform f32[B, S] that `waveform` has made."""
@@ -331,7 +346,7 @@ class Wav2Vec2CTC(nnx.Module):
     channels = jnp.ones((x.shape[0], x.shape[2]), bool)
     return jnp.where(spans(feature_key, channels, *config.feature_mask)[:, None], 0, x)
 
-  def encode(self, x: jax.Array, mask, key: jax.Array | None = None) -> jax.Array:
+  def transform(self, x: jax.Array, mask, key: jax.Array | None = None) -> jax.Array:
     """Positions and Transformer on x[B, M, D]; `mask` bool[B, M] or None hides padding."""
     config = self.config
     if mask is not None:
