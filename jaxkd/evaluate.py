@@ -80,6 +80,7 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
       planned,
       student.vocabulary,
       devices,
+      spikes=True,
       on_batch=update,
     )
   models = {"student": student} | ({"teacher": teacher} if teacher else {})

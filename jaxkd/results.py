@@ -61,12 +61,16 @@ def write(
 
 def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -> dict:
   """A split's block of results.json: model → figures, and what was left out."""
-  block = {name: figures | {"params": params[name]} for name, figures in result.figures.items()}
+  block = {
+    name: figures | {"params": params[name], "blank_runs": result.blank_runs[name]}
+    for name, figures in result.figures.items()
+  }
   broken = [*source.skipped, *result.broken]
   return dict(sorted(block.items(), reverse=True)) | {
     "name": source.name,
     "utterances": len(source) - len(result.broken),
     "kl": _rounded(result.kl),
+    "spike_offsets": result.spike_offsets,
     "broken": [{"id": i, "reason": r} for i, r in broken],
   }
 
@@ -117,6 +121,11 @@ def show(found: dict, folder: pathlib.Path) -> None:
   ]
   if found["selected_rate"] is not None:
     facts.append(f"selected frames: {100 * found['selected_rate']:.1f} %")
+  if (spikes := found.get(split, {}).get("spike_offsets")) is not None:
+    facts.append(
+      f"labels begin in the teacher's frame: {100 * spikes['share_0']:.1f} %, beside it: "
+      f"{100 * spikes['share_1']:.1f} %; on average {spikes['mean']:+.2f} frames later"
+    )
   facts += [
     f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found, folder),
     f"results: {folder / 'results.json'}",

@@ -98,9 +98,14 @@ class TrainState(NamedTuple):
 
 
 class Predictions(NamedTuple):
-  """One evaluation step: best paths i32[B, T], blank rates, and KL (T = 1) over all real frames.
+  """What one evaluation step says; all after the student's are None where there is no teacher.
 
-  The teacher's fields are None where there is no teacher.
+  Attributes:
+    student_path: i32[B, T], best path, blank in padding.
+    student_blank: frames that the student calls blank over real frames.
+    teacher_path, teacher_blank: the same of the teacher.
+    kl: KL (T = 1) over all real frames.
+    aligned: outputs of teacher and student, cut to the same frames.
   """
 
   student_path: jax.Array
@@ -108,6 +113,7 @@ class Predictions(NamedTuple):
   teacher_path: jax.Array | None = None
   teacher_blank: WeightedSum | None = None
   kl: WeightedSum | None = None
+  aligned: tuple[FrameOutput, FrameOutput] | None = None
 
 
 def align(a: FrameOutput, b: FrameOutput) -> tuple[FrameOutput, FrameOutput]:
@@ -272,12 +278,12 @@ def make_train_step(
 
 
 def make_eval_step(graphdef, teacher_graphdef, *, blank_id: int, mesh=None):
-  """Best paths and blank statistics of student and teacher, jitted.
+  """Best paths, blank statistics and logits of student and teacher, jitted.
 
   Args:
     graphdef, teacher_graphdef: structures (`nnx.split`); the teacher's may be None.
     blank_id: class of the blank.
-    mesh: of the arguments: paths stay split by rows, sums are on every device.
+    mesh: of the arguments: what has rows stays split by them, sums are on every device.
 
   Returns:
     (params, teacher_params, batch) -> Predictions.
@@ -287,22 +293,22 @@ def make_eval_step(graphdef, teacher_graphdef, *, blank_id: int, mesh=None):
     with sharding.on(mesh):
       return all_of(params, teacher_params, batch)
 
+  def of_one(out: FrameOutput):
+    return best_path(out.logits, out.mask, blank_id=blank_id), _blank_rate(out, blank_id)
+
   def all_of(params, teacher_params, batch):
     student = nnx.merge(graphdef, params)(batch.audio, batch.audio_len)
-    path = best_path(student.logits, student.mask, blank_id=blank_id)
-    blank = _blank_rate(student, blank_id)
     if teacher_graphdef is None:
-      return Predictions(path, blank)
+      return Predictions(*of_one(student))
     teacher = nnx.merge(teacher_graphdef, teacher_params)(batch.audio, batch.audio_len)
-    aligned_teacher, aligned = align(teacher, student)
-    kl = losses.kd_kl(aligned.logits, aligned_teacher.logits, aligned.mask, temperature=1.0)
-    teacher_path = best_path(teacher.logits, teacher.mask, blank_id=blank_id)
-    return Predictions(path, blank, teacher_path, _blank_rate(teacher, blank_id), kl)
+    cut_teacher, cut = aligned = align(teacher, student)
+    kl = losses.kd_kl(cut.logits, cut_teacher.logits, cut.mask, temperature=1.0)
+    return Predictions(*of_one(student), *of_one(teacher), kl, aligned)
 
   if mesh is None:
     return jax.jit(predict)
   rows, everywhere = sharding.split_rows(mesh), sharding.replicated(mesh)
-  where = Predictions(rows, everywhere, rows, everywhere, everywhere)
-  if teacher_graphdef is None:
-    where = Predictions(rows, everywhere)
+  where = Predictions(rows, everywhere)
+  if teacher_graphdef is not None:
+    where = Predictions(rows, everywhere, rows, everywhere, everywhere, rows)
   return jax.jit(predict, out_shardings=where)

@@ -297,9 +297,11 @@ def test_evaluation_reports_paths_blanks_and_divergence():
     assert_same(blank, ((expected == BLANK)[mask].sum(), mask.sum()))
   expected = losses.kd_kl(student.logits, teacher.logits, student.mask, temperature=1.0)
   assert_same(out.kl, expected, rtol=1e-5)
+  for found, model in zip(out.aligned, (teacher, student), strict=True):
+    assert_same((found.logits, found.mask), (model.logits, model.mask), rtol=1e-5)
   alone = step_lib.make_eval_step(graphdef, None, blank_id=BLANK)(params, None, batch)
   np.testing.assert_array_equal(alone.student_path, out.student_path)
-  assert alone.teacher_path is None and alone.kl is None
+  assert alone.teacher_path is None and alone.kl is None and alone.aligned is None
 
 
 def test_updates_without_finite_numbers_are_skipped_and_counted():
