@@ -1,0 +1,179 @@
+"""Folders → runs that are finished, and what is left out and why."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+
+from jaxkd import workdir
+from jaxkd.errors import UserError
+
+SPLITS = ("dev", "test")
+MODELS = ("teacher", "student")
+_SHOWN = 4  # names in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished workdir.
+
+  Attributes:
+    folder: as the user gave it.
+    config: dotted name → value of the fields that the result depends on.
+    results: of results.json.
+    train: identifies the training data, whatever its path was.
+    labels: kind of the classes, such as characters.
+    hypotheses: (split, model) → id → (reference or None, hypothesis), in the split's order.
+    metrics: rows of metrics.jsonl.
+    search: of search.json, or None.
+  """
+
+  folder: pathlib.Path
+  config: dict
+  results: dict
+  train: str
+  labels: str
+  hypotheses: dict[tuple[str, str], dict[str, tuple[str | None, str]]]
+  metrics: list[dict]
+  search: dict | None
+
+  @property
+  def name(self) -> str:
+    return self.folder.resolve().name
+
+  @property
+  def teacher(self) -> str | None:
+    """Absolute folder of the teacher, or its name on a hub; several with commas; None for none."""
+    found = self.results.get("teacher_workdir")
+    if not found:
+      return None
+    return ",".join(self._resolved(name) for name in found.split(","))
+
+  def _resolved(self, name: str) -> str:
+    beside = self.folder / name
+    return os.path.realpath(beside) if beside.is_dir() else name
+
+  def split_set(self, split: str) -> frozenset | None:
+    """Ids and references of a split; None where the run has none."""
+    rows = self.hypotheses.get((split, "student"))
+    return rows and frozenset((i, reference) for i, (reference, _) in rows.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+  """A folder that is in no row of the table, and why."""
+
+  folder: pathlib.Path
+  reason: str
+
+
+def read(folder: pathlib.Path) -> Run | LeftOut:
+  """A finished run's workdir, or why it is none."""
+  if not folder.is_dir():
+    return LeftOut(folder, "not a folder" if folder.exists() else "no such folder")
+  if not (folder / "config.json").exists():
+    return LeftOut(folder, "not a workdir: no config.json")
+  try:
+    config = workdir.read_json(folder / "config.json")
+    if not isinstance(config, dict) or not {"recipe", "kd", "seed"} <= config.keys():
+      return LeftOut(folder, "not a workdir: its config.json is another program's")
+    if not (folder / "results.json").exists():
+      return LeftOut(folder, _unfinished(folder, config))
+    return _finished(folder, workdir.binding(config))
+  except UserError as error:
+    return LeftOut(folder, f"unreadable: {error}")
+
+
+def _finished(folder: pathlib.Path, config: dict) -> Run:
+  results = workdir.read_json(folder / "results.json")
+  hypotheses = {}
+  for split in (s for s in SPLITS if s in results):
+    for model in (m for m in MODELS if m in results[split]):
+      rows = _jsonl(folder / "hypotheses" / f"{split}.{model}.jsonl")
+      try:
+        hypotheses[split, model] = {r["id"]: (r["reference"], r["hypothesis"]) for r in rows}
+        results[split][model] = {"wer": None, "cer": None} | results[split][model]
+      except (KeyError, TypeError) as error:
+        raise UserError(f"hypotheses/{split}.{model}.jsonl: a row lacks {error}") from error
+  if not {"variant", "seed", "train"} <= results.keys():
+    raise UserError("results.json lacks variant, seed or train")
+  more = {name: _optional(folder / f"{name}.json") for name in ("data", "labels", "search")}
+  facts = (more["data"] or {}).get("train", {})
+  return Run(
+    folder,
+    config,
+    results,
+    facts.get("fingerprint") or json.dumps(results["train"], sort_keys=True),
+    (more["labels"] or {}).get("kind", "characters"),
+    hypotheses,
+    _jsonl(folder / "metrics.jsonl", needed=False),
+    more["search"],
+  )
+
+
+def _optional(path: pathlib.Path) -> dict | None:
+  return workdir.read_json(path) if path.exists() else None
+
+
+def _jsonl(path: pathlib.Path, *, needed: bool = True) -> list[dict]:
+  if not needed and not path.exists():
+    return []
+  try:
+    lines = path.read_text().splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      if not needed and number == len(lines):  # a kill may cut the last line short
+        break
+      raise UserError(f"{path}, line {number}: {error}") from error
+  return rows
+
+
+def _unfinished(folder: pathlib.Path, config: dict) -> str:
+  """How far a run has come."""
+  saved = [int(p.name) for p in (folder / "checkpoints/last").glob("*") if p.name.isdigit()]
+  rows = _jsonl(folder / "metrics.jsonl", needed=False)
+  last = rows[-1] if rows else {}
+  step = max([*saved, last.get("step", 0)])
+  epochs = config.get("training", {}).get("epochs", "?")
+  if not step:
+    return "unfinished: no update logged or saved yet"
+  where = f", in epoch {last['epoch'] + 1} of {epochs}" if "epoch" in last else ""
+  return f"unfinished: step {step}{where}; the same command goes on"
+
+
+def check_same_test(runs: Iterable[Run]) -> None:
+  """Refuses runs whose error rates are of different utterances.
+
+  Raises:
+    UserError: names the sets and the runs that have each.
+  """
+  groups: dict[frozenset, list[Run]] = {}
+  for run in runs:
+    if found := run.split_set("test"):
+      groups.setdefault(found, []).append(run)
+  if len(groups) < 2:
+    return
+  sets = [_set_name(found, members) for found, members in groups.items()]
+  raise UserError(
+    "these runs have different test sets, and their error rates do not compare: "
+    + "; ".join(sets)
+    + ": give the runs of one set"
+  )
+
+
+def _set_name(found: frozenset, members: list[Run]) -> str:
+  words = sum(len((reference or "").split()) for _, reference in found)
+  name = members[0].results["test"].get("name", "test")
+  return f"{name} ({len(found)} utterances, {words} words): {names(members)}"
+
+
+def names(runs: list[Run]) -> str:
+  """The folders of runs, the first few by name."""
+  more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
+  return ", ".join(str(run.folder) for run in runs[:_SHOWN]) + more

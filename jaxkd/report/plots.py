@@ -1,0 +1,408 @@
+"""The plots of a report, by matplotlib: colour-blind safe, without a screen."""
+
+import pathlib
+
+import numpy as np
+
+from jaxkd.errors import UserError
+from jaxkd.report.collect import MODELS
+
+# Okabe and Ito's colours; the yellow is too light for lines on white. Black is the teacher.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F4FC9")
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = "osD^vP"
+TEACHER = "#000000"
+_RULER = "#777777"
+_CROWD = 10  # lines that a plot can hold
+_PANELS = 4  # of tuning
+_FRAME_MS = 40
+SEARCHES = {
+  "greedy": "greedy",
+  "prefix_beam": "prefix beam",
+  "lexicon": "lexicon",
+  "lexicon_lm": "lexicon + LM",
+}
+
+
+def library():
+  """matplotlib.pyplot, drawing to files.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    import matplotlib
+  except ImportError as error:
+    raise UserError(
+      "the plots of a report are drawn with matplotlib: pip install 'jaxkd[report]'"
+    ) from error
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  plt.rcParams.update(
+    {
+      "figure.dpi": 110,
+      "savefig.dpi": 110,
+      "font.size": 10,
+      "axes.spines.top": False,
+      "axes.spines.right": False,
+      "axes.grid": True,
+      "grid.color": "#e4e4e4",
+      "axes.axisbelow": True,
+      "legend.frameon": False,
+      "figure.constrained_layout.use": True,
+    }
+  )
+  return plt
+
+
+def label(figures: dict) -> str:
+  """What a row is called in plots: variant, selection's parameters, other settings, scale."""
+  teacher = figures["role"] == "teacher"
+  parts = [figures["name"] if teacher else figures["variant"]]
+  parts += [figures["parameters"].replace(" = ", "=")] if figures["parameters"] else []
+  parts += [figures["settings"].replace(" = ", "=")] if figures["settings"] else []
+  if figures["scale"]:
+    parts.append(f"scale {figures['scale']:g}")
+  return " ".join(parts) + ("" if figures["same_train_data"] or teacher else " †")
+
+
+def _styles(found: list[dict], name=label) -> dict[str, tuple[str, str, str]]:
+  """Name → colour, line style and marker."""
+  styles: dict[str, tuple[str, str, str]] = {}
+  for figures in found:
+    if (key := name(figures)) not in styles:
+      i, n = len(styles), len(COLOURS)
+      styles[key] = COLOURS[i % n], _LINES[i // n % len(_LINES)], _MARKERS[i % len(_MARKERS)]
+  return styles
+
+
+def _split(found: list[dict]) -> str:
+  return "test" if any(f["test_wer"] is not None for f in found) else "dev"
+
+
+def _students(found: list[dict], key: str | None = None) -> list[dict]:
+  key = key or f"{_split(found)}_wer"
+  return [f for f in found if f["role"] == "student" and f[key] is not None]
+
+
+def save(plt, figure, path: pathlib.Path) -> None:
+  """Writes a figure, the same bytes each time, and frees it."""
+  figure.savefig(path, metadata={"Software": None})
+  plt.close(figure)
+
+
+def _wer_axis(axes, values, split: str, axis: str = "y") -> None:
+  """Logarithmic where one collapsed run would squeeze the others."""
+  values = [v for v in values if v is not None and v > 0]
+  text = f"{split} WER / %"
+  if values and max(values) > 6 * min(values):
+    _logarithmic(axes, axis)
+    text += " (logarithmic)"
+  getattr(axes, f"set_{axis}label")(text)
+
+
+def _logarithmic(axes, axis: str = "y") -> None:
+  """With plain numbers at 1, 2, 5, 10, …"""
+  from matplotlib import ticker
+
+  getattr(axes, f"set_{axis}scale")("log")
+  ruler = getattr(axes, f"{axis}axis")
+  ruler.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  ruler.set_major_formatter(ticker.FormatStrFormatter("%g"))
+  ruler.set_minor_formatter(ticker.NullFormatter())
+
+
+def wer(found: list[dict], path: pathlib.Path) -> str | None:
+  """WER of every row with its interval; a reason is returned where there is nothing to draw."""
+  split = _split(found)
+  rows = [f for f in found if f[f"{split}_wer"] is not None]
+  if not rows:
+    return "no split is transcribed"
+  plt = library()
+  figure, axes = plt.subplots(figsize=(8, 1.3 + 0.34 * len(rows)))
+  variants = _styles([f for f in rows if f["role"] == "student"], lambda f: f["variant"])
+  for place, f in enumerate(rows):
+    mean, low, high = (100 * f[f"{split}_{k}"] for k in ("wer", "wer_low", "wer_high"))
+    colour = TEACHER if f["role"] == "teacher" else variants[f["variant"]][0]
+    axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+    filled = colour if f["role"] == "teacher" or f["same_train_data"] else "white"
+    axes.plot(mean, place, "o", color=colour, markerfacecolor=filled, markersize=7)
+    if len(f["row"].models) > 1:
+      rates = 100 * f["row"].rates(split)
+      axes.plot(rates, [place + 0.28] * len(rates), "|", color=colour, markersize=6)
+  axes.set_yticks(range(len(rows)), [label(f) for f in rows])
+  axes.set_ylim(len(rows) - 0.4, -0.6)
+  axes.grid(axis="y", visible=False)
+  ends = [100 * f[f"{split}_{k}"] for f in rows for k in ("wer_low", "wer_high", "wer")]
+  _wer_axis(axes, ends, split, axis="x")
+  save(plt, figure, path)
+
+
+def _lines(axes, found: list[dict], x, name, split: str) -> list[float]:
+  """WER over x(figures): a colour for each name, error bars of seeds; returns the values.
+
+  Points of the baseline's training data are joined, those of other data are open, with a dotted
+  line to them.
+  """
+  values = []
+  found = sorted(found, key=name)
+  for key, (colour, line, marker) in _styles(found, name).items():
+    points = sorted((f for f in found if name(f) == key), key=x)
+    whole = [f for f in points if f["same_train_data"]]
+    place = lambda members: ([x(f) for f in members], [100 * f[f"{split}_wer"] for f in members])
+    axes.plot(*place(points), color=colour, linestyle=":", linewidth=1)
+    axes.plot(*place(whole), color=colour, linestyle=line)
+    for f in points:
+      filled = colour if f["same_train_data"] else "white"
+      axes.errorbar(
+        *place([f]),
+        yerr=100 * (f[f"{split}_wer_sd"] or 0) or None,
+        color=colour,
+        marker=marker,
+        markerfacecolor=filled,
+        capsize=3,
+      )
+    axes.plot([], [], color=colour, linestyle=line, marker=marker, label=key)
+    values += place(points)[1]
+  return values
+
+
+def _rulers(axes, found: list[dict], split: str) -> list[float]:
+  """Horizontal lines of the teachers and of standard distillation or CTC; returns their values."""
+  values = []
+  for number, f in enumerate(found):
+    value = 100 * f[f"{split}_wer"]
+    teacher = f["role"] == "teacher"
+    colour, line = (TEACHER, "-") if teacher else (_RULER, _LINES[1 + number % 3])
+    axes.axhline(value, linewidth=1, label=label(f), color=colour, linestyle=line)
+    values.append(value)
+  return values
+
+
+def _legend(axes) -> None:
+  axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+
+
+def wer_over_scale(found: list[dict], path: pathlib.Path) -> str | None:
+  """WER over the distillation scale, a line for each pattern."""
+  split = _split(found)
+  rows = _students(found)
+  distilled = [f for f in rows if f["scale"]]
+  if len({f["scale"] for f in rows}) < 2 or not distilled:
+    return "it needs runs with at least two values of kd.scale"
+  plt = library()
+  figure, axes = plt.subplots(figsize=(8, 4.5))
+  pattern = lambda f: label(f | {"scale": None, "same_train_data": True})
+  values = _lines(axes, distilled, lambda f: f["scale"], pattern, split)
+  alone = [f for f in rows if not f["scale"]]
+  values += _rulers(axes, _teachers(found, split) + alone, split)
+  for f in alone:
+    axes.plot(0, 100 * f[f"{split}_wer"], "o", color=_RULER)
+  axes.set_xlabel("weight of distillation, kd.scale (CTC gets the rest)")
+  axes.set_xticks(sorted({f["scale"] for f in rows}))
+  _wer_axis(axes, values, split)
+  _legend(axes)
+  save(plt, figure, path)
+
+
+def _teachers(found: list[dict], split: str) -> list[dict]:
+  return [f for f in found if f["role"] == "teacher" and f[f"{split}_wer"] is not None][:2]
+
+
+def wer_over_n(found: list[dict], path: pathlib.Path) -> str | None:
+  """WER over the neighbours of symmetric selection; blank elimination is n = 0."""
+  split = _split(found)
+  plain = lambda f: f["selection"] == "nonblank" and not f["row"].selection.get("prior_scale")
+  rows = [f | {"n": 0} if plain(f) else f for f in _students(found)]
+  rows = [f for f in rows if f["n"] is not None]
+  if len({f["n"] for f in rows}) < 2:
+    return "it needs symmetric runs with at least two values of n (elimination counts as n = 0)"
+  plt = library()
+  figure, axes = plt.subplots(figsize=(8, 4.5))
+  name = lambda f: label(f | {"parameters": "", "variant": "symmetric", "same_train_data": True})
+  values = _lines(axes, rows, lambda f: f["n"], name, split)
+  everything = [f for f in _students(found) if f["selection"] == "all_frames"]
+  values += _rulers(axes, _teachers(found, split) + everything, split)
+  axes.set_xlabel("neighbours n on each side of a label frame, frames (0: blank elimination)")
+  axes.set_xticks(sorted({f["n"] for f in rows}))
+  _wer_axis(axes, values, split)
+  _legend(axes)
+  save(plt, figure, path)
+
+
+def _crowd(found: list[dict]) -> tuple[list[dict], str]:
+  """The rows that one plot can hold, and what to say of the others."""
+  if len(found) <= _CROWD:
+    return found, ""
+  kept = sorted(found, key=lambda f: f[f"{_split(found)}_wer"] or 0)[:_CROWD]
+  return kept, f" The {_CROWD} best of {len(found)} rows are shown."
+
+
+def training(found: list[dict], path: pathlib.Path) -> str | None:
+  """Loss and dev WER over updates, a line for each seed."""
+  rows, _ = _crowd([f for f in found if any(run.metrics for run in f["row"].runs)])
+  if not rows:
+    return "no run has a metrics.jsonl"
+  plt = library()
+  figure, panels = plt.subplots(2, 1, figsize=(8, 6.5), sharex=True)
+  styles = _styles([f for f in rows if f["role"] == "student"])
+  for f in rows:
+    colour, line, _ = (TEACHER, "-", "") if f["role"] == "teacher" else styles[label(f)]
+    for number, run in enumerate(f["row"].runs):
+      for axes, field, unit in zip(panels, ("loss", "dev/wer"), (1, 100), strict=True):
+        points = [(r["step"], unit * r[field]) for r in run.metrics if r.get(field) is not None]
+        name = None if number else label(f)
+        if points:
+          axes.plot(
+            *zip(*points, strict=True), color=colour, linestyle=line, linewidth=1.2, label=name
+          )
+  for axes in panels:
+    _logarithmic(axes)
+  panels[0].set_ylabel("training loss (logarithmic)")
+  panels[1].set_ylabel("dev WER / % (logarithmic)")
+  panels[1].set_xlabel("batches")
+  _legend(panels[0])
+  save(plt, figure, path)
+
+
+def blank_runs(found: list[dict], path: pathlib.Path) -> str | None:
+  """How long the blanks between labels are, teachers and students."""
+  split, shares = _split(found), []
+  for f in found:
+    counts = [_at(m.figures, split, "blank_runs") for m in f["row"].models]
+    counts = [np.asarray(c, float) for c in counts if c]
+    if counts and sum(c.sum() for c in counts):
+      size = min(map(len, counts))
+      total = sum(c[:size] for c in counts)
+      shares.append(f | {"share": total / total.sum()})
+  if not shares:
+    return "no results.json has blank_runs"
+  rows, _ = _crowd(shares)
+  plt = library()
+  figure, axes = plt.subplots(figsize=(8, 4.2))
+  styles = _styles([f for f in rows if f["role"] == "student"])
+  for f in rows:
+    teacher = f["role"] == "teacher"
+    colour, line, marker = (TEACHER, "-", "o") if teacher else styles[label(f)]
+    axes.plot(
+      100 * f["share"],
+      color=colour,
+      linestyle=line,
+      marker=marker,
+      markersize=4,
+      linewidth=2 if teacher else 1.2,
+      label=label(f),
+    )
+  last = max(len(f["share"]) for f in rows) - 1
+  ticks = sorted({*range(0, last, max(1, last // 8)), last})
+  axes.set_xticks(ticks, [*map(str, ticks[:-1]), f"≥ {last}"])
+  axes.set_xlabel(f"blank frames between two labels, frames of {_FRAME_MS} ms")
+  axes.set_ylabel(f"share of the gaps / %, {split}")
+  _legend(axes)
+  save(plt, figure, path)
+
+
+def spike_timing(found: list[dict], path: pathlib.Path) -> str | None:
+  """How much later than the teacher's a student's labels come."""
+  split, shares = _split(found), []
+  for f in (f for f in found if f["role"] == "student"):
+    counts = [_offsets(_at(r.results, split, "spike_offsets")) for r in f["row"].runs]
+    total: dict[int, float] = {}
+    for offset, count in (pair for found_ in counts for pair in found_.items()):
+      total[offset] = total.get(offset, 0) + count
+    if sum(total.values()):
+      whole = sum(total.values())
+      shares.append(f | {"share": {k: v / whole for k, v in sorted(total.items())}})
+  if not shares:
+    return "no results.json has spike_offsets"
+  rows, _ = _crowd(shares)
+  plt = library()
+  figure, axes = plt.subplots(figsize=(8, 4.2))
+  for f, (colour, line, marker) in zip(rows, _styles(rows).values(), strict=False):
+    share = f["share"]
+    axes.plot(
+      list(share),
+      [100 * v for v in share.values()],
+      color=colour,
+      linestyle=line,
+      marker=marker,
+      markersize=4,
+      label=label(f),
+    )
+  axes.axvline(0, color=TEACHER, linewidth=1)
+  axes.set_xlabel(f"student's label after the teacher's, frames of {_FRAME_MS} ms (ends are open)")
+  axes.set_ylabel(f"share of the labels / %, {split}")
+  _legend(axes)
+  save(plt, figure, path)
+
+
+def _offsets(block) -> dict[int, float]:
+  """Offset → count of a spike_offsets block."""
+  counts = (block or {}).get("histogram") or {}
+  if isinstance(counts, dict):
+    return {int(k): float(v) for k, v in counts.items()}
+  return {i - len(counts) // 2: float(v) for i, v in enumerate(counts)}
+
+
+def _at(tree: dict, *path: str):
+  for field in path:
+    tree = (tree or {}).get(field)
+  return tree
+
+
+def tuning(found: list[dict], path: pathlib.Path) -> str | None:
+  """Dev WER over LM weight and prior scale, as they were tuned; a panel for each model."""
+  grids = []
+  for title, block, *_ in searched(found):
+    points = [p for p in block.get("grid") or () if p.get("search", "lexicon_lm") == "lexicon_lm"]
+    if points := [p for p in points if p["dev_wer"] is not None]:
+      grids.append((title, points))
+  if not grids:
+    return "no search.json with a tuning grid of a language model"
+  grids = grids[:_PANELS]
+  plt = library()
+  columns = min(2, len(grids))
+  lines = -(-len(grids) // columns)
+  size = 1 + 3.8 * columns, 0.4 + 3.2 * lines
+  figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+  for panel in axes.flat[len(grids) :]:
+    panel.axis("off")
+  for panel, (title, grid) in zip(axes.flat, grids, strict=False):
+    weights = sorted({p["lm_weight"] for p in grid})
+    priors = sorted({p["prior_scale"] for p in grid})
+    table = np.full((len(priors), len(weights)), np.nan)
+    for p in grid:  # of several word scores the best
+      at = priors.index(p["prior_scale"]), weights.index(p["lm_weight"])
+      table[at] = np.fmin(table[at], 100 * p["dev_wer"])
+    panel.imshow(table, cmap="viridis", aspect="auto", origin="lower")
+    panel.grid(visible=False)
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    best = np.unravel_index(np.nanargmin(table), table.shape)
+    for at in np.ndindex(*table.shape):
+      if np.isfinite(table[at]):
+        ink = "white" if table[at] <= middle else "black"
+        weight = "bold" if at == best else "normal"
+        panel.text(
+          at[1], at[0], f"{table[at]:.1f}", ha="center", va="center", color=ink, weight=weight
+        )
+    panel.set_xticks(range(len(weights)), [f"{w:g}" for w in weights])
+    panel.set_yticks(range(len(priors)), [f"{p:g}" for p in priors])
+    panel.set_xlabel("LM weight")
+    panel.set_ylabel("prior scale")
+    panel.set_title(title, fontsize=10)
+  save(plt, figure, path)
+
+
+def searched(found: list[dict]) -> list[tuple]:
+  """(title, block of search.json, run, model) of every model that was searched with, each once."""
+  blocks, seen = [], set()
+  for f in found:
+    for run in f["row"].runs:
+      for model in (m for m in MODELS if m in (run.search or {})):
+        whose = (run.teacher or str(run.folder)) if model == "teacher" else str(run.folder)
+        if whose not in seen:
+          seen.add(whose)
+          title = "teacher" if model == "teacher" else label(f)
+          blocks.append((title, run.search[model], run, model))
+  return blocks

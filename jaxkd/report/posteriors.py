@@ -1,0 +1,193 @@
+"""One utterance: what teacher and student say of each frame, and which frames are selected."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from jaxkd import console
+from jaxkd.errors import UserError
+from jaxkd.report import plots
+from jaxkd.report.collect import Run
+
+_SELECTED = "#F5C242"
+_BLANK = "#8a8a8a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Posteriors:
+  """Teacher and student of one run on one utterance.
+
+  Attributes:
+    symbols: the classes.
+    blank_id: the blank's.
+    frame_ms: length of a frame.
+    student: f32[T, V], probabilities.
+    teacher: f32[T, V], or None without teacher.
+    selected: f32[T], weights of the distillation loss; None where there is no distillation.
+  """
+
+  symbols: tuple[str, ...]
+  blank_id: int
+  frame_ms: float
+  student: np.ndarray
+  teacher: np.ndarray | None
+  selected: np.ndarray | None
+
+
+def compute(run: Run, utterance: str) -> Posteriors:
+  """Runs both models of a finished run on an utterance of its test (else dev) data.
+
+  Args:
+    run: finished.
+    utterance: its id.
+
+  Raises:
+    UserError: the data, the utterance or a model is not there any more.
+  """
+  import jax
+
+  from jaxkd import blueprint, build, mesh
+  from jaxkd.data.audio import BrokenAudio
+
+  devices = mesh.make_mesh()
+  config, student = blueprint.load_finished(run.folder, devices)
+  teacher = None
+  if run.teacher:
+    teacher = build.load_teacher(config, run.teacher, devices)
+  source = build.open_split(config, config.data.test or config.data.dev)
+  if utterance not in source.ids:
+    raise UserError(f"{source.name} has no utterance '{utterance}' any more")
+  try:
+    audio = source.read(source.ids.index(utterance))
+  except BrokenAudio as error:
+    raise UserError(f"{source.name}: {utterance}: {error}") from error
+  batch = audio[None], np.array([len(audio)], np.int32)
+  outputs = [jax.device_get(model(*batch)) for model in (student, teacher) if model]
+  frames = min(int(out.mask.sum()) for out in outputs)
+  spoken = [np.asarray(jax.nn.softmax(out.logits[0, :frames])) for out in outputs]
+  selected = None
+  if teacher and config.kd.scale > 0 and not config.kd.get("hypotheses", 0):
+    selected = _selected(run, config, student.blank_id, outputs[1].logits[:, :frames])
+  return Posteriors(
+    student.labels,
+    student.blank_id,
+    10 * round(len(audio) / 160 / frames / 10) or len(audio) / 16 / frames,
+    spoken[0],
+    spoken[1] if teacher else None,
+    selected,
+  )
+
+
+def _selected(run: Run, config, blank_id: int, logits: np.ndarray) -> np.ndarray:
+  """f32[T]: weights in the last epoch of the run's selection, for logits f32[1, T, V]."""
+  import jax
+
+  from jaxkd import build, workdir
+
+  prior = None
+  if build.needs_log_prior(config):
+    places = [pathlib.Path(run.teacher) / build.LOG_PRIOR, run.folder / build.LOG_PRIOR]
+    path = next((p for p in places if p.exists()), places[-1])
+    prior = np.array(workdir.read_json(path), np.float32)
+  select = jax.jit(build.make_selector(config.kd, blank_id, prior))
+  key, mask = jax.random.key(run.results["seed"]), np.ones(logits.shape[:2], bool)
+  weights = select(logits, mask, key, config.training.epochs - 1)
+  return np.asarray(weights[0], np.float32)
+
+
+def draw(found: list[dict], utterance: str, path: pathlib.Path) -> tuple[str | None, list[str]]:
+  """The picture of some rows' first runs, one below the other.
+
+  Args:
+    found: figures of the rows.
+    utterance: its id.
+    path: of the PNG.
+
+  Returns:
+    Why nothing was drawn, or None; and a line for each run that could not be.
+  """
+  pictures, failed = [], []
+  with console.progress("posteriors", len(found)) as update:
+    for f in found:
+      try:
+        pictures.append((f, compute(f["row"].first, utterance)))
+      except Exception as error:  # a model or data of another day must not cost the whole report
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        failed.append(f"{f['row'].first.folder}: {first}")
+      update()
+  if not pictures:
+    return "; ".join(failed) or "no student", []
+  plt = plots.library()
+  count = sum(1 + (p.teacher is not None) for _, p in pictures)
+  seconds = max(len(p.student) * p.frame_ms for _, p in pictures) / 1000
+  width = min(16.0, max(8.0, 3.2 * seconds))
+  figure, panels = plt.subplots(
+    count, 1, figsize=(width, 0.6 + 1.45 * count), sharex=True, sharey=True, squeeze=False
+  )
+  left = iter(panels[:, 0])
+  colours = _colours([p for _, p in pictures])
+  for f, picture in pictures:
+    for who in ("teacher", "student"):
+      if (values := getattr(picture, who)) is not None:
+        _panel(next(left), picture, values, colours, f"{who} · {plots.label(f)}")
+  panels[-1, 0].set_xlabel("time / ms")
+  panels[0, 0].set_ylim(0, 1.25)
+  panels[0, 0].set_yticks([0, 0.5, 1])
+  _legend(plt, figure, any(p.selected is not None for _, p in pictures))
+  plots.save(plt, figure, path)
+  return None, failed
+
+
+def _colours(pictures: list[Posteriors]) -> dict[str, str]:
+  """Symbol → colour of the labels that are most probable somewhere."""
+  mass: dict[str, float] = {}
+  for picture in pictures:
+    for values in (picture.student, picture.teacher):
+      for label in () if values is None else np.unique(values.argmax(-1)):
+        if label != picture.blank_id:
+          symbol = picture.symbols[label]
+          mass[symbol] = mass.get(symbol, 0) + float(values[:, label].sum())
+  symbols = sorted(mass, key=mass.get, reverse=True)
+  return {s: plots.COLOURS[i % len(plots.COLOURS)] for i, s in enumerate(symbols)}
+
+
+def _panel(axes, picture: Posteriors, values: np.ndarray, colours: dict, title: str) -> None:
+  """One model's posteriors over time."""
+  step = picture.frame_ms
+  edges = np.arange(len(values) + 1) * step
+  if picture.selected is not None:
+    for frame, weight in enumerate(picture.selected):
+      if weight > 0:
+        axes.axvspan(
+          edges[frame],
+          edges[frame + 1],
+          color=_SELECTED,
+          alpha=0.45 * min(1.0, weight),
+          linewidth=0,
+        )
+  middle = edges[:-1] + step / 2
+  axes.plot(middle, values[:, picture.blank_id], color=_BLANK, linewidth=1.2, linestyle="--")
+  for label, symbol in enumerate(picture.symbols):
+    if label == picture.blank_id or symbol not in colours or values[:, label].max() < 0.05:
+      continue
+    axes.plot(middle, values[:, label], color=colours[symbol], linewidth=1.4)
+  path = values.argmax(-1)
+  for frame, label in enumerate(path):
+    spoken = label != picture.blank_id and (frame == 0 or path[frame - 1] != label)
+    if spoken:
+      symbol = picture.symbols[label]
+      name = "␣" if symbol in (" ", "|") else symbol
+      axes.text(middle[frame], 1.06, name, ha="center", color=colours[symbol], fontsize=9)
+  axes.set_title(title, fontsize=9, loc="left", pad=3)
+  axes.set_ylabel("p")
+  axes.margins(x=0)
+  axes.grid(visible=False)
+
+
+def _legend(plt, figure, shaded: bool) -> None:
+  handles = [plt.Line2D([], [], color=_BLANK, linestyle="--", label="blank")]
+  handles.append(plt.Line2D([], [], color=plots.COLOURS[0], label="labels, named where they win"))
+  if shaded:
+    handles.append(plt.Rectangle((0, 0), 1, 1, color=_SELECTED, alpha=0.45, label="selected frame"))
+  figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=9)
