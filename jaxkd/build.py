@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxkd import blueprint, console, mesh, optim, selection, sharding, workdir
 from jaxkd import config as config_lib
 from jaxkd import hypotheses as hypotheses_lib
+from jaxkd import labels as labels_lib
 from jaxkd import step as step_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.augment import SpecAugment
@@ -30,22 +31,24 @@ from jaxkd.teacher import Teacher
 
 LOG_PRIOR = "log_prior.json"
 NBEST = "nbest.jsonl"
+_SPLITS = ("train", "teacher_train", "dev", "test")
 # Convolutions without padding lose what is shorter than their window.
 _FRAME_SLACK = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The opened splits; None where the config names none."""
+  """The opened splits, None where the config names none, and the classes of the run."""
 
   train: Source
   teacher_train: Source | None
   dev: Source | None
   test: Source | None
+  labels: Labels
 
   def facts(self) -> dict:
     """Split → name, utterances, seconds, fingerprint and the broken ones, JSON-able."""
-    splits = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    splits = {name: getattr(self, name) for name in _SPLITS}
     return {name: _facts(source) for name, source in splits.items() if source is not None}
 
 
@@ -159,9 +162,9 @@ def open_data(config: ConfigDict, opened: dict | None = None) -> Data:
 
   Raises:
     UserError: a teacher that cannot be used; a split that is absent, malformed, broken as a whole,
-      or lacks needed transcripts.
+      or lacks needed transcripts; transcripts that the classes cannot write.
   """
-  labels = _check_models(config)
+  given = _check_models(config)
   train = config_lib.train_data(config)
   specs = {"train": train, "dev": config.data.dev, "test": config.data.test}
   if config.teacher.source == "train":
@@ -171,32 +174,43 @@ def open_data(config: ConfigDict, opened: dict | None = None) -> Data:
   for spec in specs.values():
     if spec and where(spec) not in opened:
       opened[where(spec)] = open_split(config, spec)
-  data = Data(**{name: opened.get(where(specs.get(name, ""))) for name in Data.__annotations__})
-  if data.teacher_train is not None:
-    pipeline.check_texts(data.teacher_train, labels)
-  if config.kd.scale < 1:
-    pipeline.check_texts(data.train, labels)
-  return data
+  splits = {name: opened.get(where(specs.get(name, ""))) for name in _SPLITS}
+  trains_teacher = config.teacher.source == "train"
+  labels = given
+  if given is None:
+    first = config_lib.for_teacher(config) if trains_teacher else config
+    source = splits["teacher_train" if trains_teacher else "train"]
+    labels = blueprint.own_labels(first, pipeline.transcripts(source))
+  for name, is_read in (("teacher_train", trains_teacher), ("train", config.kd.scale < 1)):
+    if is_read:
+      splits[name] = pipeline.check_texts(splits[name], labels, config.labels.missing)
+  return Data(**splits, labels=labels)
 
 
-def _check_models(config: ConfigDict) -> Labels:
-  """The classes of student and teacher, whose frames must be those of the same 40 ms.
+def _check_models(config: ConfigDict) -> Labels | None:
+  """The classes where the teacher is there already; student and teacher must fit.
 
   Raises:
-    UserError: a teacher that is not there, cannot be used, or has other frames.
+    UserError: a teacher that is not there or cannot be used; other classes; frames that are not
+      those of the same 40 ms.
   """
   source = config.teacher.source
   if source == "none":
-    return blueprint.own_labels(config)
+    blueprint.untrained_labels(config)
+    return None
   if source == "train":
     teacher = config_lib.for_teacher(config)
-    labels = blueprint.own_labels(teacher)
+    labels = blueprint.untrained_labels(teacher)
     model = blueprint.make(teacher, labels)
     structure = model.graphdef, model.like
   else:
     labels, *structure = blueprint.teacher_structure(
       source, pool=config.teacher.pool, dtype=config.dtype
     )
+    labels = blueprint.taught_labels(config, labels)
+  if (head := blueprint.head_labels(config)) is not None:
+    name = "the teacher to be trained" if source == "train" else source
+    labels_lib.check_same(labels, head, name, config.student.source)
   student = blueprint.make(config, labels)
   frames = _frames(*structure), _frames(student.graphdef, student.like)
   if abs(frames[0] - frames[1]) > _FRAME_SLACK:
@@ -205,7 +219,7 @@ def _check_models(config: ConfigDict) -> Labels:
       f"config.teacher.{'model.pool' if source == 'train' else 'pool'} so that both are as long "
       "(2 for a teacher of 20 ms and a student of 40 ms)"
     )
-  return labels
+  return None if source == "train" else labels
 
 
 def _frames(graphdef, params) -> int:
@@ -237,7 +251,8 @@ def teacher_workdir(config: ConfigDict, data: Data, beside: pathlib.Path) -> pat
     beside: the student's workdir.
   """
   made_from = workdir.binding(config.to_dict())
-  key = json.dumps([made_from, data.facts()["train"]["fingerprint"]], sort_keys=True)
+  read = [data.facts()["train"]["fingerprint"], data.labels.fingerprint()]
+  key = json.dumps([made_from, *read], sort_keys=True)
   digest = hashlib.sha256(key.encode()).hexdigest()[:8]
   return beside.parent / f"teacher-{config.recipe}-{digest}"
 
@@ -267,19 +282,14 @@ def build(
     teacher: frozen, or None where `teacher.source` is "none".
     teacher_source: where it lies.
     folder: the workdir.
-
-  Raises:
-    UserError: transcripts that the teacher's vocabulary cannot write, where they are needed.
   """
   devices = mesh.make_mesh(config.mesh.fsdp)
-  labels = teacher.vocabulary if teacher else blueprint.own_labels(config)
+  labels = data.labels
   width = None
   if warmup_epochs(config.kd):
     width = blueprint.encoder_width(teacher.graphdef, teacher.params)
   student = blueprint.make(config, labels, project_to=width)
   reads_text = config.kd.scale < 1
-  if reads_text:
-    pipeline.check_texts(data.train, labels)
   training = config.training
   hypotheses = None
   if takes_hypotheses(config.kd):

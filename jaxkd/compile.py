@@ -285,9 +285,9 @@ def _is_elsewhere(block: ConfigDict) -> bool:
 
 
 def _labels(config: ConfigDict) -> Labels:
-  if _is_elsewhere(config.student):  # those that are known are pre-trained only
-    return characters(config.labels.alphabet)
-  return blueprint.own_labels(config)
+  if config.labels.name == "auto" and _is_elsewhere(config.student):
+    return characters(config.labels.alphabet)  # those that are known are pre-trained only
+  return blueprint.untrained_labels(config)
 
 
 def _structure(config: ConfigDict, labels: Labels, path: str, project_to: int | None = None):

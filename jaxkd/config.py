@@ -27,6 +27,13 @@ SELECTIONS = {
   "random_blanks": {"ratio": (float, 0.0, math.inf)},
   "soft": {"min_weight": (float, 0.0, 1.0, 0.0)},
 }
+# name -> fields of config.labels that it reads.
+LABELS = {
+  "auto": ("alphabet", "missing"),
+  "characters": ("alphabet",),
+  "phonemes": ("lexicon", "cmudict", "missing"),
+  "sentencepiece": ("size",),
+}
 CORPORA = ("demo", "digits", "prompts")
 TFDS_CORPORA = ("librispeech", "tedlium")  # corpus:split, with splits as TFDS names them
 SPLITS = ("train", "unlabelled", "dev", "test")
@@ -60,7 +67,16 @@ def base(recipe: str = "demo") -> ConfigDict:
         split_by="index",  # of the digits corpus: index or speaker
         workers=0,  # processes that decode audio; 0 decodes in threads of this one
       ),
-      labels=dict(alphabet=ALPHABET),
+      labels=dict(
+        # The classes: characters, phonemes or sentencepiece; auto is a given teacher's vocabulary,
+        # that of a Hugging Face student's head, or else characters.
+        name="auto",
+        alphabet=ALPHABET,  # of characters; the blank is added
+        lexicon="",  # of phonemes: a file of `word P1 P2 ...` lines, whose words win over CMUdict's
+        cmudict=True,  # of phonemes: CMUdict's words too
+        missing="error",  # words without phonemes: error, or skip their training utterances
+        size=500,  # of sentencepiece: classes, the blank included
+      ),
       features=dict(
         kind="logmel",  # logmel (the paper's) or kaldi
         mels=80,
@@ -147,10 +163,7 @@ def check(config: ConfigDict) -> None:
     _check_training(path, _get(config, path))
   for path in ("student", "teacher.model"):
     _check_model(path, _get(config, path))
-  alphabet = config.labels.alphabet
-  _require(
-    0 < len(set(alphabet)) == len(alphabet), "labels.alphabet", alphabet, "characters, each once"
-  )
+  _check_labels(config.labels)
   features = config.features
   _require(
     features.low_hz < features.high_hz,
@@ -171,6 +184,7 @@ _CHOICES = {
   "teacher.training.optimizer": ("radam", "adamw"),
   "data.split_by": ("index", "speaker"),
   "kd.normalization": ("frames", "labels"),
+  "labels.missing": ("error", "skip"),
 }
 _RANGES = {
   "seed": (0, 2**31 - 1),
@@ -185,6 +199,7 @@ _RANGES = {
   "data.workers": (0, 256),
   "mesh.fsdp": (1, 100_000),
   "checkpoint.every_steps": (1, math.inf),
+  "labels.size": (3, 1e6),
   "features.mels": (8, 256),
   "features.low_hz": (0.0, 8000.0),
   "features.high_hz": (0.0, 8000.0),
@@ -335,6 +350,31 @@ def _check_objective(config: ConfigDict) -> None:
     _require(name == "all_frames", "kd.selection.name", name, "all_frames with kd.hypotheses")
 
 
+def _check_labels(block: ConfigDict) -> None:
+  name, alphabet = block.name, block.alphabet
+  if name not in LABELS:
+    raise UserError(
+      f"config.labels.name is '{name}'{_near(name, LABELS)}: choose one of {', '.join(LABELS)}"
+    )
+  for field, default in base().labels.items():
+    if field != "name" and field not in LABELS[name] and block[field] != default:
+      readers = " or ".join(kind for kind, fields in LABELS.items() if field in fields)
+      raise UserError(
+        f"config.labels.{field} is {block[field]!r}, which '{name}' does not read: set "
+        f"config.labels.name={readers}"
+      )
+  _require(
+    0 < len(set(alphabet)) == len(alphabet), "labels.alphabet", alphabet, "characters, each once"
+  )
+  if name == "phonemes":
+    _require(
+      block.cmudict or block.lexicon != "",
+      "labels.cmudict",
+      block.cmudict,
+      "True where config.labels.lexicon names no file",
+    )
+
+
 def _check_selection(kd: ConfigDict) -> None:
   block = kd.selection
   name = block.get("name", "")
@@ -403,7 +443,7 @@ def _check_fields(config: ConfigDict, reference: ConfigDict, path: str) -> None:
 
 def _model_block(value: ConfigDict, default: ConfigDict, where: str) -> ConfigDict:
   """The fields that a block must have: a model may be of another kind than the recipe's."""
-  if "name" not in default or value.get("name") == default.name:
+  if default.get("name") not in _MODEL_RANGES or value.get("name") == default.name:
     return default
   _require(
     value.get("name") in _MODEL_RANGES,

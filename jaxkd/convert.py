@@ -55,6 +55,8 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
   config, model = blueprint.load_finished(source, mesh.make_mesh())
   if config.student.name != "huggingface":
     raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
+  if (kind := model.vocabulary.kind) != "characters":
+    raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
   description = workdir.read_json(source / blueprint.DESCRIPTION)
   settings = blueprint.huggingface_config(config, description, str(source))
   huggingface.save(target, description, settings, model.params, model.vocabulary)

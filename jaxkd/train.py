@@ -89,6 +89,8 @@ def run(
   config_lib.check(config)
   data = data or build.open_data(config)
   with _claimed(folder, config, data.facts(), wait):
+    if mesh_lib.is_first():
+      blueprint.check_workdir(folder, data.labels)
     if mesh_lib.agreed((folder / "results.json").exists()):
       log.info("%s is finished", folder)
       return workdir.read_json(folder / "results.json")
@@ -167,7 +169,7 @@ class _Loop:
       checkpoint.save_params(self.run_.workdir / blueprint.FINAL, kept)
       self._keep_log_prior(params)
       evaluated = {
-        split: self._evaluate(split, params)
+        split: self._evaluate(split, params, spikes=True)
         for split in ("dev", "test")
         if getattr(self.run_.data, split) is not None
       }
@@ -323,7 +325,7 @@ class _Loop:
       "config.training.lr, or set config.dtype=float32"
     )
 
-  def _evaluate(self, split: str, params) -> scoring.SplitResult:
+  def _evaluate(self, split: str, params, *, spikes: bool = False) -> scoring.SplitResult:
     run = self.run_
     source = getattr(run.data, split)
     planned = plan_lib.evaluation_plan(source.durations, run.eval_shapes)
@@ -345,6 +347,7 @@ class _Loop:
         run.blueprint.labels,
         run.mesh,
         workers=run.workers,
+        spikes=spikes,
         on_batch=update,
       )
 

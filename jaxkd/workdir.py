@@ -16,7 +16,10 @@ from jaxkd.errors import UserError
 log = logging.getLogger(__name__)
 _ARCHIVED = "$Format:%H$"  # see .gitattributes beside this file
 # Fields that change nothing about the result.
-_FREE_FIELDS = ("data.workers", "mesh.fsdp", "profile", "training.remat", "teacher.training.remat")
+_FREE_FIELDS = (
+  *("data.workers", "mesh.fsdp", "profile", "training.remat", "teacher.training.remat"),
+  "labels.lexicon",  # what is in it counts: see blueprint.check_workdir
+)
 
 
 @contextlib.contextmanager

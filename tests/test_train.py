@@ -57,17 +57,22 @@ def test_results(finished, teacher):
   for split in ("test", "dev"):
     for model in ("teacher", "student"):
       figures = found[split][model]
-      assert set(figures) == {"wer", "cer", "words", "blank_rate", "params"}
+      assert set(figures) == {"wer", "cer", "words", "blank_rate", "blank_runs", "params"}
       assert figures["words"] == sum(
         len(row["text"].split()) for row in jsonl(folder.parent / f"{split}.jsonl")
       )
       assert 0 <= figures["blank_rate"] <= 1 and figures["params"] > 1000
     assert found[split]["utterances"] == 8 and found[split]["broken"] == []
+    offsets, texts = found[split]["spike_offsets"], jsonl(folder.parent / f"{split}.jsonl")
+    assert (offsets["utterances"], offsets["left_out"]) == (8, 0)
+    assert offsets["labels"] == sum(len(row["text"]) for row in texts)
+    assert sum(offsets["histogram"].values()) == offsets["labels"]
   assert found["train"]["utterances"] == 32 and found["train"]["infeasible"] == 0
   teacher_found = json.loads((teacher / "results.json").read_text())
   assert teacher_found["variant"] == "teacher" and teacher_found["selected_rate"] is None
   assert teacher_found["test"]["student"] == found["test"]["teacher"]
   assert "teacher" not in teacher_found["test"]
+  assert teacher_found["test"]["spike_offsets"] is None
 
 
 def test_files_of_a_workdir(finished):

@@ -1,6 +1,7 @@
 """Planned batches → arrays: decode, change speed, join, add noise, pad. Grain does the waiting."""
 
 import functools
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -14,9 +15,10 @@ from jaxkd.data.plan import PlannedBatch, padded_rows
 from jaxkd.data.sources import Source
 from jaxkd.errors import UserError
 from jaxkd.features import SAMPLE_RATE_HZ
-from jaxkd.labels import Labels, UnknownSymbol
+from jaxkd.labels import Labels, UnknownSymbol, UnknownWords
 from jaxkd.types import Batch
 
+log = logging.getLogger(__name__)
 _THREADS = 2
 _AHEAD = 4  # batches
 
@@ -180,11 +182,11 @@ def _with_noise(samples: np.ndarray, db: tuple[float, float], rng) -> np.ndarray
   return np.clip(np.round(samples + noise), -32768, 32767).astype(np.int16)
 
 
-def check_texts(source: Source, labels: Labels) -> None:
-  """Every utterance has a transcript that the classes can write.
+def transcripts(source: Source) -> list[str]:
+  """Of every utterance.
 
   Raises:
-    UserError: names the first that has none or a character without a class.
+    UserError: names the first that has none.
   """
   for name, text in zip(source.ids, source.texts, strict=True):
     if text is None:
@@ -192,11 +194,57 @@ def check_texts(source: Source, labels: Labels) -> None:
         f'{source.name}: {name} has no transcript ("text"), and this run needs one for every '
         "utterance; with config.kd.scale=1.0 the student's data needs none"
       )
+  return source.texts
+
+
+def check_texts(source: Source, labels: Labels, missing: str = "error") -> Source:
+  """The source, every utterance of which has a transcript that the classes can write.
+
+  Args:
+    source: of the utterances.
+    labels: the classes.
+    missing: words without phonemes are an error, or "skip": their utterances are left out.
+
+  Raises:
+    UserError: names the first that has none or a character without a class; or the words.
+  """
+  untold: dict[int, tuple[str, ...]] = {}
+  for index, text in enumerate(transcripts(source)):
     try:
       labels.encode(text)
+    except UnknownWords as error:
+      untold[index] = error.words
     except UnknownSymbol as error:
-      known = "".join(s for i, s in enumerate(labels.symbols) if i != labels.blank_id)
       raise UserError(
-        f"{source.name}: {name}: the text {text[:60]!r} has {error.symbol!r}, which is no class "
-        f"of the model: normalise the text, or add it to config.labels.alphabet (now {known!r})"
+        f"{source.name}: {source.ids[index]}: {_unwritten(text, labels, error)}"
       ) from error
+  if not untold:
+    return source
+  found = _missing(source, untold)
+  if missing == "error" or len(untold) == len(source):
+    skip = "; config.labels.missing=skip leaves these utterances out" * (missing == "error")
+    raise UserError(
+      f"{found}: add them to a lexicon, a line `word P1 P2 ...` each, and give it with "
+      f"config.labels.name=phonemes config.labels.lexicon=FILE{skip}"
+    )
+  log.warning("%s: these are left out", found)
+  reason = lambda words: f"no pronunciation for {words[0]!r}"
+  return source.without({index: reason(words) for index, words in untold.items()})
+
+
+def _missing(source: Source, untold: dict[int, tuple[str, ...]]) -> str:
+  words = list(dict.fromkeys(word for missing in untold.values() for word in missing))
+  count = "1 word has" if len(words) == 1 else f"{len(words)} words have"
+  rest = ", ..." if len(words) > 5 else ""
+  return (
+    f"{source.name}: {count} no pronunciation ({', '.join(words[:5])}{rest}), in {len(untold)} of "
+    f"{len(source)} utterances"
+  )
+
+
+def _unwritten(text: str, labels: Labels, error: UnknownSymbol) -> str:
+  said = f"the text {text[:60]!r} has {error.symbol!r}, which is no class of the model: "
+  if labels.kind == "sentencepiece":
+    return f"{said}the transcripts of its training have none"
+  known = "".join(s for i, s in enumerate(labels.symbols) if i != labels.blank_id)
+  return f"{said}normalise the text, or add it to config.labels.alphabet (now {known!r})"

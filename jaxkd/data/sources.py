@@ -60,6 +60,19 @@ class Source:
   def __len__(self) -> int:
     return len(self.ids)
 
+  def without(self, reasons: dict[int, str]) -> "Source":
+    """The same but for some utterances: index → why they are left out."""
+    kept = [i for i in range(len(self)) if i not in reasons]
+    skipped = [(self.ids[i], reason) for i, reason in reasons.items()]
+    return Source(
+      self.name,
+      [self.ids[i] for i in kept],
+      self.durations[kept],
+      [self.texts[i] for i in kept],
+      [*self.skipped, *skipped],
+      _Part(self, kept),
+    )
+
   def read(self, index: int) -> np.ndarray:
     """i16[S], 16 kHz.
 
@@ -72,6 +85,17 @@ class Source:
     if self._kept is not None:
       self._kept[index] = samples
     return samples
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """Reads some utterances of another source."""
+
+  whole: Source
+  kept: list[int]
+
+  def __call__(self, index: int) -> np.ndarray:
+    return self.whole.read(self.kept[index])
 
 
 @dataclasses.dataclass(frozen=True)

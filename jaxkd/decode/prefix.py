@@ -72,8 +72,7 @@ def prefix_beam(
 def _search(logits, mask, *, blank_id: int, beam: int):
   """`prefix_beam` of one utterance: f[T, V], bool[T]."""
   frames, classes = logits.shape
-  logits = jnp.where(mask[:, None], logits.astype(jnp.float32), 0)
-  log_probs = jax.nn.log_softmax(logits)
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   # A sequence's extensions rank as their labels, but for a repeated one: more are never kept.
   choices = min(classes - 1, beam + 1)
   start = _Beam(
