@@ -78,10 +78,9 @@ def viterbi(
 def _viterbi(logits, logit_len, labels, label_len, blank_id: int):
   """`viterbi` of one row: path i32[T], first i32[U], score f32[]."""
   size, frames = len(labels), jnp.arange(len(logits))
-  clean = jnp.where((frames < logit_len)[:, None], logits.astype(jnp.float32), 0)
-  labels = jnp.where(length_mask(label_len, size), labels, blank_id)
+  # Labels of padding come after the last one, where no path gets to that ends in it.
   classes = jnp.full(2 * size + 1, blank_id).at[1::2].set(labels)
-  emissions = jax.nn.log_softmax(clean)[:, classes]
+  emissions = jax.nn.log_softmax(logits.astype(jnp.float32))[:, classes]
   different = jnp.concatenate([jnp.zeros(1, bool), labels[1:] != labels[:-1]])[:size]
   skips = jnp.zeros(2 * size + 1, bool).at[1::2].set(different)
 

@@ -29,7 +29,8 @@ from jaxkd.hypotheses import Hypotheses
 from jaxkd.labels import Labels
 from jaxkd.teacher import Teacher
 
-LOG_PRIOR = "log_prior.json"
+LOG_PRIOR = "log_prior.json"  # of a workdir's own model
+TEACHER_LOG_PRIOR = "teacher_log_prior.json"  # where the teacher has none beside it
 NBEST = "nbest.jsonl"
 _SPLITS = ("train", "teacher_train", "dev", "test")
 # Convolutions without padding lose what is shorter than their window.
@@ -302,7 +303,7 @@ def build(
   log_prior = None
   if needs_log_prior(config):
     known = pathlib.Path(teacher_source) / LOG_PRIOR
-    path = known if known.exists() else folder / LOG_PRIOR
+    path = known if known.exists() else folder / TEACHER_LOG_PRIOR
     log_prior = estimate_log_prior(teacher, data.train, path, devices)
   updates = max(1, training.epochs * len(first_plan) // training.accumulate)
   schedule = optim.three_part_schedule(training.lr, training.lr_parts, updates)

@@ -196,9 +196,7 @@ class Opened:
     path = self._folder / build.LOG_PRIOR
     if name == "teacher":
       own = pathlib.Path(self._teacher_source) / build.LOG_PRIOR
-      path = own if own.exists() else path
-    elif self._teacher_source:  # that name is the teacher's
-      path = path.with_stem(f"{path.stem}.student")
+      path = own if own.exists() else self._folder / build.TEACHER_LOG_PRIOR
     if path.exists():
       return np.array(workdir.read_json(path), np.float32)
     return np.asarray(build.estimate_log_prior(self.models[name], self._train, path, self._mesh))

@@ -123,8 +123,8 @@ def show(found: dict, folder: pathlib.Path) -> None:
     facts.append(f"selected frames: {100 * found['selected_rate']:.1f} %")
   if (spikes := found.get(split, {}).get("spike_offsets")) is not None:
     facts.append(
-      f"labels begin in the teacher's frame: {100 * spikes['share_0']:.1f} %, beside it: "
-      f"{100 * spikes['share_1']:.1f} %; on average {spikes['mean']:+.2f} frames later"
+      f"student's labels: {100 * spikes['share_0']:.1f} % in the teacher's frame, "
+      f"{100 * spikes['share_1']:.1f} % one off; on average {spikes['mean']:+.2f} frames"
     )
   facts += [
     f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found, folder),

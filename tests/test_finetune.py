@@ -106,7 +106,7 @@ def test_student_learns_from_a_finetuned_workdir(lab, teacher):
   found, folder = distil(lab, "elimination_prior", "student", teacher[1])
   assert found["test"]["teacher"] == teacher[0]["test"]["student"]
   assert found["test"]["student"]["params"] < found["test"]["teacher"]["params"]
-  assert not (folder / "log_prior.json").exists()  # the teacher's own is taken
+  assert not (folder / "teacher_log_prior.json").exists()  # its own is taken
   evaluated = evaluate_lib.evaluate(folder, str(lab / "test.jsonl"))
   assert evaluated["student"] == found["test"]["student"]
   assert evaluated["teacher"] == found["test"]["teacher"]
@@ -135,7 +135,7 @@ def test_folder_teaches_in_its_own_vocabulary(lab):
   labels = json.loads((folder / "labels.json").read_text())
   assert labels["symbols"] == list(TONES) and labels["blank_id"] == 0
   assert found["teacher_workdir"] == "../finetuned"
-  assert len(json.loads((folder / "log_prior.json").read_text())) == len(TONES)
+  assert len(json.loads((folder / "teacher_log_prior.json").read_text())) == len(TONES)
   assert any(row.get("ctc", 0) > 0 for row in metrics(folder))
   assert found["train"]["infeasible"] == 0
   hypotheses = (folder / "hypotheses" / "test.teacher.jsonl").read_text()

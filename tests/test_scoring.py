@@ -123,6 +123,13 @@ def test_shares(late, share):
   assert sum(offsets[f"share_{name}"] for name in ("0", "1", "more")) == 1.0
 
 
+def test_labels_without_a_transcript_are_those_the_teacher_hears():
+  """Also where the student hears none."""
+  found = evaluate(source_of(PATHS, TEXTS), late=14)
+  assert {row["hypothesis"] for row in found.hypotheses["student"]} == {""}
+  assert found.spike_offsets["labels"] == 8
+
+
 def test_no_offsets_without_teacher_or_label_or_wish():
   assert evaluate(source_of(PATHS, TEXTS), late=1, spikes=False).spike_offsets is None
   alone = evaluate(source_of(PATHS, TEXTS), late=1, teacher=False)
