@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 HELP = """\
 usage: python -m jaxkd.grid configs/grids/GRID.py [--recipe=RECIPE] [--folder=DIR]
-                            [--unlabelled=DATA] [--dry_run] [--config.FIELD=VALUE ...]
+                            [--unlabelled=DATA] [--only=NAMES] [--dry_run]
+                            [--config.FIELD=VALUE ...]
 
 Trains variants x scales x seeds one after the other and writes their report to FOLDER/report. The
 teacher is trained once; data and compiled programs are shared. The same command goes on where it
@@ -34,6 +35,7 @@ was stopped, and leaves out what is finished.
   --folder      where all runs are kept (default runs/GRID-RECIPE)
   --unlabelled  what runs without the CTC loss (kd.scale 1) train on instead of config.data.train;
                 the same command without it adds those runs on the same audio as the others
+  --only        names, or their beginnings, with commas between: ctc,symmetric-n2-scale1.0
   --dry_run     print the command of each run, and run nothing
   --config.…    for every run, as for python -m jaxkd.main
 
@@ -61,6 +63,7 @@ def main(argv: list[str]) -> int:
   values, grid_path, overrides = _parse(argv)
   recipe = values.recipe
   cells = cells_of(load(grid_path, recipe), recipe, overrides, values.unlabelled)
+  cells = chosen(cells, values.only)
   folder = pathlib.Path(values.folder or f"runs/{grid_path.stem}-{recipe}")
   if values.dry_run:
     for cell in cells:
@@ -86,7 +89,7 @@ def _parse(argv: list[str]):
     raise SystemExit(0)
   values = flags.FlagValues()
   flags.DEFINE_string("recipe", "demo", "", flag_values=values)
-  for name in ("folder", "unlabelled"):
+  for name in ("folder", "unlabelled", "only"):
     flags.DEFINE_string(name, "", "", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "", flag_values=values)
   overrides = tuple(a for a in argv[1:] if a.startswith("--config."))
@@ -151,6 +154,22 @@ def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled
   train = config_lib.train_data(config)
   parts += [pathlib.Path(train).stem.rpartition(":")[2], f"s{seed}"]
   return Cell("-".join(parts), tuple(given), config)
+
+
+def chosen(cells: list[Cell], only: str) -> list[Cell]:
+  """The cells whose names begin with one of `only`, which has commas between; "" for all.
+
+  Raises:
+    UserError: a name that no cell has.
+  """
+  if not only:
+    return cells
+  beginnings = only.split(",")
+  for beginning in beginnings:
+    if not any(cell.name.startswith(beginning) for cell in cells):
+      names = ", ".join(cell.name for cell in cells)
+      raise UserError(f"--only={only}: no run's name begins with '{beginning}'; the runs: {names}")
+  return [cell for cell in cells if cell.name.startswith(tuple(beginnings))]
 
 
 def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:

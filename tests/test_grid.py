@@ -86,6 +86,19 @@ def test_wrong_cells_are_one_line(variants, words):
     grid.cells_of(settings, "demo", (), "")
 
 
+def test_only_some():
+  cells = grid.cells_of(grid.load(GRIDS / "small.py", "demo"), "demo", (), "")
+  assert grid.chosen(cells, "") == cells
+  names = [cell.name for cell in grid.chosen(cells, "ctc,symmetric-n2")]
+  assert names == [
+    "ctc-train-s0",
+    "symmetric-n2-scale0.25-train-s0",
+    "symmetric-n2-scale1.0-unlabelled-s0",
+  ]
+  with pytest.raises(UserError, match="no run's name begins with 'symetric'; the runs: ctc-tr"):
+    grid.chosen(cells, "ctc,symetric")
+
+
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
   arguments = ["jaxkd.grid", str(GRIDS / "small.py"), "--dry_run", f"--folder={tmp_path / 'runs'}"]
   assert grid.main(arguments) == 0
