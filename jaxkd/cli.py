@@ -32,13 +32,18 @@ Fields that are often set:
   --config.data.dev=PATH  --config.data.test=PATH
   --config.teacher.source=DIR       a finished workdir as teacher instead, or a HuBERT, wav2vec 2.0,
                                     WavLM or data2vec model with CTC head in Hugging Face's layout
+  --config.labels.name=phonemes     classes: characters, phonemes, sentencepiece
   --config.kd.scale=0.25            weight of distillation; CTC gets the rest (1.0: no transcripts)
   --config.seed=1
 
 All fields with their defaults: jaxkd/config.py. Another config file: any that defines
-get_config(recipe). Evaluating on other data: python -m jaxkd.evaluate --help; to and from
-Hugging Face's layout: python -m jaxkd.convert --help; what it needs of TPUs: python -m
-jaxkd.compile --help
+get_config(recipe). Other commands, each with --help, as python -m jaxkd.COMMAND:
+  evaluate  a finished run on other data
+  search    with lexicon and language model
+  report    compares finished runs: table, plots
+  grid      many runs, and their report
+  convert   to and from Hugging Face's layout
+  compile   what a run needs of TPUs, without one
 """
 
 
