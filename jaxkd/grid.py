@@ -19,7 +19,7 @@ from jaxkd import cli, console
 from jaxkd import config as config_lib
 from jaxkd.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("jaxkd.grid")  # as a command its name is __main__
 
 HELP = """\
 usage: python -m jaxkd.grid configs/grids/GRID.py [--recipe=RECIPE] [--folder=DIR]

@@ -23,7 +23,7 @@ from jaxkd.errors import UserError
 from jaxkd.labels import Labels
 from jaxkd.text import normalise
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("jaxkd.search")  # as a command its name is __main__
 MODELS = ("student", "teacher")
 _NBEST = 10
 HELP = """\
