@@ -204,9 +204,10 @@ def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
     except UserError as error:
       rows[cell.name] = str(error)
       log.warning("%s failed: %s", cell.name, error)
-    left = len(cells) - len(rows)
-    log.info("%s: %.0f s; %d to go", cell.name, time.monotonic() - started, left)
-    console.err.print(table(cells, rows))
+    seconds, left = time.monotonic() - started, len(cells) - len(rows)
+    log.info("%s: %.0f s; %d of %d runs to go", cell.name, seconds, left, len(cells))
+    if console.err.is_terminal or not left:
+      console.err.print(table(cells, rows))
   return {name: found for name, found in rows.items() if isinstance(found, str)}
 
 
