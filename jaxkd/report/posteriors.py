@@ -87,7 +87,7 @@ def _selected(run: Run, config, blank_id: int, logits: np.ndarray) -> np.ndarray
 
   prior = None
   if build.needs_log_prior(config):
-    places = [pathlib.Path(run.teacher) / build.LOG_PRIOR, run.folder / build.LOG_PRIOR]
+    places = [pathlib.Path(run.teacher) / build.LOG_PRIOR, run.folder / build.TEACHER_LOG_PRIOR]
     path = next((p for p in places if p.exists()), places[-1])
     prior = np.array(workdir.read_json(path), np.float32)
   select = jax.jit(build.make_selector(config.kd, blank_id, prior))
