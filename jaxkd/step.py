@@ -55,7 +55,7 @@ class Terms(NamedTuple):
     kd: T²·KL over selected frames, or what takes its place.
     ctc: -log p of feasible rows over target labels.
     selected: selected frames, or their weights, over real frames.
-    infeasible: rows without a CTC path over real rows.
+    infeasible: rows without a CTC path over real rows; with hypotheses both targets are counted.
     blank: frames that the student calls blank over real frames.
     grad_norm: global gradient norm before clipping, once an update.
     skipped: updates whose loss or gradient was no finite number; they are in no other term.
@@ -177,7 +177,7 @@ def distill_loss(
   loss = objective.scale * terms.kd.mean()
   if objective.scale < 1:
     ctc, infeasible = _ctc(out, batch.labels, batch.label_len, objective.blank_id)
-    terms = terms._replace(ctc=ctc, infeasible=infeasible)
+    terms = terms._replace(ctc=ctc, infeasible=terms.infeasible + infeasible)
     loss += (1 - objective.scale) * ctc.mean()
   return loss, terms._replace(loss=WeightedSum(loss, jnp.ones(())))
 
