@@ -92,9 +92,8 @@ def batch_on(mesh: Mesh) -> Batch:
   labels = rng.integers(1, CLASSES, (6, 4)).astype(np.int32)
   batch = Batch(audio, audio_len, labels, np.array([4, 3, 4, 2, 1, 0], np.int32))
   more = -6 % mesh.size
-  return mesh_lib.put_batch(
-    Batch(*(np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) for x in batch)), mesh
-  )
+  filled = lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
+  return mesh_lib.put_batch(jax.tree.map(filled, batch), mesh)
 
 
 @functools.cache
