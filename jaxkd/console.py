@@ -43,6 +43,11 @@ def be_quiet() -> None:
   logging.getLogger("jaxkd").setLevel(logging.WARNING)
 
 
+def percent(rate: float | None) -> str:
+  """A rate as it stands in tables."""
+  return "–" if rate is None else f"{100 * rate:.1f}"
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int, *, done: int = 0):
   """A bar on standard error; yields update(steps=1, **notes).

@@ -39,7 +39,8 @@ was stopped, and leaves out what is finished.
   --dry_run     print the command of each run, and run nothing
   --config.…    for every run, as for python -m jaxkd.main
 
-A single run of it: what --dry_run prints.
+A single run of it is what --dry_run prints; with --config.teacher.source=DIR it has the grid's
+teacher.
 """
 
 
@@ -69,8 +70,7 @@ def main(argv: list[str]) -> int:
     for cell in cells:
       print("python -m jaxkd.main", f"--workdir={folder / cell.name}", *cell.arguments)
     return 0
-  from jaxkd import mesh
-  from jaxkd.report import __main__ as report
+  from jaxkd import mesh, report
   from jaxkd.report import plots
 
   plots.library()  # before hours of training rather than after
@@ -237,14 +237,13 @@ def table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
     elif isinstance(result, str):
       found.add_row(cell.name, "failed", "", "", style="red")
     else:
-      rates = [_percent(result, split) for split in ("dev", "test")]
+      rates = [console.percent(_wer(result, split)) for split in ("dev", "test")]
       found.add_row(cell.name, *rates, f"{result['wall_seconds']:.0f}")
   return found
 
 
-def _percent(result: dict, split: str) -> str:
-  rate = result.get(split, {}).get("student", {}).get("wer")
-  return "–" if rate is None else f"{100 * rate:.1f}"
+def _wer(result: dict, split: str) -> float | None:
+  return result.get(split, {}).get("student", {}).get("wer")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def show(found: dict, folder: pathlib.Path) -> None:
       table.add_row(
         model,
         f"{row['params']:,}",
-        _percent(row["wer"]),
-        _percent(row["cer"]),
+        console.percent(row["wer"]),
+        console.percent(row["cer"]),
         f"{row['blank_rate']:.3f}",
       )
   console.out.print(table)
@@ -141,7 +141,3 @@ def _teacher_time(found: dict, folder: pathlib.Path) -> str:
   if not path.exists():
     return ""
   return f", and {workdir.read_json(path)['wall_seconds']:.0f} s for the teacher"
-
-
-def _percent(rate) -> str:
-  return "–" if rate is None else f"{100 * rate:.1f}"

@@ -330,7 +330,7 @@ def show(found: dict, folder: pathlib.Path) -> None:
     for kind in (k for k in names if k in block):
       row, speed = block[kind], block["rtf"]["search" if kind == "lexicon_lm" else kind]
       rates = [row.get(split, {}).get(rate) for split, rate in _COLUMNS]
-      table.add_row(model, names[kind], *map(_percent, rates), f"{speed:.4f}")
+      table.add_row(model, names[kind], *map(console.percent, rates), f"{speed:.4f}")
   console.out.print(table)
   facts = [_tuned(model, found[model]) for model in MODELS if "lexicon_lm" in found.get(model, {})]
   facts += [
@@ -351,10 +351,6 @@ def _tuned(model: str, block: dict) -> str:
     f"{model}: LM weight {row['lm_weight']:g}, prior scale {row['prior_scale']:g}, "
     f"word score {row['word_score']:g} of {len(block['grid'])} tried on dev"
   )
-
-
-def _percent(rate) -> str:
-  return "–" if rate is None else f"{100 * rate:.1f}"
 
 
 if __name__ == "__main__":

@@ -107,16 +107,29 @@ def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
   os.replace(temporary, path)
 
 
-def read_jsonl(path: pathlib.Path) -> list:
-  """Reads what `write_jsonl` wrote.
+def read_jsonl(path: pathlib.Path, *, growing: bool = False) -> list:
+  """Reads a JSON value a line.
+
+  Args:
+    path: of the file.
+    growing: a kill may have cut the last line short; that one is left out.
 
   Raises:
     UserError: absent or damaged.
   """
   try:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines()
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read: {error}") from error
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      if growing and number == len(lines):
+        break
+      raise UserError(f"{path}, line {number}: {error}") from error
+  return rows
 
 
 def read_json(path: pathlib.Path):

@@ -1,12 +1,11 @@
 """python -m jaxkd.report runs/* [--out=report] [--baseline=NAME] [--utterance=ID]"""
 
-import difflib
 import pathlib
 import sys
 
 from absl import flags
 
-from jaxkd import cli, console
+from jaxkd import cli, console, report
 from jaxkd.errors import UserError
 
 HELP = """\
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
     raise UserError(" ".join(str(error).split())) from error
   if not folders:
     raise UserError("usage: python -m jaxkd.report WORKDIR ... [--out=report]")
-  page = write(
+  page = report.write(
     [pathlib.Path(f) for f in folders],
     pathlib.Path(values.out),
     baseline=values.baseline,
@@ -47,63 +46,6 @@ def main(argv: list[str]) -> int:
   )
   console.out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
   return 0
-
-
-def write(
-  folders: list[pathlib.Path],
-  out: pathlib.Path,
-  *,
-  baseline: str | None = None,
-  utterance: str | None = None,
-) -> pathlib.Path:
-  """Reads workdirs and writes report.md, report.html, report.csv and plots; returns the HTML file.
-
-  Args:
-    folders: workdirs, finished or not; anything else is listed as such.
-    out: made if absent; what an earlier report left there is replaced.
-    baseline: name of a row or workdir; None for CTC alone, else standard distillation.
-    utterance: of the test set, whose posteriors are drawn; None for the first.
-
-  Raises:
-    UserError: no finished run, test sets that differ, no such baseline or utterance, no
-      matplotlib, or a folder that cannot be written.
-  """
-  from jaxkd.report import collect, document, plots, tables
-
-  plots.library()
-  with console.progress("reading", len(folders)) as update:
-    distinct = {folder.resolve(): folder for folder in reversed(folders)}
-    read = [collect.read(f) for f in reversed(distinct.values()) if update() is None]
-  runs = [found for found in read if isinstance(found, collect.Run)]
-  left_out = [found for found in read if isinstance(found, collect.LeftOut)]
-  if not runs:
-    reasons = "; ".join(f"{f.folder}: {f.reason}" for f in left_out[:3])
-    raise UserError(f"no finished run among {len(read)} folders ({reasons})")
-  collect.check_same_test(runs)
-  rows = tables.make_rows(runs)
-  chosen = tables.find_baseline(rows, baseline)
-  heard = _utterance(runs[0], utterance)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.csv").touch()
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
-  return document.write(tables.compare(rows, chosen), left_out, chosen, heard, out)
-
-
-def _utterance(run, wanted: str | None) -> str | None:
-  """Id of the utterance that is drawn."""
-  rows = next(
-    (run.hypotheses[s, "student"] for s in ("test", "dev") if (s, "student") in run.hypotheses), {}
-  )
-  if wanted is None:
-    return next(iter(rows), None)
-  if wanted not in rows:
-    near = difflib.get_close_matches(wanted, rows, n=3, cutoff=0.0)
-    raise UserError(
-      f"--utterance={wanted} is not in the test set; some that are: {', '.join(near)}"
-    )
-  return wanted
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _finished(folder: pathlib.Path, config: dict) -> Run:
   hypotheses = {}
   for split in (s for s in SPLITS if s in results):
     for model in (m for m in MODELS if m in results[split]):
-      rows = _jsonl(folder / "hypotheses" / f"{split}.{model}.jsonl")
+      rows = workdir.read_jsonl(folder / "hypotheses" / f"{split}.{model}.jsonl")
       try:
         hypotheses[split, model] = {r["id"]: (r["reference"], r["hypothesis"]) for r in rows}
         results[split][model] = {"wer": None, "cer": None} | results[split][model]
@@ -107,7 +107,7 @@ def _finished(folder: pathlib.Path, config: dict) -> Run:
     facts.get("fingerprint") or json.dumps(results["train"], sort_keys=True),
     (more["labels"] or {}).get("kind", "characters"),
     hypotheses,
-    _jsonl(folder / "metrics.jsonl", needed=False),
+    _metrics(folder),
     more["search"],
   )
 
@@ -116,28 +116,15 @@ def _optional(path: pathlib.Path) -> dict | None:
   return workdir.read_json(path) if path.exists() else None
 
 
-def _jsonl(path: pathlib.Path, *, needed: bool = True) -> list[dict]:
-  if not needed and not path.exists():
-    return []
-  try:
-    lines = path.read_text().splitlines()
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
-  rows = []
-  for number, line in enumerate(lines, 1):
-    try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      if not needed and number == len(lines):  # a kill may cut the last line short
-        break
-      raise UserError(f"{path}, line {number}: {error}") from error
-  return rows
+def _metrics(folder: pathlib.Path) -> list[dict]:
+  path = folder / "metrics.jsonl"
+  return workdir.read_jsonl(path, growing=True) if path.exists() else []
 
 
 def _unfinished(folder: pathlib.Path, config: dict) -> str:
   """How far a run has come."""
   saved = [int(p.name) for p in (folder / "checkpoints/last").glob("*") if p.name.isdigit()]
-  rows = _jsonl(folder / "metrics.jsonl", needed=False)
+  rows = _metrics(folder)
   last = rows[-1] if rows else {}
   step = max([*saved, last.get("step", 0)])
   epochs = config.get("training", {}).get("epochs", "?")

@@ -295,8 +295,11 @@ def blank_runs(found: list[dict], path: pathlib.Path) -> str | None:
       label=label(f),
     )
   last = max(len(f["share"]) for f in rows) - 1
-  ticks = sorted({*range(0, last, max(1, last // 8)), last})
+  step = max(1, last // 8)
+  ticks = [*range(0, last - step // 2, step), last]
   axes.set_xticks(ticks, [*map(str, ticks[:-1]), f"≥ {last}"])
+  axes.set_yscale("log")  # most gaps are short
+  axes.yaxis.set_major_formatter("{x:g}")
   axes.set_xlabel(f"blank frames between two labels, frames of {_FRAME_MS} ms")
   axes.set_ylabel(f"share of the gaps / %, {split}")
   _legend(axes)
