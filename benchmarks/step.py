@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from jaxkd.models import known
+from jaxkd.models.huggingface import known
 
 HUBERT_LARGE = dict(known.HUBERT_LARGE, vocab_size=80)
 WIDTH, LAYERS, HEADS, KERNEL, DROPOUT = 384, 12, 8, 31, 0.2
@@ -76,15 +76,16 @@ def ours(args):
   import jax.numpy as jnp
   from flax import nnx
 
-  from jaxkd import optim, recipes
-  from jaxkd.augment import SpecAugment
-  from jaxkd.build import make_selector
-  from jaxkd.config import base
-  from jaxkd.features import LogMel
-  from jaxkd.models import huggingface, port
+  from jaxkd.config import base, recipes
+  from jaxkd.models.augment import SpecAugment
   from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+  from jaxkd.models.features import LogMel
+  from jaxkd.models.huggingface import folder as huggingface
+  from jaxkd.models.huggingface import weights as port
   from jaxkd.models.wav2vec2 import Wav2Vec2CTC
-  from jaxkd.step import Objective, TrainState, make_train_step
+  from jaxkd.training import optim
+  from jaxkd.training.assembly import make_selector
+  from jaxkd.training.step import Objective, TrainState, make_train_step
   from jaxkd.types import Batch
 
   classes = HUBERT_LARGE["vocab_size"]
@@ -219,7 +220,7 @@ def torch_student(classes):
   from transformers import Wav2Vec2ConformerConfig
   from transformers.models.wav2vec2_conformer import modeling_wav2vec2_conformer as conformer
 
-  from jaxkd.features import LogMel, _filters
+  from jaxkd.models.features import LogMel, _filters
 
   config = Wav2Vec2ConformerConfig(
     hidden_size=WIDTH,

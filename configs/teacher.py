@@ -9,7 +9,7 @@ Then: --config=configs/symmetric.py:manifest --config.teacher.source=runs/teache
 """
 
 from jaxkd import config as config_lib
-from jaxkd import recipes
+from jaxkd.config import recipes
 
 
 def get_config(recipe: str = "manifest"):

@@ -2,13 +2,15 @@
 
 import sys
 
-from jaxkd import cli
+from jaxkd.commands import cli
 
 
 def main(argv: list[str]) -> int:
   """Trains what the config says and prints the table; returns the exit status."""
   config, folder = cli.parse(argv)
-  from jaxkd import mesh, results, train  # JAX starts here, after --help and wrong flags
+  from jaxkd.devices import mesh
+  from jaxkd.training import loop as train
+  from jaxkd.training import results
 
   mesh.start_processes()
   found = train.run(config, folder)

@@ -4,10 +4,10 @@ import functools
 import json
 import pathlib
 
-import corpus
 import numpy as np
 
-from jaxkd import cli
+import corpus
+from jaxkd.commands import cli
 
 UTTERANCES = 40
 WORDS = 4

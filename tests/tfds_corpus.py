@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+
 from corpus import TONES_HZ, hash_of, tone
 
 SIZES = {

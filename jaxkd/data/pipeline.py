@@ -14,8 +14,8 @@ from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.plan import PlannedBatch, padded_rows
 from jaxkd.data.sources import Source
 from jaxkd.errors import UserError
-from jaxkd.features import SAMPLE_RATE_HZ
 from jaxkd.labels import Labels, UnknownSymbol, UnknownWords
+from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.types import Batch
 
 log = logging.getLogger(__name__)

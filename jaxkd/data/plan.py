@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd.features import SAMPLE_RATE_HZ
+from jaxkd.models.features import SAMPLE_RATE_HZ
 
 _FRAME = SAMPLE_RATE_HZ // 25  # samples in an output frame, 40 ms
 # Resampling rounds, and so do the durations in manifests.

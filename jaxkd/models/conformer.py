@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd import sharding
-from jaxkd.augment import SpecAugment, spec_augment
-from jaxkd.features import LogMel, log_mel
+from jaxkd.devices import sharding
 from jaxkd.masks import length_mask
 from jaxkd.models import layers as layers_lib
+from jaxkd.models.augment import SpecAugment, spec_augment
+from jaxkd.models.features import LogMel, log_mel
 from jaxkd.types import FrameOutput
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd import sharding
+from jaxkd.devices import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
 from jaxkd.models.layers import LayerNorm, Linear, dropout, largest, standardise
 from jaxkd.types import FrameOutput

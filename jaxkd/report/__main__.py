@@ -5,7 +5,8 @@ import sys
 
 from absl import flags
 
-from jaxkd import cli, console, report
+from jaxkd import console, report
+from jaxkd.commands import cli
 from jaxkd.errors import UserError
 
 HELP = """\

@@ -6,8 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from jaxkd import workdir
 from jaxkd.errors import UserError
+from jaxkd.training import workdir
 
 SPLITS = ("dev", "test")
 MODELS = ("teacher", "student")

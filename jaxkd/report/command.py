@@ -8,8 +8,8 @@ import re
 import shlex
 
 from jaxkd import config as config_lib
-from jaxkd import workdir
 from jaxkd.report.collect import Run
+from jaxkd.training import workdir
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Blocks that are replaced whole: a flag can change the fields of one, but not put another there.

@@ -47,8 +47,10 @@ def compute(run: Run, utterance: str) -> Posteriors:
   """
   import jax
 
-  from jaxkd import blueprint, build, mesh
   from jaxkd.data.audio import BrokenAudio
+  from jaxkd.devices import mesh
+  from jaxkd.models import blueprint
+  from jaxkd.training import assembly as build
 
   devices = mesh.make_mesh()
   config, student = blueprint.load_finished(run.folder, devices)
@@ -83,7 +85,8 @@ def _selected(run: Run, config, blank_id: int, logits: np.ndarray) -> np.ndarray
   """f32[T]: weights in the last epoch of the run's selection, for logits f32[1, T, V]."""
   import jax
 
-  from jaxkd import build, workdir
+  from jaxkd.training import assembly as build
+  from jaxkd.training import workdir
 
   prior = None
   if build.needs_log_prior(config):

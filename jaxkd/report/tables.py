@@ -9,8 +9,9 @@ import pathlib
 
 import numpy as np
 
-from jaxkd import console, metrics
+from jaxkd import console
 from jaxkd.errors import UserError
+from jaxkd.inference import error_rates as metrics
 from jaxkd.report import collect, command
 from jaxkd.report.collect import Run
 

@@ -1,0 +1,100 @@
+"""python -m jaxkd.convert SOURCE [TARGET]
+
+Brings model folders into the form that the other commands and transformers read.
+"""
+
+import pathlib
+import shutil
+import sys
+
+from jaxkd import console
+from jaxkd.commands import cli
+from jaxkd.errors import UserError
+
+HELP = """\
+usage: python -m jaxkd.convert SOURCE [TARGET]
+
+  SOURCE  a finished workdir of configs/teacher.py: its model is written to TARGET (default
+          SOURCE/huggingface) in Hugging Face's layout, for transformers and for others
+          or a folder with pytorch_model*.bin: its weights are written to TARGET (default SOURCE) as
+          model.safetensors; needs torch
+"""
+
+
+def main(argv: list[str]) -> int:
+  """Converts and says where to; returns the exit status."""
+  if len(argv) == 1 or any(a in ("--help", "-h") for a in argv[1:]):
+    print(HELP, end="")
+    return 0
+  if len(argv) > 3 or any(a.startswith("-") for a in argv[1:]):
+    raise UserError("usage: python -m jaxkd.convert SOURCE [TARGET]")
+  source = pathlib.Path(argv[1]).expanduser()
+  target = pathlib.Path(argv[2]).expanduser() if len(argv) > 2 else None
+  if (source / "results.json").exists():
+    target = target or source / "huggingface"
+    export(source, target)
+  elif weights := sorted(source.glob("pytorch_model*.bin")):
+    target = target or source
+    from_pickles(source, weights, target)
+  else:
+    raise UserError(
+      f"{source} is neither a finished workdir (results.json) nor a folder with pytorch_model*.bin"
+    )
+  console.out.print(str(target), highlight=False, markup=False, soft_wrap=True)
+  return 0
+
+
+def export(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Writes the model of a finished workdir in Hugging Face's layout.
+
+  Raises:
+    UserError: it is no model of a Hugging Face family, or it cannot be read.
+  """
+  from jaxkd.devices import mesh
+  from jaxkd.models import blueprint
+  from jaxkd.models.huggingface import folder as huggingface
+  from jaxkd.training import workdir
+
+  config, model = blueprint.load_finished(source, mesh.make_mesh())
+  if config.student.name != "huggingface":
+    raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
+  if (kind := model.vocabulary.kind) != "characters":
+    raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
+  description = workdir.read_json(source / blueprint.DESCRIPTION)
+  settings = blueprint.huggingface_config(config, description, str(source))
+  huggingface.save(target, description, settings, model.params, model.vocabulary)
+
+
+def from_pickles(source: pathlib.Path, weights: list[pathlib.Path], target: pathlib.Path) -> None:
+  """Writes PyTorch's pickled weights as safetensors; nothing but tensors is unpickled.
+
+  Raises:
+    UserError: no torch, or a file that holds something else than tensors.
+  """
+  try:
+    import torch
+    from safetensors.torch import save_file
+  except ImportError as error:
+    raise UserError(f"{weights[0]} is read with torch: pip install torch 'jaxkd[hf]'") from error
+  tensors = {}
+  for path in weights:
+    try:
+      found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's and torch's many kinds
+      reason = " ".join(str(error).split())[:200]
+      raise UserError(f"{path} cannot be read as tensors alone: {reason}") from error
+    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+      raise UserError(f"{path} does not hold tensors by name")
+    tensors |= {name: tensor.clone().contiguous() for name, tensor in found.items()}
+  target.mkdir(parents=True, exist_ok=True)
+  unfinished = target / "model.safetensors.unfinished"
+  save_file(tensors, str(unfinished), metadata={"format": "pt"})
+  unfinished.replace(target / "model.safetensors")
+  if target != source:
+    for path in source.glob("*.json"):
+      if not path.name.endswith(".index.json"):
+        shutil.copy(path, target)
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guard(main))

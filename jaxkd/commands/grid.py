@@ -1,0 +1,254 @@
+"""python -m jaxkd.grid configs/grids/GRID.py [--recipe=RECIPE] [--config.a.b=VALUE ...]
+
+Trains every run of a grid one after the other, beside one teacher, and ends in the report.
+"""
+
+import dataclasses
+import importlib.util
+import itertools
+import logging
+import pathlib
+import sys
+import time
+
+from absl import flags
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jaxkd import config as config_lib
+from jaxkd import console
+from jaxkd.commands import cli
+from jaxkd.errors import UserError
+
+log = logging.getLogger("jaxkd.grid")  # as a command its name is __main__
+
+HELP = """\
+usage: python -m jaxkd.grid configs/grids/GRID.py [--recipe=RECIPE] [--folder=DIR]
+                            [--unlabelled=DATA] [--only=NAMES] [--dry_run]
+                            [--config.FIELD=VALUE ...]
+
+Trains variants x scales x seeds one after the other and writes their report to FOLDER/report. The
+teacher is trained once; data and compiled programs are shared. The same command goes on where it
+was stopped, and leaves out what is finished.
+
+  GRID          defines get_grid(recipe): scales, seeds, and variants with the fields that vary
+  --recipe      data and sizes: {recipes} (default demo)
+  --folder      where all runs are kept (default runs/GRID-RECIPE)
+  --unlabelled  what runs without the CTC loss (kd.scale 1) train on instead of config.data.train;
+                the same command without it adds those runs on the same audio as the others
+  --only        names, or their beginnings, with commas between: ctc,symmetric-n2-scale1.0
+  --dry_run     print the command of each run, and run nothing
+  --config.…    for every run, as for python -m jaxkd.main
+
+A single run of it is what --dry_run prints; with --config.teacher.source=DIR it has the grid's
+teacher.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of a grid.
+
+  Attributes:
+    name: of its workdir.
+    arguments: of `python -m jaxkd.main`, without the workdir.
+    config: that they give.
+  """
+
+  name: str
+  arguments: tuple[str, ...]
+  config: ConfigDict
+
+
+def main(argv: list[str]) -> int:
+  """Runs the grid; returns the exit status: 1 where a run failed."""
+  values, grid_path, overrides = _parse(argv)
+  recipe = values.recipe
+  cells = cells_of(load(grid_path, recipe), recipe, overrides, values.unlabelled)
+  cells = chosen(cells, values.only)
+  folder = pathlib.Path(values.folder or f"runs/{grid_path.stem}-{recipe}")
+  if values.dry_run:
+    for cell in cells:
+      print("python -m jaxkd.main", f"--workdir={folder / cell.name}", *cell.arguments)
+    return 0
+  from jaxkd import report
+  from jaxkd.devices import mesh
+  from jaxkd.report import plots
+
+  plots.library()  # before hours of training rather than after
+  mesh.start_processes()
+  failed = run(cells, folder)
+  if mesh.is_first():
+    found = report.write(sorted(p.parent for p in folder.glob("*/config.json")), folder / "report")
+    console.out.print(f"report: {found}", highlight=False, markup=False, soft_wrap=True)
+  return 1 if failed else 0
+
+
+def _parse(argv: list[str]):
+  """Flags, the grid's file, and what every run gets."""
+  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
+    print(HELP.format(recipes=", ".join(config_lib.RECIPES)), end="")
+    raise SystemExit(0)
+  values = flags.FlagValues()
+  flags.DEFINE_string("recipe", "demo", "", flag_values=values)
+  for name in ("folder", "unlabelled", "only"):
+    flags.DEFINE_string(name, "", "", flag_values=values)
+  flags.DEFINE_bool("dry_run", False, "", flag_values=values)
+  overrides = tuple(a for a in argv[1:] if a.startswith("--config."))
+  try:
+    rest = values([a for a in argv if a not in overrides])
+  except flags.Error as error:
+    raise UserError(" ".join(str(error).split())) from error
+  if len(rest) != 2:
+    raise UserError("one file with a grid is needed: python -m jaxkd.grid configs/grids/small.py")
+  return values, pathlib.Path(rest[1]), overrides
+
+
+def load(path: pathlib.Path, recipe: str) -> dict:
+  """The grid of a file: `scales`, `seeds`, and `variants`: name → field → values.
+
+  Raises:
+    UserError: no such file, or it defines no grid.
+  """
+  if not path.is_file():
+    choices = ", ".join(sorted(str(p) for p in pathlib.Path("configs/grids").glob("*.py")))
+    raise UserError(f"{path}: no such file" + (f"; grids: {choices}" if choices else ""))
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    grid = module.get_grid(recipe)
+    return {name: grid[name] for name in ("scales", "seeds", "variants")}
+  except Exception as error:  # whatever the file raises
+    raise UserError(
+      f"{path}: get_grid(recipe) must return a dict of scales, seeds and variants: "
+      f"{type(error).__name__}: {error}"
+    ) from error
+
+
+def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: str) -> list[Cell]:
+  """All runs, seeds outermost, so that an early stop leaves whole grids.
+
+  Raises:
+    UserError: a variant, field or value that does not exist or fit.
+  """
+  cells = []
+  for seed, (variant, fields) in itertools.product(grid["seeds"], grid["variants"].items()):
+    first = _cell(variant, recipe, overrides, None, {}, seed, unlabelled)
+    # A variant without distillation has no scale.
+    scales = grid["scales"] if first.config.kd.scale else (None,)
+    for scale, values in itertools.product(scales, itertools.product(*fields.values())):
+      chosen = dict(zip(fields, values, strict=True))
+      cells.append(_cell(variant, recipe, overrides, scale, chosen, seed, unlabelled))
+  return cells
+
+
+def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled: str) -> Cell:
+  given = [f"--config=configs/{variant}.py:{recipe}", *overrides, f"--config.seed={seed}"]
+  given += [f"--config.{field}={value}" for field, value in fields.items()]
+  if scale is not None:
+    given.append(f"--config.kd.scale={scale}")
+  if unlabelled and cli.parse(["", *given])[0].kd.scale == 1:
+    given.append(f"--config.data.train={unlabelled}")
+  config = cli.parse(["", *given])[0]
+  parts = [variant, *(f"{field.rpartition('.')[2]}{value}" for field, value in fields.items())]
+  parts += [] if scale is None else [f"scale{scale}"]
+  train = config_lib.train_data(config)
+  parts += [pathlib.Path(train).stem.rpartition(":")[2], f"s{seed}"]
+  return Cell("-".join(parts), tuple(given), config)
+
+
+def chosen(cells: list[Cell], only: str) -> list[Cell]:
+  """The cells whose names begin with one of `only`, which has commas between; "" for all.
+
+  Raises:
+    UserError: a name that no cell has.
+  """
+  if not only:
+    return cells
+  beginnings = only.split(",")
+  for beginning in beginnings:
+    if not any(cell.name.startswith(beginning) for cell in cells):
+      names = ", ".join(cell.name for cell in cells)
+      raise UserError(f"--only={only}: no run's name begins with '{beginning}'; the runs: {names}")
+  return [cell for cell in cells if cell.name.startswith(tuple(beginnings))]
+
+
+def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
+  """Trains what is not finished; a run that fails is left, and the others go on.
+
+  Returns:
+    Name of each run that failed → why.
+
+  Raises:
+    UserError: the teacher cannot be trained or used.
+    Interrupted: a signal came; the same cells go on.
+  """
+  import jax
+
+  from jaxkd.training import assembly as build
+  from jaxkd.training import loop as train
+
+  folder.mkdir(parents=True, exist_ok=True)
+  # Seeds differ in no program, and most variants in the train step alone.
+  jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".programs"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  opened: dict = {}
+  source = _teacher(cells, folder, opened)
+  rows: dict[str, dict | str] = {}
+  for cell in cells:
+    started = time.monotonic()
+    config = cell.config.copy_and_resolve_references().unlock()
+    if config.teacher.source == "train":
+      config.teacher.source = source
+    try:
+      data = build.open_data(config.lock(), opened)
+      rows[cell.name] = train.run(config, folder / cell.name, data)
+    except UserError as error:
+      rows[cell.name] = str(error)
+      log.warning("%s failed: %s", cell.name, error)
+    seconds, left = time.monotonic() - started, len(cells) - len(rows)
+    log.info("%s: %.0f s; %d of %d runs to go", cell.name, seconds, left, len(cells))
+    if console.err.is_terminal or not left:
+      console.err.print(table(cells, rows))
+  return {name: found for name, found in rows.items() if isinstance(found, str)}
+
+
+def _teacher(cells: list[Cell], folder: pathlib.Path, opened: dict) -> str:
+  """The workdir of the teacher that the runs share, trained first, with the first one's seed."""
+  from jaxkd.training import assembly as build
+  from jaxkd.training import loop as train
+
+  asking = [cell.config for cell in cells if cell.config.teacher.source == "train"]
+  if not asking:
+    return ""
+  data = build.open_data(asking[0], opened)
+  config, data = build.for_teacher(asking[0], data)
+  where = build.teacher_workdir(config, data, folder / "run")
+  train.run(config, where, data)
+  return str(where)
+
+
+def table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
+  """How the runs stand: results by name, or why one failed."""
+  found = Table(title=f"{len(rows)} of {len(cells)} runs", title_justify="left")
+  for heading in ("run", "dev WER %", "test WER %", "seconds"):
+    found.add_column(heading, justify="left" if heading == "run" else "right")
+  for cell in cells:
+    result = rows.get(cell.name)
+    if result is None:
+      found.add_row(cell.name, "", "", "", style="dim")
+    elif isinstance(result, str):
+      found.add_row(cell.name, "failed", "", "", style="red")
+    else:
+      rates = [console.percent(_wer(result, split)) for split in ("dev", "test")]
+      found.add_row(cell.name, *rates, f"{result['wall_seconds']:.0f}")
+  return found
+
+
+def _wer(result: dict, split: str) -> float | None:
+  return result.get(split, {}).get("student", {}).get("wer")
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guard(main))

@@ -1,0 +1,359 @@
+"""python -m jaxkd.search --workdir=DIR [--lm=FILE.arpa|train|none] [--lexicon=FILE] …
+
+Searches with the models of a finished run: greedily, by prefix beam, with a lexicon, and with a
+lexicon and a word language model. What weighs the parts is tuned on dev and then fixed for test.
+Writes search.json, hypotheses/<split>.<model>.search.jsonl and, with --lm=train, lm.arpa into the
+workdir, and prints a table.
+"""
+
+import dataclasses
+import itertools
+import logging
+import pathlib
+import sys
+import time
+
+import numpy as np
+from absl import flags
+
+from jaxkd import console
+from jaxkd.commands import cli
+from jaxkd.errors import UserError
+from jaxkd.inference.search import lexicon as lexicon_lib
+from jaxkd.inference.search import ngram
+from jaxkd.labels import Labels
+from jaxkd.labels.text import normalise
+
+log = logging.getLogger("jaxkd.search")  # as a command its name is __main__
+MODELS = ("student", "teacher")
+_NBEST = 10
+HELP = """\
+usage: python -m jaxkd.search --workdir=DIR [--model=student|teacher|both]
+                              [--lm=FILE.arpa|train|none] [--lexicon=FILE] [--data=DATA]
+
+Searches with the models of a finished run: greedily, by prefix beam, with a lexicon, and with a
+lexicon and a word n-gram model; tunes on dev, then decodes test.
+
+  DIR        workdir of a finished run; search.json and the hypotheses go there
+  --model    which (default both)
+  --lm       an ARPA file (.gz too); train (default): estimated from the training transcripts of the
+             student or else of the teacher, kept as lm.arpa; none
+  --order    of the model that is estimated, 2 to 6 (default 4)
+  --lexicon  a file with a word a line (pronunciations behind it are not read: the run's labels say
+             how words are spelled); default: the words of the language model
+  --data     decoded instead of the run's test data: a manifest or corpus:split
+
+Tuned on dev, each a list:
+  --lm_weights=0.4,0.8,1.2,1.6,2.0   of log10 p
+  --prior_scales=0,0.1,0.3,0.5,0.7   of the model's log prior, which is subtracted
+  --word_scores=0                    added for every word
+
+The search: --beam=1024 --token_beam=12 --threshold=14 with a lexicon, --prefix_beam=16 without
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What the command line says; see HELP."""
+
+  models: tuple[str, ...] = MODELS
+  lm: str = "train"
+  order: int = 4
+  lexicon: str = ""
+  data: str = ""
+  prefix_beam: int = 16
+  search: lexicon_lib.Options = lexicon_lib.Options()
+  lm_weights: tuple[float, ...] = (0.4, 0.8, 1.2, 1.6, 2.0)
+  prior_scales: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7)
+  word_scores: tuple[float, ...] = (0.0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+  """What words there are; without a lexicon there is no search with one.
+
+  Attributes:
+    labels: of the models.
+    words: of the lexicon, or None.
+    lm: the language model, or None.
+  """
+
+  labels: Labels
+  words: lexicon_lib.Spellings | None
+  lm: lexicon_lib.LanguageModel | None
+
+
+def main(argv: list[str]) -> int:
+  """Searches and prints the table; returns the exit status."""
+  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
+    print(HELP, end="")
+    return 0
+  folder, settings = parse(argv)
+  show(run(folder, settings), folder)
+  return 0
+
+
+def parse(argv: list[str]) -> tuple[pathlib.Path, Settings]:
+  """Workdir and settings of a command line.
+
+  Raises:
+    UserError: a flag or value that does not exist or fit.
+  """
+  values, default = flags.FlagValues(), Settings()
+  given = dict(flag_values=values)
+  flags.DEFINE_string("workdir", None, "", **given)
+  flags.DEFINE_enum("model", "both", [*MODELS, "both"], "", **given)
+  for name in ("lm", "lexicon", "data"):
+    flags.DEFINE_string(name, getattr(default, name), "", **given)
+  flags.DEFINE_integer("order", default.order, "", lower_bound=2, upper_bound=6, **given)
+  flags.DEFINE_integer("prefix_beam", default.prefix_beam, "", lower_bound=1, **given)
+  for name in ("beam", "token_beam"):
+    flags.DEFINE_integer(name, getattr(default.search, name), "", lower_bound=1, **given)
+  flags.DEFINE_float("threshold", default.search.threshold, "", lower_bound=0, **given)
+  lists = ("lm_weights", "prior_scales", "word_scores")
+  for name in lists:
+    flags.DEFINE_list(name, [str(x) for x in getattr(default, name)], "", **given)
+  try:
+    rest = values(argv)
+  except flags.Error as error:
+    raise UserError(" ".join(str(error).split())) from error
+  if len(rest) > 1 or not values.workdir:
+    raise UserError("usage: python -m jaxkd.search --workdir=DIR; see --help")
+  return pathlib.Path(values.workdir), Settings(
+    models=MODELS if values.model == "both" else (values.model,),
+    search=lexicon_lib.Options(values.beam, values.token_beam, values.threshold),
+    **{name: _numbers(name, values[name].value) for name in lists},
+    **{name: values[name].value for name in ("lm", "order", "lexicon", "data", "prefix_beam")},
+  )
+
+
+def _numbers(name: str, given: list[str]) -> tuple[float, ...]:
+  try:
+    found = tuple(dict.fromkeys(float(x) for x in given))
+  except ValueError:
+    found = ()
+  if not found or not all(abs(x) < 1e3 for x in found):
+    raise UserError(f"--{name}={','.join(given)}: it must be numbers between commas, such as 0.5,1")
+  return found
+
+
+def run(folder: pathlib.Path, settings: Settings) -> dict:
+  """Searches with the models of a workdir; writes search.json and returns it.
+
+  Args:
+    folder: workdir of a finished run.
+    settings: what to do.
+
+  Raises:
+    UserError: the run is not finished; data, lexicon or language model are not there or do not
+      parse; nothing to tune on.
+  """
+  from jaxkd.inference import posteriors
+  from jaxkd.training import workdir
+
+  opened = posteriors.Opened(folder, settings.models, settings.data)
+  _check_tuning(settings, opened.splits)
+  tools = make_tools(settings, opened, folder)
+  found = {"data": {split: source.name for split, source in opened.splits.items()}}
+  found |= facts(tools, settings, opened.splits)
+  for name in opened.models:
+    block, rows = _search_model(name, opened, tools, settings)
+    found[name] = block
+    for split, hypotheses in rows.items():
+      workdir.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search.jsonl", hypotheses)
+  workdir.write_json(folder / "search.json", found)
+  return found
+
+
+def _check_tuning(settings: Settings, splits: dict) -> None:
+  grid = (settings.lm_weights, settings.prior_scales, settings.word_scores)
+  dev = splits.get("dev")
+  transcribed = dev is not None and any(text is not None for text in dev.texts)
+  asked = settings.lm != "none" or settings.lexicon
+  if asked and not transcribed and any(len(values) > 1 for values in grid):
+    raise UserError(
+      "nothing to tune on: the run has no transcribed config.data.dev; give one value each for "
+      "--lm_weights, --prior_scales and --word_scores"
+    )
+
+
+def make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
+  """Language model and lexicon; says what the one lacks of the other."""
+  lm = None
+  if settings.lm == "train":
+    texts, name = opened.transcripts()
+    path = folder / "lm.arpa"
+    ngram.write_arpa(ngram.estimate(map(normalise, texts), settings.order), path)
+    log.info("%s: a model of order %d of the transcripts of %s", path, settings.order, name)
+    lm = lexicon_lib.open_lm(path)
+  elif settings.lm != "none":
+    lm = lexicon_lib.open_lm(pathlib.Path(settings.lm).expanduser())
+  labels = next(iter(opened.models.values())).vocabulary
+  if settings.lexicon:
+    words = lexicon_lib.read_words(pathlib.Path(settings.lexicon).expanduser())
+  elif lm is None:
+    return Tools(labels, None, None)
+  else:
+    words = lm.words
+  return Tools(labels, lexicon_lib.spell(words, labels), lm)
+
+
+def facts(tools: Tools, settings: Settings, splits: dict) -> dict:
+  """The blocks "lm" and "lexicon" of search.json, whose gaps are said."""
+  lm, words = tools.lm, tools.words
+  found = {"lm": None, "lexicon": None}
+  if lm:
+    found["lm"] = {
+      "name": settings.lm if settings.lm == "train" else lm.path.name,
+      "order": lm.order,
+      "words": len(lm.words),
+      "file": lm.path.name if settings.lm == "train" else str(lm.path),
+    }
+  if not words:
+    return found
+  block = {"words": len(words.words), "cannot_be_spelled": len(words.missing)}
+  if words.missing:
+    _say("words of the lexicon that the model's classes cannot spell", words.missing)
+  if lm:
+    missing = [word for word in lm.words if word not in words.words]
+    unknown = [word for word in words.words if word not in lm.words]
+    block |= {"lm_words_missing": len(missing), "not_in_lm": len(unknown)}
+    if missing:
+      _say("words of the language model that the lexicon lacks", missing)
+    if unknown:
+      _say("words of the lexicon that the language model lacks", unknown)
+  for split, source in splits.items():
+    spoken = [w for text in source.texts if text is not None for w in normalise(text).split()]
+    outside = [w for w in spoken if w not in words.words]
+    block[f"oov_rate_{split}"] = round(len(outside) / len(spoken), 6) if spoken else None
+    if outside:
+      _say(f"of {len(spoken)} words spoken in {split} the lexicon lacks", outside)
+  return found | {"lexicon": block}
+
+
+def _say(what: str, words) -> None:
+  few = list(dict.fromkeys(words))
+  more = ", …" if len(few) > 5 else ""
+  log.warning("%s: %d (%s%s)", what, len(words), ", ".join(few[:5]), more)
+
+
+def _search_model(name: str, opened, tools: Tools, settings: Settings) -> tuple[dict, dict]:
+  """A model's block of search.json, and split → rows of hypotheses with N-best lists."""
+  splits = {split: opened.log_probs(name, split) for split in opened.splits}
+  timed = splits.get("test", splits.get("dev"))
+  block = {"rtf": {"acoustic": round(timed.compute_seconds / timed.audio_seconds, 6)}}
+  searchers = {
+    "greedy": (lambda found: found.greedy(tools.labels), {}),
+    "prefix_beam": (
+      lambda found: found.prefix_beam(tools.labels, settings.prefix_beam, _NBEST),
+      {"beam": settings.prefix_beam},
+    ),
+  }
+  grid = []
+  for kind, lm in [("lexicon", None), ("lexicon_lm", tools.lm)] if tools.words else []:
+    if kind == "lexicon_lm" and lm is None:
+      continue
+    search = lexicon_lib.LexiconSearch(tools.words, tools.labels, lm)
+    prior = (
+      opened.log_prior(name) if any(settings.prior_scales) else np.zeros(len(tools.labels.symbols))
+    )
+    options, rows = _tune(search, prior, splits.get("dev"), settings, kind, name)
+    grid += rows
+    shown = dataclasses.asdict(options)
+    searchers[kind] = _with_lexicon(search, prior, options, name), shown
+  lists = {}
+  for kind, (searcher, shown) in searchers.items():
+    block[kind] = dict(shown)
+    for split, found in splits.items():
+      searched = searcher(found)
+      lists[split] = searched.nbests
+      block[kind][split] = found.error_rates([nbest[0][0] for nbest in searched.nbests])
+      if found is timed:
+        speed = round(searched.seconds / found.audio_seconds, 6)
+        block["rtf"]["search" if kind == "lexicon_lm" else kind] = speed
+  rows = {split: splits[split].rows(nbests) for split, nbests in lists.items()}
+  return block | {"grid": grid}, rows
+
+
+def _with_lexicon(search, prior, options, name: str):
+  """Posteriors → posteriors.Searched."""
+  from jaxkd.inference.posteriors import Searched
+
+  def searcher(found):
+    nbests = []
+    with console.progress(f"searching with the {name}", len(found.log_probs)) as update:
+      started = time.perf_counter()
+      for log_probs in found.log_probs:
+        nbests.append([(h.text, h.score) for h in search(log_probs, prior, options, _NBEST)])
+        update()
+      return Searched(nbests, time.perf_counter() - started)
+
+  return searcher
+
+
+def _tune(search, prior, dev, settings: Settings, kind: str, name: str):
+  """The best options by WER on dev (ties: by CER, then the first), and the rows of the grid."""
+  weights = settings.lm_weights if kind == "lexicon_lm" else (0.0,)
+  points = [
+    dataclasses.replace(settings.search, lm_weight=w, prior_scale=p, word_score=s)
+    for w, p, s in itertools.product(weights, settings.prior_scales, settings.word_scores)
+  ]
+  if dev is None or not dev.transcribed:
+    return points[0], []
+  rows = []
+  with console.progress(f"tuning the {name}", len(points) * len(dev.log_probs)) as update:
+    for options in points:
+      texts = []
+      for log_probs in dev.log_probs:
+        texts.append(search(log_probs, prior, options)[0].text)
+        update()
+      rates = dev.error_rates(texts)
+      tuned = {k: getattr(options, k) for k in ("lm_weight", "prior_scale", "word_score")}
+      rows.append({"search": kind} | tuned | {"dev_wer": rates["wer"], "dev_cer": rates["cer"]})
+  best = min(range(len(rows)), key=lambda i: (rows[i]["dev_wer"], rows[i]["dev_cer"]))
+  return points[best], rows
+
+
+def show(found: dict, folder: pathlib.Path) -> None:
+  """Prints the table of a search.json on standard output."""
+  from rich.table import Table
+
+  table = Table(title=f"{folder} · search", title_justify="left")
+  for heading in ("", "search", "dev WER %", "test WER %", "test CER %", "RTF"):
+    table.add_column(heading, justify="left" if heading in ("", "search") else "right")
+  names = {
+    "greedy": "greedy",
+    "prefix_beam": "prefix beam",
+    "lexicon": "lexicon",
+    "lexicon_lm": "lexicon + LM",
+  }
+  for model in (m for m in MODELS if m in found):
+    block = found[model]
+    for kind in (k for k in names if k in block):
+      row, speed = block[kind], block["rtf"]["search" if kind == "lexicon_lm" else kind]
+      rates = [row.get(split, {}).get(rate) for split, rate in _COLUMNS]
+      table.add_row(model, names[kind], *map(console.percent, rates), f"{speed:.4f}")
+  console.out.print(table)
+  facts = [_tuned(model, found[model]) for model in MODELS if "lexicon_lm" in found.get(model, {})]
+  facts += [
+    f"{model}: real-time factor of the acoustic model {found[model]['rtf']['acoustic']:.4f}"
+    for model in MODELS
+    if model in found
+  ]
+  for fact in [*facts, f"results: {folder / 'search.json'}"]:
+    console.out.print(fact, highlight=False, markup=False, soft_wrap=True)
+
+
+_COLUMNS = (("dev", "wer"), ("test", "wer"), ("test", "cer"))
+
+
+def _tuned(model: str, block: dict) -> str:
+  row = block["lexicon_lm"]
+  return (
+    f"{model}: LM weight {row['lm_weight']:g}, prior scale {row['prior_scale']:g}, "
+    f"word score {row['word_score']:g} of {len(block['grid'])} tried on dev"
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guard(main))

@@ -1,1 +1,0 @@
-"""From frames to label sequences."""

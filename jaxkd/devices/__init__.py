@@ -1,0 +1,1 @@
+"""Processes, mesh, what lies where, and what compiled programs cost."""

@@ -1,0 +1,169 @@
+"""Devices and processes: the mesh, who holds which rows, and what processes tell each other."""
+
+import json
+import os
+import sys
+import threading
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+
+from jaxkd import console
+from jaxkd.data.plan import padded_rows
+from jaxkd.devices import sharding
+from jaxkd.errors import UserError
+from jaxkd.types import Batch
+
+# A process that is silent for so long is dead, and its run with it.
+_HEARTBEAT_SECONDS = 30
+
+
+def start_processes() -> None:
+  """Joins the processes of a run, as the environment says; without it there is one.
+
+  JAXKD_PROCESSES=N with JAXKD_PROCESS=I and JAXKD_COORDINATOR=HOST:PORT, or JAXKD_PROCESSES=auto
+  where JAX finds them itself (Slurm, Cloud TPU, GKE). JAXKD_TIMEOUT: seconds to wait for all of
+  them, 300 by default.
+
+  Raises:
+    UserError: a variable that is missing or wrong, or a coordinator that is not reached.
+  """
+  given = os.environ.get("JAXKD_PROCESSES")
+  if not given:
+    return
+  timeout = _number("JAXKD_TIMEOUT", 1, 86_400, default=300)
+  # JAX would abort with a stack of C++ when its own time is up.
+  options = dict(initialization_timeout=2 * timeout, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+  coordinator = os.environ.get("JAXKD_COORDINATOR", "")
+  if given != "auto":
+    count = _number("JAXKD_PROCESSES", 1, 100_000)
+    options |= dict(num_processes=count, process_id=_number("JAXKD_PROCESS", 0, count - 1))
+    if not coordinator.rpartition(":")[2].isdigit() or not coordinator.rpartition(":")[0]:
+      raise UserError(f"JAXKD_COORDINATOR is {coordinator!r}: it must be HOST:PORT of process 0")
+    options["coordinator_address"] = coordinator
+  alarm = threading.Timer(timeout, _give_up, [coordinator, timeout])
+  alarm.daemon = True
+  alarm.start()
+  try:
+    jax.distributed.initialize(**options)
+  except (RuntimeError, ValueError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(f"the processes of this run did not meet: {reason}") from error
+  finally:
+    alarm.cancel()
+  if not is_first():
+    console.be_quiet()
+
+
+def _give_up(coordinator: str, timeout: int) -> None:
+  """Ends this process, whose main thread waits inside of JAX."""
+  where = f" at {coordinator}" if coordinator else ""
+  line = f"error: the other processes{where} were not reached in {timeout} s (JAXKD_TIMEOUT)"
+  print(line, file=sys.stderr, flush=True)
+  os._exit(2)
+
+
+def _number(name: str, low: int, high: int, default: int | None = None) -> int:
+  given = os.environ.get(name, "" if default is None else str(default))
+  if not given.isdigit() or not low <= int(given) <= high:
+    raise UserError(f"{name} is {given!r}: it must be a whole number from {low} to {high}")
+  return int(given)
+
+
+def is_first() -> bool:
+  """Whether this process writes files and speaks to the user."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def agreed(value):
+  """The JSON-able value that the first process has."""
+  return gather(value)[0]
+
+
+def gather(value) -> list:
+  """A JSON-able value from every process, in their order."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = np.asarray(multihost_utils.process_allgather(np.int64(len(data)))).reshape(-1)
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: len(data)] = data
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
+  """All devices of all processes, or those that are given: `data` times `fsdp`.
+
+  Raises:
+    UserError: `fsdp` does not divide them.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
+  if count % fsdp:
+    divisors = [str(n) for n in range(1, count + 1) if count % n == 0]
+    raise UserError(
+      f"config.mesh.fsdp is {fsdp}: it must divide the {count} devices: {', '.join(divisors)}"
+    )
+  return jax.make_mesh(
+    (count // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+  )
+
+
+def put(tree, shardings):
+  """Arrays that every process has alike, laid out on the devices of all.
+
+  Args:
+    tree: arrays.
+    shardings: a NamedSharding for all, or one for each.
+  """
+
+  def one(x, where):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+  if isinstance(shardings, jax.sharding.Sharding):
+    return jax.tree.map(lambda x: one(x, shardings), tree)
+  return jax.tree.map(one, tree, shardings)
+
+
+def my_shards(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+  """Which of the equal parts of a batch's rows this process loads, and how many there are."""
+  devices = mesh.devices.reshape(-1)
+  mine = jax.process_index()
+  return tuple(i for i, d in enumerate(devices) if d.process_index == mine), len(devices)
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+  """The global batch from the rows (NumPy) that this process has loaded."""
+  where = sharding.split_rows(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+
+
+def my_rows(x: jax.Array) -> np.ndarray:
+  """This process's rows of an array whose rows are split over all devices."""
+  shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def batch_struct(
+  rows: int, samples: int, labels: int, mesh: Mesh, *, hypothesis: int | None = None
+) -> Batch:
+  """Shapes of a global batch, for compiling ahead of time; `hypothesis` labels, or None of them."""
+  rows = padded_rows(rows, mesh.size)
+  shapes = [(rows, samples), (rows,), (rows, labels), (rows,)]
+  if hypothesis is not None:
+    shapes += [(rows, hypothesis), (rows,)]
+  where = sharding.split_rows(mesh)
+  dtypes = [np.int16] + [np.int32] * (len(shapes) - 1)
+  return Batch(
+    *(jax.ShapeDtypeStruct(s, d, sharding=where) for s, d in zip(shapes, dtypes, strict=True))
+  )

@@ -1,0 +1,1 @@
+"""From frames to words: greedy, prefix beam, lexicon, n-gram."""

@@ -1,0 +1,320 @@
+"""Lexicon and word n-gram beam search by flashlight-text (extra `decode`), as in the paper.
+
+What a hypothesis is worth: the log probabilities of its best path, less prior_scale times the
+classes' log prior, plus lm_weight times log10 of the language model, plus word_score a word.
+
+flashlight's decoder knows CTC's rules inside a word only. What it leaves to its caller:
+
+* Words are ended by a class. Where they are spelled with the space behind them, as they are inside
+  a sentence, one artificial frame that is surely a space ends the last one. Such a search is exact.
+* The last class of a spelling gets one frame, unless it is the space. A word that does not end in
+  one is therefore spelled in three ways: as it is, with a blank behind it, and with a double of its
+  last class before that (behind it, where it is the only one). A double is an artificial class,
+  open only where in the next frame (the one before) the true class is at least as probable as the
+  blank: so a repeat costs nothing, and what has a blank between is another word.
+* No blank is asked for between equal classes at the end of a spelling; such a word is spelled only
+  with a blank behind it, where both classes are inner ones.
+
+What is left: a word of one class that lasts three frames may be heard as two, at the same score but
+for the language model; and words that end in two equal classes need the blank behind them.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from jaxkd.errors import UserError
+from jaxkd.inference.search import ngram
+from jaxkd.labels import Labels, UnknownSymbol
+from jaxkd.labels.text import normalise
+
+_NEVER = -1e4  # log p of what is not to be; not -inf, which would spread as NaN
+_ORDERS = (2, 6)  # of models that flashlight's KenLM reads
+_HOMOPHONES = 6  # words with one spelling that flashlight keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Of a search; the defaults are the paper's.
+
+  Attributes:
+    beam: hypotheses that are kept.
+    token_beam: best classes of a frame that may be entered.
+    threshold: hypotheses that are so much worse than the best are dropped.
+    lm_weight: of the language model's log10 p.
+    word_score: added for every word.
+    prior_scale: of the classes' log prior, which is subtracted.
+  """
+
+  beam: int = 1024
+  token_beam: int = 12
+  threshold: float = 14.0
+  lm_weight: float = 0.0
+  word_score: float = 0.0
+  prior_scale: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Spellings:
+  """Words as class sequences inside a sentence.
+
+  Attributes:
+    words: word → its spellings, one or more.
+    missing: words that cannot be spelled.
+  """
+
+  words: dict[str, list[tuple[int, ...]]]
+  missing: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+  """An ARPA file.
+
+  Attributes:
+    path: of the file.
+    order: of its longest n-grams.
+    words: normalised word → as it is written in the file.
+  """
+
+  path: pathlib.Path
+  order: int
+  words: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+  """A sentence and its score (module docstring); higher is better."""
+
+  text: str
+  score: float
+
+
+def spell(words: Iterable[str], labels: Labels) -> Spellings:
+  """Spells words with the classes of a model.
+
+  Raises:
+    UserError: none of the words can be spelled.
+  """
+  spelled, missing = {}, []
+  for word in dict.fromkeys(words):
+    try:
+      spelled[word] = sorted({tuple(map(int, ids)) for ids in labels.spellings(word)})
+    except UnknownSymbol:
+      missing.append(word)
+  if not spelled:
+    raise UserError(f"the lexicon has no word that the classes can spell: {missing[:5]}")
+  return Spellings(spelled, tuple(missing))
+
+
+def read_words(path: pathlib.Path) -> list[str]:
+  """Normalised words of a list of words, or of a lexicon as `jaxkd.lexicon.read` reads it.
+
+  The word is the first field of a line; lines that are empty or begin with # or ;;; are skipped.
+
+  Raises:
+    UserError: absent, not UTF-8, or without any word; spaces in a word before a tab.
+  """
+  try:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"--lexicon={path} cannot be read (UTF-8, a word a line): {error}") from error
+  words = {}
+  for number, line in enumerate(lines, 1):
+    if not line.strip() or line.startswith(("#", ";;;")):
+      continue
+    fields = (line.split("\t")[0] if "\t" in line else line).split()
+    if len(fields) != 1 and "\t" in line:
+      raise UserError(f"{path}:{number}: one word must stand before the tab: {line.strip()[:60]!r}")
+    words[re.sub(r"\(\d+\)$", "", normalise(fields[0]))] = None
+  if not words:
+    raise UserError(f"--lexicon={path} holds no words")
+  return list(words)
+
+
+def open_lm(path: pathlib.Path) -> LanguageModel:
+  """Checks an ARPA file.
+
+  Raises:
+    UserError: it does not parse, or its order is not 2 to 6.
+  """
+  order, words = ngram.read_vocabulary(path)
+  low, high = _ORDERS
+  if not low <= order <= high:
+    raise UserError(f"{path} is of order {order}: the search reads {low} to {high}")
+  written: dict[str, str] = {}
+  for word in words:
+    written.setdefault(normalise(word), word)
+  return LanguageModel(path, order, written)
+
+
+class LexiconSearch:
+  """Finds sentences of a lexicon's words, weighed by a language model."""
+
+  def __init__(self, spelled: Spellings, labels: Labels, lm: LanguageModel | None = None):
+    """Builds the prefix tree and loads the language model.
+
+    Raises:
+      UserError: flashlight-text is not installed, or does not take the language model.
+    """
+    self._flashlight = _flashlight()
+    self._words = list(spelled.words)
+    self._blank = labels.blank_id
+    spellings = list(spelled.words.values())
+    space = _space(labels)
+    self._used = sorted({c for word in spellings for ids in word for c in ids} | {self._blank})
+    ends = {ids[-1] for word in spellings for ids in word}
+    # The class that fills the time between words and ends the last.
+    self._between = space if ends == {space} else self._blank
+    # Classes with a double before and behind them, whose columns follow all others in this order.
+    self._before = _ends(spellings, self._between, alone=False)
+    self._behind = _ends(spellings, self._between, alone=True)
+    self._classes = len(labels.symbols)
+    self._lm = self._load(lm)
+    known = {i for i, word in enumerate(self._words) if lm and word in lm.words}
+    self._trie = self._prefix_tree(spellings, known)
+
+  def _load(self, lm: LanguageModel | None):
+    if lm is None:
+      return self._flashlight.ZeroLM()
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
+    words = Dictionary()
+    for word in self._words:
+      words.add_entry(lm.words.get(word, word))
+    try:
+      with _silent():
+        return KenLM(str(lm.path), words)
+    except RuntimeError as error:
+      reason = " ".join(str(error).split())[-200:]
+      raise UserError(f"{lm.path} is not taken by KenLM: {reason}") from error
+
+  def _prefix_tree(self, spellings, known: set[int]):
+    start = self._lm.start(False)
+    scores = [self._lm.score(start, index)[1] for index in range(len(self._words))]
+    tree = self._flashlight.Trie(self._columns, self._between)
+    alike: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    # Of too many words that are spelled alike the likelier ones are kept, and only the first of
+    # those that the language model cannot tell apart.
+    for index in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
+      for ids in spellings[index]:
+        for variant in self._variants(ids):
+          others = alike[variant]
+          if len(others) < _HOMOPHONES and (index in known or known.issuperset(others)):
+            others.append(index)
+            tree.insert(list(variant), index, scores[index])
+    tree.smear(self._flashlight.SmearingMode.MAX)
+    return tree
+
+  @property
+  def _columns(self) -> int:
+    return self._classes + len(self._before) + len(self._behind)
+
+  def _variants(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
+    if ids[-1] == self._between:
+      return [ids]
+    *first, last = ids
+    with_blank = (*ids, self._blank)
+    if not first:
+      double = self._classes + len(self._before) + self._behind.index(last)
+      return [ids, with_blank, (last, double)]
+    double = self._classes + self._before.index(last)
+    return [with_blank] if first[-1] == last else [ids, with_blank, (*first, double, last)]
+
+  def __call__(
+    self, log_probs: np.ndarray, log_prior: np.ndarray, options: Options, nbest: int = 1
+  ) -> list[Hypothesis]:
+    """The best sentences of one utterance, best first; they differ, and there may be fewer.
+
+    Args:
+      log_probs: f32[T, V], of real frames.
+      log_prior: f32[V], of the model on its training data.
+      options: of the search.
+      nbest: how many.
+    """
+    flashlight = self._flashlight
+    emissions = self._emissions(log_probs, log_prior, options.prior_scale)
+    decoder = flashlight.LexiconDecoder(
+      flashlight.LexiconDecoderOptions(
+        beam_size=options.beam,
+        beam_size_token=options.token_beam * (1 if self._columns == self._classes else 2),
+        beam_threshold=options.threshold,
+        lm_weight=options.lm_weight,
+        word_score=options.word_score,
+        unk_score=-math.inf,
+        sil_score=0.0,
+        log_add=False,
+        criterion_type=flashlight.CriterionType.CTC,
+      ),
+      self._trie,
+      self._lm,
+      self._between,
+      self._blank,
+      -1,
+      [],
+      False,
+    )
+    found: dict[str, float] = {}
+    for result in decoder.decode(emissions.ctypes.data, *emissions.shape):
+      if len(found) >= nbest and result.score < min(found.values()):
+        break
+      words = [self._words[i] for i in result.words if i >= 0]
+      found.setdefault(" ".join(words), result.score)
+    # flashlight puts equals in the order of their addresses.
+    best = sorted(found.items(), key=lambda item: (-item[1], item[0].count(" "), item[0]))
+    return [Hypothesis(text, score) for text, score in best[:nbest]]
+
+  def _emissions(self, log_probs, log_prior, prior_scale: float) -> np.ndarray:
+    """f32[T + 1, …]: scores of the classes that the lexicon uses, and the frame that ends words."""
+    scores = log_probs - prior_scale * log_prior
+    open_ = scores >= scores[:, [self._blank]]
+    emissions = np.full((len(scores) + 1, self._columns), _NEVER, np.float32)
+    emissions[:-1, self._used] = scores[:, self._used]
+    emissions[-1, self._between] = 0
+    before, behind = np.split(emissions[:-1, self._classes :], [len(self._before)], axis=1)
+    before[:-1] = np.where(open_[1:], scores[:-1], _NEVER)[:, self._before]
+    behind[1:] = np.where(open_[:-1], scores[1:], _NEVER)[:, self._behind]
+    return emissions
+
+
+def _ends(spellings, between: int, *, alone: bool) -> list[int]:
+  """Last classes, but for the one between words, of spellings of one class or of several."""
+  ends = {ids[-1] for word in spellings for ids in word if (len(ids) == 1) == alone}
+  return sorted(ends - {between})
+
+
+def _space(labels: Labels) -> int:
+  """The class of the space, or -1."""
+  return labels.symbols.index(labels.space) if labels.space in labels.symbols else -1
+
+
+def _flashlight():
+  try:
+    from flashlight.lib.text import decoder
+  except ImportError as error:
+    raise UserError(
+      f"the search with a lexicon needs flashlight-text ({error}): pip install 'jaxkd[decode]' "
+      "under Python 3.11 or 3.12; without it: --lm=none and no --lexicon"
+    ) from error
+  return decoder
+
+
+@contextlib.contextmanager
+def _silent():
+  """KenLM draws a progress bar on the process's standard error."""
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, "w") as nothing:
+      os.dup2(nothing.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)

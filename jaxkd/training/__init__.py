@@ -1,0 +1,1 @@
+"""Objective, update, loop and what a run leaves behind."""

@@ -1,0 +1,410 @@
+"""The loop: next batch, update, log, evaluate, save. No maths."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import config as config_lib
+from jaxkd import console
+from jaxkd.data import plan as plan_lib
+from jaxkd.devices import flops, observe, sharding
+from jaxkd.devices import mesh as mesh_lib
+from jaxkd.errors import Interrupted, UserError
+from jaxkd.inference import scoring
+from jaxkd.models import blueprint
+from jaxkd.teacher import Teacher
+from jaxkd.training import assembly as build
+from jaxkd.training import checkpoint, results, workdir
+from jaxkd.training import step as step_lib
+
+log = logging.getLogger(__name__)
+_LOG_EVERY_STEPS = 25
+_AGREE_EVERY_STEPS = 5
+_HOPELESS_UPDATES = 5
+
+
+@dataclasses.dataclass
+class Position:
+  """Where a run stands, saved with every checkpoint.
+
+  Attributes:
+    epoch, batch: the next global batch.
+    wall_seconds: spent so far, over all sittings.
+    selected, frames: selected and real frames of the current epoch.
+    selected_rate: of the last whole epoch.
+    infeasible: CTC rows without a path in the current epoch, then of the last whole one.
+    skipped: updates whose loss or gradient was no finite number.
+    broken: id → reason of training utterances that could not be decoded.
+  """
+
+  epoch: int = 0
+  batch: int = 0
+  wall_seconds: float = 0.0
+  selected: float = 0.0
+  frames: float = 0.0
+  selected_rate: float | None = None
+  infeasible: float = 0.0
+  infeasible_rows: int = 0
+  skipped: int = 0
+  broken: dict = dataclasses.field(default_factory=dict)
+
+
+def run(
+  config: ConfigDict,
+  folder: pathlib.Path,
+  data: build.Data | None = None,
+  *,
+  wait: bool = False,
+) -> dict:
+  """Trains (the teacher first where the config says so), evaluates, and writes the results.
+
+  A run that was interrupted goes on from its last checkpoint; a finished one only returns.
+
+  Args:
+    config: any config; it is checked here.
+    folder: the workdir.
+    data: the splits, where they are open already.
+    wait: for another process that works in the same folder, instead of raising.
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    UserError: a mistake in config, data or workdir; before training where it can be known.
+    Interrupted: SIGINT or SIGTERM came; the state is saved.
+  """
+  config_lib.check(config)
+  data = data or build.open_data(config)
+  with _claimed(folder, config, data.facts(), wait):
+    if mesh_lib.is_first():
+      blueprint.check_workdir(folder, data.labels)
+    if mesh_lib.agreed((folder / "results.json").exists()):
+      log.info("%s is finished", folder)
+      return workdir.read_json(folder / "results.json")
+    teacher, source = _teacher(config, folder, data)
+    started = time.monotonic()
+    prepared = build.build(config, data, teacher, source, folder)
+    if mesh_lib.is_first():
+      prepared.blueprint.save(folder)
+    found = _Loop(prepared, started).run(config, source)
+    mesh_lib.wait_for_all("results are written")
+    return found
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path, config: ConfigDict, facts: dict, wait: bool):
+  """`workdir.claim` by the first process, for all of them."""
+  with contextlib.ExitStack() as stack:
+    if mesh_lib.is_first():
+      stack.enter_context(workdir.claim(folder, config, facts, wait=wait))
+    mesh_lib.wait_for_all(f"{folder} is claimed")
+    yield
+
+
+def _teacher(config, folder, data):
+  """The teacher that the config names, trained first if need be, and where it lies."""
+  source = config.teacher.source
+  if source == "none":
+    return None, None
+  if source == "train":
+    teacher_config, teacher_data = build.for_teacher(config, data)
+    source = str(build.teacher_workdir(teacher_config, teacher_data, folder))
+    log.info("teacher: %s", source)
+    # Variants that start together share one teacher: the first of them trains it.
+    run(teacher_config, pathlib.Path(source), teacher_data, wait=True)
+  devices = mesh_lib.make_mesh(config.mesh.fsdp)
+  return build.load_teacher(config, source, devices), source
+
+
+class _Loop:
+  """One sitting of a run."""
+
+  def __init__(self, run: build.Run, started: float):
+    self.run_ = run
+    self.started = started
+    self.everywhere = sharding.replicated(run.mesh)
+    key = jax.random.fold_in(jax.random.key(run.seed), 0x7A1)
+    self.key = jax.jit(lambda: key, out_shardings=self.everywhere)()
+    self.teacher_params = run.teacher.params if run.teacher else None
+    self.teacher_graphdef = run.teacher.graphdef if run.teacher else None
+    if run.objective.select is None:
+      self.teacher_graphdef = None
+    self.checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", keep_best=run.average)
+    self.state = run.init_state()
+    self.position = Position()
+    if (found := self.checkpoints.restore(self.state)) is not None:
+      self.state, self.position = found[0], Position(**found[1])
+      log.info("resumed at epoch %d, step %d", self.position.epoch, int(self.state.step))
+    self.wall_before = self.position.wall_seconds
+    self.metrics = workdir.MetricsLog(
+      run.workdir, step=int(self.state.step), writes=mesh_lib.is_first()
+    )
+    self.stop: int | None = None
+    traced = run.profile if mesh_lib.is_first() else None
+    self.profile = observe.Profile(run.workdir / "profile", traced)
+    self.flops: dict[plan_lib.Shape, float] = {}  # of an update
+    self.broken: dict[str, str] = {}  # since the last save, by this process
+    self.notes: dict[str, str] = {}  # beside the bar of an epoch
+
+  def run(self, config: ConfigDict, teacher_source: str | None) -> dict:
+    """Trains to the end, evaluates the final student, writes the results."""
+    try:
+      with self._signals():
+        self._train()
+      params, chosen = self._final_params()
+      kept = blueprint.without_projection(params)
+      checkpoint.save_params(self.run_.workdir / blueprint.FINAL, kept)
+      self._keep_log_prior(params)
+      evaluated = {
+        split: self._evaluate(split, params, spikes=True)
+        for split in ("dev", "test")
+        if getattr(self.run_.data, split) is not None
+      }
+    finally:
+      self.profile.close()
+      self.checkpoints.close()
+      self.metrics.close()
+    self.position.wall_seconds = self._wall()
+    return results.write(config, self.run_, self.position, evaluated, chosen, teacher_source)
+
+  def _wall(self) -> float:
+    return self.wall_before + time.monotonic() - self.started
+
+  @contextlib.contextmanager
+  def _signals(self):
+    """SIGINT and SIGTERM ask for a save at the next step; a second SIGINT ends at once."""
+
+    def ask(signum, frame):
+      self.stop = signum
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+      yield
+    finally:
+      for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+  def _train(self) -> None:
+    run, position = self.run_, self.position
+    if position.epoch < run.epochs:
+      self.steps = self._compile()
+    while position.epoch < run.epochs:
+      self._epoch()
+      if position.epoch % run.eval_every_epochs == 0 or position.epoch == run.epochs:
+        self._evaluate_epoch()
+      self._save()
+      if position.epoch < run.epochs:
+        self._leave_if_asked()
+
+  def _compile(self) -> dict:
+    """The train step for every batch shape, ahead of time, so that no epoch waits for it."""
+    run = self.run_
+    step = step_lib.make_train_step(
+      run.blueprint.graphdef,
+      self.teacher_graphdef,
+      run.objective,
+      run.optimizer,
+      mesh=run.mesh,
+      state_shardings=run.state_shardings,
+    )
+    compiled = {}
+    started = time.monotonic()
+    teacher_params = None if self.teacher_graphdef is None else self.teacher_params
+    with console.progress(f"compiling {_shape_names(run.shapes)}", len(run.shapes)) as update:
+      for shape in run.shapes:
+        batch = run.batch_struct(shape)
+        args = (self.state, teacher_params, batch, self._epoch_number(), self.key)
+        traced = step.trace(*args)
+        self.flops[shape] = flops.count(traced.jaxpr)
+        compiled[shape] = traced.lower().compile()
+        update()
+        self._leave_if_asked()
+    log.info("compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started)
+    return compiled
+
+  def _epoch_number(self) -> jax.Array:
+    return mesh_lib.put(np.int32(self.position.epoch), self.everywhere)
+
+  def _epoch(self) -> None:
+    """The rest of the current epoch."""
+    run, position = self.run_, self.position
+    planned = run.epoch_plan(position.epoch)
+    first_step = int(self.state.step) - position.batch
+    self.meter = observe.Meter()
+    if position.epoch == 0:
+      padding = plan_lib.padding_rate(planned, run.data.train.durations)
+      log.info("%d batches an epoch, padding %.1f %%", len(planned), 100 * padding)
+    epoch = self._epoch_number()
+    name = f"epoch {position.epoch + 1}/{run.epochs}"
+    with console.progress(name, len(planned), done=position.batch) as update:
+      update(0, **self.notes)
+      hosts = run.train_batches(position.epoch, planned, position.batch)
+      for host in self.meter.waiting_for(hosts):
+        number = first_step + position.batch
+        self.profile.before(number)
+        batch = mesh_lib.put_batch(host.batch, run.mesh)
+        step = self.steps[planned[position.batch].shape]
+        teacher_params = None if self.teacher_graphdef is None else self.teacher_params
+        self.state = step(self.state, teacher_params, batch, epoch, self.key)
+        self.profile.after(number, self.state)
+        done = planned[position.batch]
+        seconds = plan_lib.seconds_of(done, run.data.train.durations)
+        self.meter.add(*seconds, self.flops[done.shape])
+        self.broken.update(host.broken)
+        position.batch += 1
+        if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
+          self.notes |= self._log(planned)
+          update(0, **self.notes)
+        if position.batch < len(planned):
+          self._leave_if_asked()
+          if int(position.batch) % run.save_every_steps == 0:
+            self._save()
+        update()
+    self._end_epoch()
+
+  def _end_epoch(self) -> None:
+    position = self.position
+    self._share_broken()
+    if len(position.broken) >= len(self.run_.data.train):
+      raise UserError(
+        f"{self.run_.data.train.name}: no utterance could be decoded; the first: "
+        + ": ".join(next(iter(position.broken.items())))
+      )
+    position.selected_rate = position.selected / position.frames if position.frames else None
+    position.infeasible_rows = int(position.infeasible)
+    position.selected = position.frames = position.infeasible = 0.0
+    position.epoch += 1
+    position.batch = 0
+
+  def _log(self, planned) -> dict:
+    """Writes the means since the last call to metrics.jsonl and returns them for the bar."""
+    terms = jax.device_get(self.state.terms)
+    zero = mesh_lib.put(step_lib.Terms.zero(), self.everywhere)
+    self.state = self.state._replace(terms=zero)
+    position, step = self.position, int(self.state.step)
+    position.selected += float(terms.selected.total)
+    position.frames += float(terms.selected.weight)
+    position.infeasible += float(terms.infeasible.total)
+    self._stop_if_hopeless(terms.skipped, planned, step)
+    row = {"step": step, "epoch": position.epoch, "lr": float(self.run_.schedule(step - 1))}
+    for name, term in zip(terms._fields, terms, strict=True):
+      if float(term.weight) > 0:
+        row[name] = float(term.total / max(term.weight, 1))
+    self.metrics.write(row)
+    self.metrics.write({"step": step, "epoch": position.epoch} | self.meter.read(), "speed")
+    return {k: f"{row[k]:.3f}" for k in ("loss", "blank") if k in row}
+
+  def _stop_if_hopeless(self, skipped, planned, step: int) -> None:
+    """Raises where too many updates since the last log line gave no finite number."""
+    position, count, of = self.position, int(skipped.total), int(skipped.weight)
+    position.skipped += count
+    if count:
+      log.warning("%d of the last %d updates were no finite numbers and skipped", count, of)
+    if count < _HOPELESS_UPDATES or 2 * count <= of:
+      return
+    last = int(self.state.last_skipped)
+    batch = planned[position.batch - (step - last)]
+    ids = [self.run_.data.train.ids[u] for row in batch.rows for u in row]
+    raise UserError(
+      f"{count} of the last {of} updates were no finite numbers, the last of them in step {last} "
+      f"with {', '.join(ids[:8])}{' and others' if len(ids) > 8 else ''}: listen to these, lower "
+      "config.training.lr, or set config.dtype=float32"
+    )
+
+  def _evaluate(self, split: str, params, *, spikes: bool = False) -> scoring.SplitResult:
+    run = self.run_
+    source = getattr(run.data, split)
+    planned = plan_lib.evaluation_plan(source.durations, run.eval_shapes)
+    if not hasattr(self, "predict"):
+      graphdef = run.teacher.graphdef if run.teacher else None
+      self.predict = step_lib.make_eval_step(
+        run.blueprint.graphdef,
+        graphdef,
+        blank_id=run.blueprint.labels.blank_id,
+        mesh=run.mesh,
+      )
+    with console.progress(f"evaluating {split}", len(planned)) as update:
+      return scoring.evaluate(
+        self.predict,
+        params,
+        self.teacher_params,
+        source,
+        planned,
+        run.blueprint.labels,
+        run.mesh,
+        workers=run.workers,
+        spikes=spikes,
+        on_batch=update,
+      )
+
+  def _evaluate_epoch(self) -> None:
+    """Dev figures in the log, and the student offered as one of the best."""
+    run, step, epoch = self.run_, int(self.state.step), self.position.epoch
+    if run.data.dev is None:
+      self.checkpoints.save_best(step, self.state.params, score=-float(step))
+      log.info("epoch %d/%d", epoch, run.epochs)
+      return
+    found = self._evaluate("dev", self.state.params)
+    self.checkpoints.save_best(step, self.state.params, score=found.score)
+    figures = found.figures["student"] | {"kl": found.kl}
+    row = {f"dev/{k}": v for k, v in figures.items() if v is not None and k != "words"}
+    self.metrics.write({"step": step, "epoch": epoch - 1} | row)
+    text = "  ".join(f"{k[4:]} {v:.3f}" for k, v in row.items())
+    self.notes |= {k: f"{row[k]:.3f}" for k in ("dev/wer", "dev/kl") if k in row}
+    log.info("epoch %d/%d  dev %s  (%.0f s)", epoch, run.epochs, text, self._wall())
+
+  def _share_broken(self) -> None:
+    """What any process could not decode is known to all."""
+    for found in mesh_lib.gather(self.broken):
+      self.position.broken |= found
+    self.broken = {}
+
+  def _save(self) -> None:
+    self.position.wall_seconds = self._wall()
+    self._share_broken()
+    self.checkpoints.save(int(self.state.step), self.state, dataclasses.asdict(self.position))
+
+  def _leave_if_asked(self) -> None:
+    """Saves and leaves after a signal; several processes agree on it every few batches."""
+    stop = self.stop
+    if jax.process_count() > 1:
+      if self.position.batch % _AGREE_EVERY_STEPS:
+        return
+      stop = max((s for s in mesh_lib.gather(stop) if s is not None), default=None)
+    if stop is None:
+      return
+    self._save()
+    raise Interrupted(stop)
+
+  def _final_params(self):
+    """The average of the k best students, or the best one where dev says that it is better."""
+    candidates = self.checkpoints.best(self.state.params)
+    steps = [step for step, _ in candidates]
+    mean = checkpoint.average([params for _, params in candidates])
+    if self.run_.data.dev is None or len(candidates) == 1:
+      return mean, {"steps": steps}
+    single = candidates[0]
+    scores = [self._evaluate("dev", params).score for params in (mean, single[1])]
+    if scores[0] <= scores[1]:
+      return mean, {"steps": steps}
+    return single[1], {"steps": [single[0]]}
+
+  def _keep_log_prior(self, params) -> None:
+    """A model that learnt from transcripts may become a teacher: its prior lies beside it."""
+    run = self.run_
+    if run.teacher is None:
+      model = Teacher(run.blueprint.graphdef, params, run.blueprint.labels)
+      path = run.workdir / build.LOG_PRIOR
+      build.estimate_log_prior(model, run.data.train, path, run.mesh)
+
+
+def _shape_names(shapes) -> str:
+  return ", ".join(f"{s.rows} × {s.samples / 16000:.1f} s" for s in shapes)

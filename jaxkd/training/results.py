@@ -1,0 +1,147 @@
+"""What a run ends in: results.json, hypotheses and the table."""
+
+import os
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jaxkd import console
+from jaxkd.devices import mesh
+from jaxkd.inference import scoring
+from jaxkd.models import blueprint
+from jaxkd.teacher import parameter_count
+from jaxkd.training import workdir
+
+
+def write(
+  config: ConfigDict, run, position, evaluated: dict[str, scoring.SplitResult], chosen, teacher
+) -> dict:
+  """Writes hypotheses and results.json of a finished training and returns the latter.
+
+  Args:
+    config: of the run.
+    run: `build.Run`.
+    position: `train.Position` at its end.
+    evaluated: split → result of the final student.
+    chosen: {"steps": checkpoints in the final student}.
+    teacher: `config.teacher.source` of the teacher, or None.
+  """
+  params = {"student": parameter_count(blueprint.without_projection(run.blueprint.like))}
+  if run.teacher:
+    params["teacher"] = parameter_count(run.teacher.params)
+  found = {
+    "variant": config.get("variant", ""),
+    "recipe": config.recipe,
+    "kd_scale": config.kd.scale,
+    "seed": config.seed,
+    "commit": workdir.commit(),
+    "device": jax.default_backend(),
+    "wall_seconds": round(position.wall_seconds, 1),
+    "teacher_workdir": _beside(teacher, run.workdir) if teacher else None,  # several: with commas
+    "epochs": run.epochs,
+    "checkpoint_steps": chosen["steps"],
+    "selected_rate": _rounded(position.selected_rate),
+    "train": {
+      "name": run.data.train.name,
+      "utterances": len(run.data.train),
+      "hours": round(float(run.data.train.durations.sum()) / 3600, 4),
+      "broken": len(run.data.train.skipped) + len(position.broken),
+      "infeasible": position.infeasible_rows,
+      "skipped_updates": position.skipped,
+    },
+  }
+  for split, result in evaluated.items():
+    found[split] = split_figures(result, getattr(run.data, split), params)
+    if not mesh.is_first():
+      continue
+    for model, rows in result.hypotheses.items():
+      workdir.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
+  if mesh.is_first():
+    workdir.write_json(run.workdir / "results.json", found)
+  return found
+
+
+def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -> dict:
+  """A split's block of results.json: model → figures, and what was left out."""
+  block = {
+    name: figures | {"params": params[name], "blank_runs": result.blank_runs[name]}
+    for name, figures in result.figures.items()
+  }
+  broken = [*source.skipped, *result.broken]
+  return dict(sorted(block.items(), reverse=True)) | {
+    "name": source.name,
+    "utterances": len(source) - len(result.broken),
+    "kl": _rounded(result.kl),
+    "spike_offsets": result.spike_offsets,
+    "broken": [{"id": i, "reason": r} for i, r in broken],
+  }
+
+
+def _beside(teacher: str, folder: pathlib.Path) -> str:
+  """Relative to the workdir, so that both can be moved together; a name on a hub as it is."""
+  beside = lambda name: os.path.relpath(name, folder) if os.path.isdir(name) else name
+  return ",".join(map(beside, blueprint.members(teacher)))
+
+
+def teacher_source(found: dict, folder: pathlib.Path) -> str:
+  """The `config.teacher.source` of the teacher in a workdir's results.json; "" for none."""
+  if not found["teacher_workdir"]:
+    return ""
+  there = lambda name: str(folder / name) if (folder / name).is_dir() else name
+  return ",".join(map(there, blueprint.members(found["teacher_workdir"])))
+
+
+def _rounded(x):
+  return None if x is None else round(x, 6)
+
+
+def show(found: dict, folder: pathlib.Path) -> None:
+  """Prints the table of a results.json on standard output."""
+  split = "test" if "test" in found else "dev"
+  title = f"{found['variant']} · {found['recipe']} · seed {found['seed']} · {found['commit']}"
+  table = Table(title=title, title_justify="left")
+  for heading in ("", "parameters", "WER %", "CER %", "blank rate"):
+    table.add_column(heading, justify="left" if not heading else "right")
+  for model in ("teacher", "student"):
+    if model in found.get(split, {}):
+      row = found[split][model]
+      table.add_row(
+        model,
+        f"{row['params']:,}",
+        console.percent(row["wer"]),
+        console.percent(row["cer"]),
+        f"{row['blank_rate']:.3f}",
+      )
+  console.out.print(table)
+  train = found["train"]
+  facts = [
+    f"{split}: {found[split]['utterances']} utterances, {len(found[split]['broken'])} broken"
+    if split in found
+    else "no test data",
+    f"train: {train['utterances']} utterances ({60 * train['hours']:.1f} min), "
+    f"{train['broken']} broken, {train['infeasible']} infeasible",
+  ]
+  if found["selected_rate"] is not None:
+    facts.append(f"selected frames: {100 * found['selected_rate']:.1f} %")
+  if (spikes := found.get(split, {}).get("spike_offsets")) is not None:
+    facts.append(
+      f"student's labels: {100 * spikes['share_0']:.1f} % in the teacher's frame, "
+      f"{100 * spikes['share_1']:.1f} % one off; on average {spikes['mean']:+.2f} frames"
+    )
+  facts += [
+    f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found, folder),
+    f"results: {folder / 'results.json'}",
+  ]
+  for fact in facts:
+    console.out.print(fact, highlight=False, markup=False, soft_wrap=True)
+
+
+def _teacher_time(found: dict, folder: pathlib.Path) -> str:
+  if not found["teacher_workdir"]:
+    return ""
+  path = folder / found["teacher_workdir"] / "results.json"
+  if not path.exists():
+    return ""
+  return f", and {workdir.read_json(path)['wall_seconds']:.0f} s for the teacher"

@@ -1,0 +1,135 @@
+"""A grid: its cells and their names, one teacher for all, a second call, a run that fails."""
+
+import json
+
+import pytest
+
+import corpus
+from jaxkd.commands import cli, grid
+from jaxkd.errors import UserError
+
+GRIDS = corpus.ROOT / "configs" / "grids"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+  monkeypatch.chdir(corpus.ROOT)
+
+
+@pytest.mark.parametrize("name", ["paper", "small"])
+@pytest.mark.parametrize("recipe", ["demo", "librispeech"])
+def test_every_cell_of_the_grids_is_a_run(name, recipe):
+  found = grid.load(GRIDS / f"{name}.py", recipe)
+  cells = grid.cells_of(found, recipe, (), "")
+  assert len({cell.name for cell in cells}) == len(cells) > 5
+  for cell in cells:
+    config = cli.parse(["jaxkd.main", *cell.arguments])[0]
+    assert config.to_json() == cell.config.to_json()
+    assert (config.kd.scale == 0) == (config.variant == "ctc")
+    free = config.recipe == "demo" and config.kd.scale == 1
+    assert ("unlabelled" in cell.name) == free
+
+
+def test_paper_grid_is_the_papers():
+  cells = grid.cells_of(grid.load(GRIDS / "paper.py", "tedlium"), "tedlium", (), "")
+  # standard, elimination with and without prior, trim; n 1 to 5; 2 thresholds; 3 ratios.
+  assert len(cells) == 3 * (1 + 3 * (4 + 5 + 2 + 3))
+  symmetric = [cell.config.kd.selection for cell in cells if "symmetric" in cell.name]
+  assert {selection.n for selection in symmetric} == {1, 2, 3, 4, 5}
+  assert {cell.config.seed for cell in cells} == {0, 1, 2}
+  more = grid.load(GRIDS / "paper.py", "librispeech")["variants"]
+  assert more["symmetric"]["kd.selection.n"] == (1, 2, 3, 4, 5, 6)
+
+
+def test_audio_without_transcripts_goes_to_runs_that_need_none():
+  settings = dict(scales=(0.25, 1.0), seeds=(0,), variants=dict(ctc={}, symmetric={}))
+  flags = ("--config.data.train=t/train.jsonl", "--config.data.teacher_train=t/train.jsonl")
+  cells = grid.cells_of(settings, "manifest", flags, "u/audio.jsonl")
+  assert [(c.name, c.config.data.train) for c in cells] == [
+    ("ctc-train-s0", "t/train.jsonl"),
+    ("symmetric-scale0.25-train-s0", "t/train.jsonl"),
+    ("symmetric-scale1.0-audio-s0", "u/audio.jsonl"),
+  ]
+  same = grid.cells_of(settings, "manifest", flags, "")
+  assert same[:2] == cells[:2] and same[2].name == "symmetric-scale1.0-train-s0"
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    (None, "no such file; grids: configs/grids/paper.py, configs/grids/small.py"),
+    ("x = 1", "get_grid"),
+    ("def get_grid(recipe):\n  return dict(scales=())", "must return a dict of scales, seeds"),
+    ("def get_grid(recipe:", "SyntaxError"),
+  ],
+)
+def test_wrong_grids_are_one_line(tmp_path, text, words):
+  path = tmp_path / "mine.py"
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(UserError, match=words) as caught:
+    grid.load(path, "demo")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("variants", "words"),
+  [
+    ({"symetric": {}}, "configs/symetric.py: no such file; variants in configs/: .*symmetric"),
+    ({"symmetric": {"kd.selection.m": (1,)}}, "kd.selection.m"),
+    ({"symmetric": {"kd.selection.n": (-1,)}}, "kd.selection.n is -1"),
+  ],
+)
+def test_wrong_cells_are_one_line(variants, words):
+  settings = dict(scales=(1.0,), seeds=(0,), variants=variants)
+  with pytest.raises(UserError, match=words):
+    grid.cells_of(settings, "demo", (), "")
+
+
+def test_only_some():
+  cells = grid.cells_of(grid.load(GRIDS / "small.py", "demo"), "demo", (), "")
+  assert grid.chosen(cells, "") == cells
+  names = [cell.name for cell in grid.chosen(cells, "ctc,symmetric-n2")]
+  assert names == [
+    "ctc-train-s0",
+    "symmetric-n2-scale0.25-train-s0",
+    "symmetric-n2-scale1.0-unlabelled-s0",
+  ]
+  with pytest.raises(UserError, match="no run's name begins with 'symetric'; the runs: ctc-tr"):
+    grid.chosen(cells, "ctc,symetric")
+
+
+def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
+  arguments = ["jaxkd.grid", str(GRIDS / "small.py"), "--dry_run", f"--folder={tmp_path / 'runs'}"]
+  assert grid.main(arguments) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 13 and not (tmp_path / "runs").exists()
+  assert all(line.startswith("python -m jaxkd.main --workdir=") for line in lines)
+  for line in lines:
+    cli.parse(line.split()[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_to_compile", "compiled_once")
+def test_a_grid_ends_in_its_report_and_goes_on_where_it_was(tmp_path, capsys):
+  """Two seeds beside one teacher; a run that fails is named, and the others and the report stay."""
+  corpus.make(tmp_path)
+  file = tmp_path / "tiny.py"
+  settings = dict(scales=(1.0,), seeds=(0, 1), variants=dict(symmetric={}))
+  file.write_text(f"def get_grid(recipe):\n  return {settings!r}\n")
+  folder = tmp_path / "runs"
+  flags = corpus.flags(tmp_path, "symmetric", folder)[3:]
+  line = ["jaxkd.grid", str(file), "--recipe=manifest", f"--folder={folder}", *flags]
+  assert grid.main(line) == 0
+  results = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/results.json")}
+  (teacher,) = (name for name in results if name.startswith("teacher-manifest-"))
+  students = ["symmetric-scale1.0-unlabelled-s0", "symmetric-scale1.0-unlabelled-s1"]
+  assert sorted(results) == [*students, teacher]
+  assert {results[name]["teacher_workdir"] for name in students} == {f"../{teacher}"}
+  assert "symmetric" in (folder / "report" / "report.md").read_text()
+  # A second call computes nothing again.
+  (folder / students[1] / "results.json").write_text("{")
+  before = (folder / students[0] / "results.json").stat().st_mtime_ns
+  assert grid.main(line) == 1
+  assert (folder / students[0] / "results.json").stat().st_mtime_ns == before
+  assert "failed" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""Figures of speed, and which updates are traced."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxkd import config
+from jaxkd.devices import observe
+from jaxkd.errors import UserError
+
+
+def test_meter_counts_waiting_padding_and_audio_since_the_last_reading():
+  def slow():
+    for number in range(3):
+      time.sleep(0.02)
+      yield number
+
+  meter = observe.Meter()
+  assert list(meter.waiting_for(slow())) == [0, 1, 2]
+  meter.add(30.0, 40.0)
+  row = meter.read()
+  assert row["padding"] == 0.25 and 0.5 < row["input_wait"] <= 1
+  assert 0 < row["audio_per_second"] <= 30 / 0.06
+  assert meter.read()["audio_per_second"] == 0
+
+
+def test_share_of_the_peak_where_it_is_known(monkeypatch):
+  kind = jax.local_devices()[0].device_kind
+  monkeypatch.setitem(observe.PEAK_FLOPS, kind, 1e12)
+  meter = observe.Meter()
+  time.sleep(0.01)
+  meter.add(1.0, 1.0, 8e9)
+  row = meter.read()
+  assert 0 < row["utilisation"] < 0.1
+  np.testing.assert_allclose(row["utilisation"], row["teraflops"] / 8, atol=2e-4)
+
+
+def test_trace_covers_the_updates_asked_for(tmp_path):
+  profile = observe.Profile(tmp_path, (2, 3))
+  seen = []
+  for step in range(5):
+    profile.before(step)
+    seen.append(profile._on)
+    profile.after(step, ())
+  assert seen == [False, False, True, True, False]
+  assert list(tmp_path.rglob("*.xplane.pb")) and list(tmp_path.rglob("perfetto_trace.json.gz"))
+
+
+@pytest.mark.parametrize("given", ["5", "20:10", "a:b", ":", "1:2:3"])
+def test_wrong_profiles_are_one_line(given):
+  with pytest.raises(UserError, match=f"--profile={given}: it must be FIRST:LAST"):
+    config.profile_steps(given)
+
+
+def test_profiles():
+  assert config.profile_steps("10:20") == (10, 20) and config.profile_steps("") is None

@@ -1,0 +1,194 @@
+"""Rules of sharding, and one training on meshes of one and of eight devices."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxkd import selection
+from jaxkd.config import recipes
+from jaxkd.data import pipeline
+from jaxkd.data.plan import Shape, epoch_plan
+from jaxkd.devices import mesh as mesh_lib
+from jaxkd.devices import sharding
+from jaxkd.errors import UserError
+from jaxkd.models.augment import SpecAugment
+from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.models.features import LogMel
+from jaxkd.models.huggingface import folder as huggingface
+from jaxkd.models.huggingface import weights as port
+from jaxkd.models.wav2vec2 import Wav2Vec2CTC
+from jaxkd.training import optim
+from jaxkd.training import step as step_lib
+from jaxkd.types import Batch
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+CLASSES, LAYERS, STEPS = 12, 3, 5
+MESHES = [(1, 1), (8, 1), (2, 4), (1, 8)]
+TEACHER = dict(
+  model_type="hubert",
+  hidden_size=64,
+  num_hidden_layers=LAYERS,
+  num_attention_heads=4,
+  intermediate_size=256,
+  conv_dim=(32,) * 7,
+  num_conv_pos_embeddings=16,
+  num_conv_pos_embedding_groups=4,
+  feat_extract_norm="layer",
+  do_stable_layer_norm=True,
+)
+
+
+@pytest.mark.parametrize(
+  ("shape", "fsdp", "expected"),
+  [
+    ((64, 256), 8, PartitionSpec(None, "fsdp")),
+    ((256, 64), 8, PartitionSpec("fsdp")),
+    ((64, 64), 8, PartitionSpec(None, "fsdp")),
+    ((30, 256), 8, PartitionSpec(None, "fsdp")),
+    ((64, 30, 3), 4, PartitionSpec("fsdp")),
+    ((63, 255), 8, PartitionSpec()),  # nothing divides
+    ((64, 63), 8, PartitionSpec()),  # too small
+    ((64, 256), 1, PartitionSpec()),
+    ((), 8, PartitionSpec()),
+  ],
+)
+def test_the_largest_axis_that_divides_is_split(shape, fsdp, expected):
+  assert sharding.spec(shape, fsdp) == expected
+
+
+def test_the_axis_of_layers_is_never_split():
+  mesh = make(1, 8)
+  tree = {"blocks": {"kernel": jnp.zeros((4096, 64, 128))}, "head": jnp.zeros((4096, 8))}
+  found = sharding.of_state(mesh, tree)
+  assert found["blocks"]["kernel"].spec == PartitionSpec(None, None, "fsdp")
+  assert found["head"].spec == PartitionSpec("fsdp")
+
+
+def make(data: int, fsdp: int) -> Mesh:
+  return Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), sharding.AXES)
+
+
+def student_model():
+  block = recipes.conformer(LAYERS, 64, 4, 0.1, (4, 4, 4, 4), ((2, 2), (2, 2)))
+  config = ConformerConfig(**{k: v for k, v in block.items() if k != "name"})
+  return ConformerCTC(config, LogMel(mels=16), CLASSES, rngs=nnx.Rngs(params=0))
+
+
+def teacher_model():
+  description = {"config": TEACHER, "preprocessor": {"return_attention_mask": True}}
+  config = huggingface.model_config(description, "", pool=2)
+  return port.structure(config, CLASSES)[0], nnx.state(
+    Wav2Vec2CTC(config, CLASSES, rngs=nnx.Rngs(1))
+  )
+
+
+def batch_on(mesh: Mesh) -> Batch:
+  """Six rows: on eight devices two are filled up."""
+  rng = np.random.default_rng(0)
+  audio = rng.integers(-9000, 9000, (6, 9600)).astype(np.int16)
+  audio_len = np.array([9600, 9000, 8000, 9600, 4000, 6000], np.int32)
+  labels = rng.integers(1, CLASSES, (6, 4)).astype(np.int32)
+  batch = Batch(audio, audio_len, labels, np.array([4, 3, 4, 2, 1, 0], np.int32))
+  more = -6 % mesh.size
+  filled = lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
+  return mesh_lib.put_batch(jax.tree.map(filled, batch), mesh)
+
+
+@functools.cache
+def trained(data: int, fsdp: int):
+  """Compiled update, states after every step (on the host), and the last one on the devices."""
+  mesh = make(data, fsdp)
+  graphdef, params = nnx.split(student_model())
+  teacher_graphdef, teacher_params = teacher_model()
+  select = lambda logits, mask, key, epoch: selection.random_blanks(
+    logits, mask, blank_id=0, ratio=2.0, key=key
+  )
+  objective = step_lib.Objective(0.5, 2.0, select, 0, SpecAugment(5, 2), 0)
+  optimizer = optim.make_optimizer(
+    "adamw", lambda step: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=1.0
+  )
+  state = step_lib.TrainState.fresh(params, optimizer.init(params))
+  where = sharding.of_state(mesh, state)
+  state = mesh_lib.put(state, where)
+  teacher_params = mesh_lib.put(teacher_params, sharding.of_state(mesh, teacher_params))
+  update = step_lib.make_train_step(
+    graphdef, teacher_graphdef, objective, optimizer, mesh=mesh, state_shardings=where
+  )
+  everywhere = sharding.replicated(mesh)
+  key = jax.jit(lambda: jax.random.key(3), out_shardings=everywhere)()
+  rest = batch_on(mesh), mesh_lib.put(np.int32(0), everywhere), key
+  compiled = update.lower(state, teacher_params, *rest).compile()
+  losses = []
+  for _ in range(STEPS):
+    state = compiled(state, teacher_params, *rest)
+    losses.append(float(state.terms.loss.total))
+  return compiled, np.diff([0.0, *losses]), state, teacher_params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_meshes_train_to_the_same_numbers(shape):
+  _, losses, state, _ = trained(*shape)
+  _, expected_losses, expected, _ = trained(1, 1)
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  for a, b in zip(*map(jax.tree.leaves, (state.params, expected.params)), strict=True):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-5)
+  for a, b in zip(state.terms, expected.terms, strict=True):
+    np.testing.assert_allclose(a.weight, b.weight, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", MESHES[2:], ids=str)
+def test_each_device_holds_its_share(shape):
+  _, _, state, teacher_params = trained(*shape)
+  split = [
+    x for x in jax.tree.leaves((state, teacher_params)) if not x.sharding.is_fully_replicated
+  ]
+  whole = sum(x.nbytes for x in split)
+  total = sum(x.nbytes for x in jax.tree.leaves((state, teacher_params)))
+  assert whole > 0.9 * total  # what is small stays everywhere
+  held = [sum(s.data.nbytes for x in split for s in x.addressable_shards if s.device == d)
+          for d in jax.devices()]  # fmt: skip
+  np.testing.assert_allclose(held, whole / shape[1], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_no_stack_of_layers_is_gathered_at_once():
+  compiled = trained(1, 8)[0]
+  gathered = re.findall(r"= \(?f32\[([\d,]+)\]\S* all-gather", compiled.as_text())
+  sizes = [tuple(map(int, found.split(","))) for found in gathered]
+  assert (64, 256) in [s[-2:] for s in sizes] or (256, 64) in [s[-2:] for s in sizes]
+  wide = [s for s in sizes if len(s) == 3 and s[0] == LAYERS and np.prod(s) >= LAYERS * 64 * 64]
+  assert not wide, wide
+
+
+def test_mesh_must_divide_the_devices():
+  assert mesh_lib.make_mesh(4).shape == {"data": 2, "fsdp": 4}
+  with pytest.raises(UserError, match="config.mesh.fsdp is 3: it must divide the 8 devices"):
+    mesh_lib.make_mesh(3)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_shards_load_the_rows_of_the_plan_and_nothing_twice(shards):
+  class Tones:
+    ids = [str(i) for i in range(7)]
+
+    def read(self, index):
+      return np.full(1600, index + 1, np.int16)
+
+  shape = Shape(5, 3200, 0)
+  planned = epoch_plan(np.full(7, 0.1), (shape,), seed=0, epoch=0)
+  whole = list(pipeline.batches(Tones(), planned))
+  parts = [list(pipeline.batches(Tones(), planned, shards=((i,), shards))) for i in range(shards)]
+  for number, batch in enumerate(whole):
+    audio = np.concatenate([part[number].batch.audio for part in parts])
+    np.testing.assert_array_equal(audio[:5], batch.batch.audio)
+    assert not audio[5:].any() and len(audio) % shards == 0
+    names = [name for part in parts for name in part[number].ids]
+    assert tuple(names[:5]) == batch.ids and not any(names[5:])

@@ -1,0 +1,337 @@
+"""Variants that are more than a selection: soft weights, warm-up, hypotheses, ensembles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import reference
+from jaxkd import losses, selection
+from jaxkd import teacher as teacher_lib
+from jaxkd.data import plan
+from jaxkd.data.sources import Source
+from jaxkd.devices import mesh as mesh_lib
+from jaxkd.errors import UserError
+from jaxkd.inference import hypotheses as hypotheses_lib
+from jaxkd.labels import characters
+from jaxkd.masks import length_mask
+from jaxkd.training import step as step_lib
+from jaxkd.training import workdir
+from jaxkd.types import Batch, FrameOutput
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+BLANK, CLASSES, WIDTH, FRAME = 2, 3, 5, 640
+VOCABULARY = characters("a ")
+
+
+def soft(logits, mask, **options):
+  return np.asarray(selection.soft(logits, mask, blank_id=BLANK, **options))
+
+
+def test_soft_weights_are_label_masses():
+  probs = np.array([[[0.5, 0.3, 0.2], [0.05, 0.05, 0.9], [0.0, 1e-7, 1.0], [0.2, 0.2, 0.6]]])
+  logits = np.log(np.maximum(probs, 1e-30)).astype(np.float32) + 4
+  mask = np.array([[True, True, True, False]])
+  found = soft(logits, mask)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, [[1, 0.1, 1e-7, 0]], rtol=1e-4)
+  np.testing.assert_allclose(soft(logits, mask, min_weight=0.2), [[1, 0.2, 0.2, 0]], rtol=1e-4)
+  logits[:, 3] = np.nan
+  np.testing.assert_array_equal(soft(logits, mask), found)
+
+
+def test_soft_weights_are_at_their_ends_other_selections():
+  logits = jax.random.normal(jax.random.key(0), (2, 9, CLASSES)) + jnp.array([0, 0, 2.0])
+  mask = jnp.arange(9) < jnp.array([[9], [6]])
+  np.testing.assert_array_equal(soft(logits, mask, min_weight=1.0), mask)
+  certain = logits + 200 * jax.nn.one_hot(jnp.argmax(logits, -1), CLASSES)
+  np.testing.assert_array_equal(
+    soft(certain, mask), selection.nonblank(certain, mask, blank_id=BLANK)
+  )
+
+
+def test_cosine_distance_in_closed_form():
+  a = np.array([[[1.0, 0], [3, 4], [1, 1], [np.nan, 1]]], np.float32)
+  b = np.array([[[0.0, 2], [6, 8], [-5, -5], [1, np.nan]]], np.float32)
+  weights = np.array([[1.0, 1.0, 0.5, 0.0]], np.float32)
+  found = losses.cosine_distance(a, b, weights)
+  np.testing.assert_allclose([found.total, found.weight], [1 + 0 + 0.5 * 2, 2.5], atol=1e-6)
+
+
+def test_cosine_distance_has_finite_gradients_to_the_student_alone():
+  a, b = jnp.zeros((1, 2, 4)).at[0, 1].set(jnp.arange(4.0)), jnp.ones((1, 2, 4))
+  mean = lambda a, b: losses.cosine_distance(a, b, jnp.ones((1, 2), bool)).mean()
+  to_student, to_teacher = jax.grad(mean, (0, 1))(a, b)
+  assert np.isfinite(to_student).all() and np.abs(to_student[0, 1]).max() > 1e-3
+  assert not to_teacher.any()
+  # Only the direction counts.
+  np.testing.assert_allclose(mean(7 * a, b), mean(a, 0.1 * b), rtol=1e-6)
+
+
+class Frames(nnx.Module):
+  """Frames of 640 samples times matrices: an encoder, a head and a projection."""
+
+  def __init__(self, seed: int, width: int = WIDTH, project_to: int | None = None):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    self.inner = nnx.Param(0.1 * jax.random.normal(keys[0], (FRAME, width)))
+    self.outer = nnx.Param(jax.random.normal(keys[1], (width, CLASSES)))
+    if project_to:
+      self.to = nnx.Param(jax.random.normal(keys[2], (width, project_to)))
+
+  def projection(self, x):
+    return x @ self.to[...]
+
+  def encode(self, audio, audio_len, *, key=None, spec_augment=None, augment_on=True):
+    del key, spec_augment, augment_on
+    frames = audio.reshape(len(audio), -1, FRAME) / 32768
+    mask = length_mask(-(-audio_len // FRAME), frames.shape[1])
+    return frames @ self.inner[...], mask
+
+  def classify(self, x, mask):
+    return FrameOutput(x @ self.outer[...], mask)
+
+  def __call__(self, audio, audio_len, **options):
+    return self.classify(*self.encode(audio, audio_len, **options))
+
+
+def make_batch(rows=4, frames=8, seed=0) -> Batch:
+  rng = np.random.default_rng(seed)
+  audio = rng.integers(-(2**15), 2**15, (rows, frames * FRAME)).astype(np.int16)
+  audio_len = (FRAME * rng.integers(4, frames + 1, rows)).astype(np.int32)
+  labels = rng.integers(0, 2, (2, rows, 3)).astype(np.int32)
+  lengths = rng.integers(1, 3, (2, rows)).astype(np.int32)
+  return Batch(audio, audio_len, labels[0], lengths[0], labels[1], lengths[1])
+
+
+def everything(logits, mask, key, epoch):
+  del logits, key, epoch
+  return mask
+
+
+def objective(scale, select=everything, **options):
+  return step_lib.Objective(scale, 2.0, select, BLANK, None, 0, **options)
+
+
+def distill(settings, batch, epoch=0, width=WIDTH):
+  """Loss, terms and the gradient of a `Frames` beside another, wider one."""
+  student, teacher = Frames(1, project_to=width + 2), Frames(2, width + 2)
+  graphdef, params = nnx.split(student)
+  encoded, mask = teacher.encode(batch.audio, batch.audio_len)
+  taught = teacher.classify(encoded, mask)
+
+  def loss_fn(params):
+    return step_lib.distill_loss(
+      nnx.merge(graphdef, params),
+      taught,
+      batch,
+      jax.random.key(0),
+      jnp.int32(epoch),
+      settings,
+      encoded,
+    )
+
+  (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  return float(loss), terms, grads
+
+
+def test_warmup_brings_encoders_together_and_then_is_over():
+  batch = make_batch()
+  plain = distill(objective(1.0, nonblank), batch)
+  early, late = (distill(objective(1.0, nonblank, warmup_epochs=2), batch, e) for e in (1, 2))
+  np.testing.assert_allclose(late[0], plain[0], rtol=1e-6)
+  np.testing.assert_allclose(late[1].selected.total, plain[1].selected.total)
+  assert not late[2]["to"][...].any() and np.abs(late[2]["outer"][...]).max() > 0
+  # Before: one minus the cosine of every real frame, which the head has no part in.
+  student, teacher = Frames(1, project_to=WIDTH + 2), Frames(2, WIDTH + 2)
+  a, mask = student.encode(batch.audio, batch.audio_len)
+  a, b = (np.asarray(x, np.float64) for x in (student.projection(a), teacher.encode(*batch[:2])[0]))
+  cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+  np.testing.assert_allclose(early[0], (1 - cosine)[np.asarray(mask)].mean(), rtol=1e-4)
+  assert float(early[1].selected.mean()) == 1
+  assert np.abs(early[2]["to"][...]).max() > 0 and not early[2]["outer"][...].any()
+
+
+def nonblank(logits, mask, key, epoch):
+  del key, epoch
+  return selection.nonblank(logits, mask, blank_id=BLANK)
+
+
+def test_warmup_keeps_the_share_of_ctc():
+  batch = make_batch()
+  loss, terms, _ = distill(objective(0.25, warmup_epochs=1), batch)
+  np.testing.assert_allclose(loss, 0.25 * terms.kd.mean() + 0.75 * terms.ctc.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_normalization_by_labels_is_the_authors_standard(case):
+  case = reference.golden(case)
+  wanted = case["variants"]["standard"]
+  student, teacher = case["student_logits"], case["teacher_logits"]
+  rows, frames, classes = student.shape
+  lengths = case["label_lengths"].astype(np.int32)
+  batch = Batch(
+    np.zeros((rows, frames), np.int16),
+    np.full(rows, frames, np.int32),
+    case["labels"].astype(np.int32),
+    lengths,
+  )
+  mask = jnp.ones((rows, frames), bool)
+  settings = step_lib.Objective(0.9, 2.0, everything, classes - 1, None, 0, by_labels=True)
+  model = lambda *args, **options: FrameOutput(jnp.asarray(student), mask)
+  teacher_out = FrameOutput(jnp.asarray(teacher), mask)
+  loss, terms = step_lib.distill_loss(
+    model, teacher_out, batch, jax.random.key(0), jnp.int32(0), settings
+  )
+  # Theirs is divided by rows in the sum, and by labels after it.
+  expected = float(wanted["kl_sum"]) / float(wanted["kl_norm"])
+  np.testing.assert_allclose(terms.kd.mean(), expected, rtol=1e-5)
+  ctc = float(wanted["ctc_sum"]) / float(wanted["ctc_norm"])
+  np.testing.assert_allclose(loss, 0.9 * expected + 0.1 * ctc, rtol=1e-5)
+
+
+def test_hypotheses_are_ctc_targets_beside_transcripts():
+  batch = make_batch()
+  settings = objective(0.75, None, hypotheses=True)
+  loss, terms, _ = distill(settings, batch)
+  out = Frames(1)(batch.audio, batch.audio_len)
+  frames = np.asarray(out.mask.sum(1))
+  for term, labels, lengths in (
+    (terms.ctc, batch.labels, batch.label_len),
+    (terms.kd, batch.hypothesis, batch.hypothesis_len),
+  ):
+    rows = [
+      reference.ctc_forward(x[:t], y[:u], BLANK)
+      for x, t, y, u in zip(np.asarray(out.logits), frames, labels, lengths, strict=True)
+    ]
+    np.testing.assert_allclose([term.total, term.weight], [sum(rows), lengths.sum()], rtol=1e-4)
+  np.testing.assert_allclose(loss, 0.75 * terms.kd.mean() + 0.25 * terms.ctc.mean(), rtol=1e-6)
+  # Nothing else of the teacher, and no transcript, is read at scale 1.
+  blind = batch._replace(labels=np.zeros((4, 0), np.int32), label_len=np.zeros(4, np.int32))
+  alone, _, _ = distill(objective(1.0, None, hypotheses=True), blind)
+  np.testing.assert_allclose(alone, terms.kd.mean(), rtol=1e-6)
+
+
+def of(model: nnx.Module) -> teacher_lib.Teacher:
+  return teacher_lib.Teacher(*nnx.split(model), VOCABULARY)
+
+
+def test_ensemble_is_the_mean_of_probabilities():
+  batch = make_batch()
+  teachers = [of(Frames(seed, width)) for seed, width in ((1, 4), (2, 6), (3, 4))]
+  found = teacher_lib.ensemble(teachers)(batch.audio, batch.audio_len)
+  each = [t(batch.audio, batch.audio_len) for t in teachers]
+  mean = np.mean([jax.nn.softmax(out.logits) for out in each], 0)
+  np.testing.assert_allclose(jax.nn.softmax(found.logits), mean, atol=1e-6)
+  np.testing.assert_array_equal(found.mask, each[0].mask)
+  alone = teacher_lib.ensemble([teachers[1]] * 2)(batch.audio, batch.audio_len)
+  np.testing.assert_allclose(alone.logits, jax.nn.log_softmax(each[1].logits), atol=1e-5)
+
+
+class Shorter(Frames):
+  """One frame less, as another padding convention would have it."""
+
+  def __call__(self, audio, audio_len, **options):
+    out = super().__call__(audio, audio_len, **options)
+    return FrameOutput(out.logits[:, :-1], out.mask[:, 1:])
+
+
+def test_ensemble_is_cut_to_the_shortest():
+  batch = make_batch()
+  found = teacher_lib.ensemble([of(Frames(1)), of(Shorter(2))])(batch.audio, batch.audio_len)
+  mask = np.asarray(Frames(1)(batch.audio, batch.audio_len).mask)
+  np.testing.assert_array_equal(found.mask, mask[:, 1:])
+  assert found.logits.shape[1] == mask.shape[1] - 1
+
+
+def make_source() -> Source:
+  """Two utterances of noise."""
+  audio = make_batch(2).audio
+  durations = np.full(2, audio.shape[1] / 16_000)
+  return Source("noise", ["x", "y"], durations, [None, None], [], lambda i: audio[i])
+
+
+def find(path, source=None, count=3):
+  source = source or make_source()
+  planned = plan.evaluation_plan(
+    source.durations, plan.shapes(source.durations, batch_seconds=9.0, buckets=1)
+  )
+  devices = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  return hypotheses_lib.find(of(Frames(1)), source, planned, path, devices, count=count)
+
+
+def test_hypotheses_are_found_once_and_kept(tmp_path):
+  path = tmp_path / "nbest.jsonl"
+  found = find(path)
+  rows = workdir.read_jsonl(path)
+  assert [row["id"] for row in rows] == ["x", "y"]
+  for row, labels, weights in zip(rows, found.labels, found.weights, strict=True):
+    assert [h["labels"] for h in row["nbest"]] == [x.tolist() for x in labels]
+    assert len({tuple(x) for x in labels}) == len(labels) == 3
+    assert [h["text"] for h in row["nbest"]] == [VOCABULARY.decode(x) for x in labels]
+    np.testing.assert_allclose(weights.sum(), 1)
+    assert list(weights) == sorted(weights, reverse=True) and weights[0] > weights[2]
+  written = path.stat().st_mtime_ns
+  again = find(path)
+  assert path.stat().st_mtime_ns == written
+  jax.tree.map(np.testing.assert_array_equal, again.labels, found.labels)
+  assert list(found.longest()) == [max(map(len, x)) for x in found.labels]
+
+
+def test_hypotheses_weigh_by_probability(tmp_path):
+  """With a search over all sequences the weights are their exact probabilities, renormalised."""
+  batch = make_batch(2)
+  found = find(tmp_path / "nbest.jsonl", count=3)
+  out = Frames(1)(batch.audio, np.full(2, batch.audio.shape[1], np.int32))
+  for row in range(2):
+    log_p = [
+      -reference.ctc_forward(np.asarray(out.logits[row]), labels, BLANK)
+      for labels in found.labels[row]
+    ]
+    expected = np.exp(log_p - np.logaddexp.reduce(log_p))
+    np.testing.assert_allclose(found.weights[row], expected, atol=0.1)
+
+
+@pytest.mark.parametrize("broken", ["not json\n", '{"id": "x"}\n', '{"id": "z", "nbest": []}\n'])
+def test_hypotheses_of_other_data_or_damaged_are_one_line(tmp_path, broken):
+  path = tmp_path / "nbest.jsonl"
+  path.write_text(broken)
+  with pytest.raises(UserError, match=r"nbest\.jsonl") as caught:
+    find(path)
+  assert "\n" not in str(caught.value)
+
+
+def test_draws_follow_the_weights_and_join_with_a_space():
+  a, b, c = (np.array(x, np.int32) for x in ([0], [0, 0], []))
+  space = np.array([1], np.int32)
+  found = hypotheses_lib.Hypotheses(
+    ((a, b), (c,), ()), (np.array([0.3, 0.7]), np.ones(1), np.zeros(0)), space
+  )
+  rng = np.random.default_rng(0)
+  lengths = np.array([len(found.draw([0], rng)) for _ in range(4000)])
+  assert abs((lengths == 2).mean() - 0.7) < 0.03
+  joined = {tuple(found.draw([0, 0], rng)) for _ in range(200)}
+  assert joined == {(0, 1, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 0, 1, 0, 0)}
+  assert found.draw([2], rng).shape == (0,) and found.draw([1], rng).shape == (0,)
+  assert list(found.longest()) == [2, 0, 0]
+
+
+def test_train_step_of_a_warmup_moves_all_but_the_head():
+  graphdef, params = nnx.split(Frames(1, project_to=WIDTH + 2))
+  teacher_graphdef, teacher_params = nnx.split(Frames(2, WIDTH + 2))
+  before = jax.device_get(params)
+  optimizer = optax.sgd(0.3)
+  update = step_lib.make_train_step(
+    graphdef, teacher_graphdef, objective(1.0, warmup_epochs=1), optimizer
+  )
+  state = step_lib.TrainState.fresh(params, optimizer.init(params))
+  distances = []
+  for _ in range(20):
+    state = update(state, teacher_params, make_batch(), jnp.int32(0), jax.random.key(0))
+    distances.append(float(state.terms.kd.mean()))  # of all updates so far
+  assert distances == sorted(distances, reverse=True) and distances[-1] < distances[0] - 0.01
+  np.testing.assert_array_equal(state.params["outer"][...], before["outer"][...])
+  for moved in ("inner", "to"):
+    assert np.abs(state.params[moved][...] - before[moved][...]).max() > 1e-3
