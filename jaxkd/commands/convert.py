@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import sys
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.commands import cli
 from jaxkd.errors import UserError
 
@@ -53,14 +53,13 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
   from jaxkd.devices import mesh
   from jaxkd.models import blueprint
   from jaxkd.models.huggingface import folder as huggingface
-  from jaxkd.training import workdir
 
   config, model = blueprint.load_finished(source, mesh.make_mesh())
   if config.student.name != "huggingface":
     raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
   if (kind := model.vocabulary.kind) != "characters":
     raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
-  description = workdir.read_json(source / blueprint.DESCRIPTION)
+  description = files.read_json(source / blueprint.DESCRIPTION)
   settings = blueprint.huggingface_config(config, description, str(source))
   huggingface.save(target, description, settings, model.params, model.vocabulary)
 

@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.commands import cli
 from jaxkd.errors import UserError
 
@@ -63,11 +63,11 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   from jaxkd.models import blueprint
   from jaxkd.teacher import parameter_count
   from jaxkd.training import assembly as build
-  from jaxkd.training import results, step, workdir
+  from jaxkd.training import results, step
 
   devices = mesh.make_mesh()
   config, student = blueprint.load_finished(folder, devices)
-  found = workdir.read_json(folder / "results.json")
+  found = files.read_json(folder / "results.json")
   beside = results.teacher_source(found, folder)
   teacher = build.load_teacher(config, beside, devices) if beside else None
   source = build.open_split(config, data)

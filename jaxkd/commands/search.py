@@ -16,7 +16,7 @@ import time
 import numpy as np
 from absl import flags
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.commands import cli
 from jaxkd.errors import UserError
 from jaxkd.inference.search import lexicon as lexicon_lib
@@ -149,7 +149,6 @@ def run(folder: pathlib.Path, settings: Settings) -> dict:
       parse; nothing to tune on.
   """
   from jaxkd.inference import posteriors
-  from jaxkd.training import workdir
 
   opened = posteriors.Opened(folder, settings.models, settings.data)
   _check_tuning(settings, opened.splits)
@@ -160,8 +159,8 @@ def run(folder: pathlib.Path, settings: Settings) -> dict:
     block, rows = _search_model(name, opened, tools, settings)
     found[name] = block
     for split, hypotheses in rows.items():
-      workdir.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search.jsonl", hypotheses)
-  workdir.write_json(folder / "search.json", found)
+      files.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search.jsonl", hypotheses)
+  files.write_json(folder / "search.json", found)
   return found
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.data import pipeline
 from jaxkd.data.plan import PlannedBatch
 from jaxkd.data.sources import Source
@@ -22,7 +22,6 @@ from jaxkd.errors import UserError
 from jaxkd.inference.search.prefix import prefix_beam
 from jaxkd.labels import Labels
 from jaxkd.teacher import Teacher
-from jaxkd.training import workdir
 
 # States of the search for each hypothesis that is kept.
 _BEAM = 4
@@ -82,7 +81,7 @@ def find(
   if not mesh.agreed(path.exists()):
     rows = _search(teacher, source, planned, devices, count)
     if mesh.is_first():
-      workdir.write_jsonl(path, rows)
+      files.write_jsonl(path, rows)
     mesh.wait_for_all(f"{path} is written")
   return _read(path, source, teacher.vocabulary)
 
@@ -124,7 +123,7 @@ def _row(labels: Labels, sequences, lengths, log_p) -> list[dict]:
 
 def _read(path: pathlib.Path, source: Source, labels: Labels) -> Hypotheses:
   try:
-    rows = workdir.read_jsonl(path)
+    rows = files.read_jsonl(path)
     if [row["id"] for row in rows] != source.ids:
       raise ValueError("other utterances than the training data's")
     weights = [np.array([h["weight"] for h in row["nbest"]], np.float64) for row in rows]

@@ -12,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.data import pipeline, plan
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
@@ -26,7 +26,7 @@ from jaxkd.labels.text import normalise
 from jaxkd.models import blueprint
 from jaxkd.teacher import Teacher
 from jaxkd.training import assembly as build
-from jaxkd.training import results, workdir
+from jaxkd.training import results
 from jaxkd.types import Batch
 
 # Batches of the prefix beam: so many rows, and frames up to a multiple of so many.
@@ -159,9 +159,7 @@ class Opened:
     self._folder, self._mesh = folder, mesh_lib.make_mesh()
     self._config, student = blueprint.load_finished(folder, self._mesh)
     self.models: dict[str, Teacher] = {"student": student} if "student" in models else {}
-    self._teacher_source = results.teacher_source(
-      workdir.read_json(folder / "results.json"), folder
-    )
+    self._teacher_source = results.teacher_source(files.read_json(folder / "results.json"), folder)
     if "teacher" in models and self._teacher_source:
       self.models["teacher"] = build.load_teacher(self._config, self._teacher_source, self._mesh)
     if not self.models:
@@ -187,7 +185,7 @@ class Opened:
       return self._train.texts, self._train.name
     for source in blueprint.members(self._teacher_source) if self._teacher_source else ():
       if (pathlib.Path(source) / "results.json").exists():
-        config = ConfigDict(workdir.read_json(pathlib.Path(source) / "config.json"))
+        config = ConfigDict(files.read_json(pathlib.Path(source) / "config.json"))
         data = build.open_split(config, config_lib.train_data(config))
         if None not in data.texts:
           return data.texts, data.name
@@ -203,7 +201,7 @@ class Opened:
       own = pathlib.Path(self._teacher_source) / build.LOG_PRIOR
       path = own if own.exists() else self._folder / build.TEACHER_LOG_PRIOR
     if path.exists():
-      return np.array(workdir.read_json(path), np.float32)
+      return np.array(files.read_json(path), np.float32)
     return np.asarray(build.estimate_log_prior(self.models[name], self._train, path, self._mesh))
 
   def log_probs(self, name: str, split: str) -> Posteriors:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxkd import files
 from jaxkd import labels as labels_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.devices import mesh, sharding
@@ -22,7 +23,7 @@ from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import Wav2Vec2Config
 from jaxkd.teacher import Teacher
-from jaxkd.training import checkpoint, workdir
+from jaxkd.training import checkpoint
 
 log = logging.getLogger(__name__)
 FINAL = pathlib.Path("checkpoints", "final")
@@ -53,7 +54,7 @@ class Blueprint:
     """Writes to a workdir what `load_finished` needs besides its config and parameters."""
     self.labels.save(folder / LABELS)
     if self.description is not None:
-      workdir.write_json(folder / DESCRIPTION, self.description)
+      files.write_json(folder / DESCRIPTION, self.description)
 
 
 def check_workdir(folder: pathlib.Path, labels: Labels) -> None:
@@ -247,7 +248,7 @@ def is_huggingface(source: str) -> bool:
   if not folder.is_dir():
     return source.count("/") == 1 and not folder.parent.is_dir() or _absent(source)
   config = folder / "config.json"
-  if not config.exists() or "recipe" in workdir.read_json(config):
+  if not config.exists() or "recipe" in files.read_json(config):
     raise UserError(
       f"{folder} is neither the workdir of a finished run (no results.json: run it to its end "
       "first) nor a model in Hugging Face's layout (config.json, *.safetensors, vocab.json)"
@@ -343,9 +344,9 @@ def _finished_structure(folder: pathlib.Path):
       f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
     )
   labels = Labels.load(folder / LABELS)
-  config = ConfigDict(workdir.read_json(folder / "config.json"))
+  config = ConfigDict(files.read_json(folder / "config.json"))
   if config.student.name != "huggingface":
     return config, labels, *_conformer(config, labels)[1:]
   path = folder / DESCRIPTION
-  settings = huggingface_config(config, workdir.read_json(path), str(path))
+  settings = huggingface_config(config, files.read_json(path), str(path))
   return config, labels, *port.structure(settings, len(labels.symbols))

@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from jaxkd import files
 from jaxkd.errors import UserError
 from jaxkd.training import workdir
 
@@ -75,7 +76,7 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
   if not (folder / "config.json").exists():
     return LeftOut(folder, "not a workdir: no config.json")
   try:
-    config = workdir.read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json")
     if not isinstance(config, dict) or not {"recipe", "kd", "seed"} <= config.keys():
       return LeftOut(folder, "not a workdir: its config.json is another program's")
     if not (folder / "results.json").exists():
@@ -86,11 +87,11 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
 
 
 def _finished(folder: pathlib.Path, config: dict) -> Run:
-  results = workdir.read_json(folder / "results.json")
+  results = files.read_json(folder / "results.json")
   hypotheses = {}
   for split in (s for s in SPLITS if s in results):
     for model in (m for m in MODELS if m in results[split]):
-      rows = workdir.read_jsonl(folder / "hypotheses" / f"{split}.{model}.jsonl")
+      rows = files.read_jsonl(folder / "hypotheses" / f"{split}.{model}.jsonl")
       try:
         hypotheses[split, model] = {r["id"]: (r["reference"], r["hypothesis"]) for r in rows}
         results[split][model] = {"wer": None, "cer": None} | results[split][model]
@@ -113,12 +114,12 @@ def _finished(folder: pathlib.Path, config: dict) -> Run:
 
 
 def _optional(path: pathlib.Path) -> dict | None:
-  return workdir.read_json(path) if path.exists() else None
+  return files.read_json(path) if path.exists() else None
 
 
 def _metrics(folder: pathlib.Path) -> list[dict]:
   path = folder / "metrics.jsonl"
-  return workdir.read_jsonl(path, growing=True) if path.exists() else []
+  return files.read_jsonl(path, growing=True) if path.exists() else []
 
 
 def _unfinished(folder: pathlib.Path, config: dict) -> str:

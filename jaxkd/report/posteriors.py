@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.errors import UserError
 from jaxkd.report import plots
 from jaxkd.report.collect import Run
@@ -86,13 +86,12 @@ def _selected(run: Run, config, blank_id: int, logits: np.ndarray) -> np.ndarray
   import jax
 
   from jaxkd.training import assembly as build
-  from jaxkd.training import workdir
 
   prior = None
   if build.needs_log_prior(config):
     places = [pathlib.Path(run.teacher) / build.LOG_PRIOR, run.folder / build.TEACHER_LOG_PRIOR]
     path = next((p for p in places if p.exists()), places[-1])
-    prior = np.array(workdir.read_json(path), np.float32)
+    prior = np.array(files.read_json(path), np.float32)
   select = jax.jit(build.make_selector(config.kd, blank_id, prior))
   key, mask = jax.random.key(run.results["seed"]), np.ones(logits.shape[:2], bool)
   weights = select(logits, mask, key, config.training.epochs - 1)

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
-from jaxkd import console, selection
+from jaxkd import console, files, selection
 from jaxkd import labels as labels_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.data import pipeline, plan
@@ -442,9 +442,9 @@ def estimate_log_prior(
       batches = (mesh.put_batch(host.batch, devices) for host in hosts if update() is None)
       prior = teacher_lib.log_prior(model, batches, sharding.replicated(devices))
     if mesh.is_first():
-      workdir.write_json(path, prior.tolist())
+      files.write_json(path, prior.tolist())
     mesh.wait_for_all(f"{path} is written")
-  return jnp.array(workdir.read_json(path), jnp.float32)
+  return jnp.array(files.read_json(path), jnp.float32)
 
 
 def make_selector(kd: ConfigDict, blank_id: int, log_prior=None) -> step_lib.Selector:

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.data import plan as plan_lib
 from jaxkd.devices import flops, observe, sharding
 from jaxkd.devices import mesh as mesh_lib
@@ -87,7 +87,7 @@ def run(
       blueprint.check_workdir(folder, data.labels)
     if mesh_lib.agreed((folder / "results.json").exists()):
       log.info("%s is finished", folder)
-      return workdir.read_json(folder / "results.json")
+      return files.read_json(folder / "results.json")
     teacher, source = _teacher(config, folder, data)
     started = time.monotonic()
     prepared = build.build(config, data, teacher, source, folder)

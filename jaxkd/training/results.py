@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.devices import mesh
 from jaxkd.inference import scoring
 from jaxkd.models import blueprint
@@ -57,9 +57,9 @@ def write(
     if not mesh.is_first():
       continue
     for model, rows in result.hypotheses.items():
-      workdir.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
+      files.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
   if mesh.is_first():
-    workdir.write_json(run.workdir / "results.json", found)
+    files.write_json(run.workdir / "results.json", found)
   return found
 
 
@@ -144,4 +144,4 @@ def _teacher_time(found: dict, folder: pathlib.Path) -> str:
   path = folder / found["teacher_workdir"] / "results.json"
   if not path.exists():
     return ""
-  return f", and {workdir.read_json(path)['wall_seconds']:.0f} s for the teacher"
+  return f", and {files.read_json(path)['wall_seconds']:.0f} s for the teacher"

@@ -13,7 +13,7 @@ import pytest
 import corpus
 import reference
 from jaxkd import config as config_lib
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.commands import cli, search
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.errors import UserError
@@ -22,7 +22,7 @@ from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
 from jaxkd.labels import UnknownSymbol, characters
 from jaxkd.models import blueprint
-from jaxkd.training import checkpoint, workdir
+from jaxkd.training import checkpoint
 
 WIDE = Options(beam=100_000, token_beam=100, threshold=1e6)
 
@@ -292,8 +292,8 @@ def save(folder: pathlib.Path, config, results: dict) -> pathlib.Path:
   folder.mkdir(parents=True)
   checkpoint.save_params(folder / blueprint.FINAL, jax.tree.map(drawn, model.like))
   model.save(folder)
-  workdir.write_json(folder / "config.json", json.loads(json.dumps(config.to_dict())))
-  workdir.write_json(folder / "results.json", results)
+  files.write_json(folder / "config.json", json.loads(json.dumps(config.to_dict())))
+  files.write_json(folder / "results.json", results)
   return folder
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import corpus
+from jaxkd import files
 from jaxkd import labels as labels_lib
 from jaxkd.commands import cli
 from jaxkd.commands import evaluate as evaluate_lib
@@ -19,7 +20,6 @@ from jaxkd.labels.lexicon import Lexicon
 from jaxkd.models import blueprint
 from jaxkd.training import assembly as build
 from jaxkd.training import loop as train
-from jaxkd.training import workdir
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile", "compiled_once")
 NAME, SIZE = "--config.labels.name", "--config.labels.size"
@@ -65,8 +65,8 @@ def as_teacher(lab, name: str, *flags: str) -> list[str]:
   config, folder = cli.parse(corpus.flags(lab, "ctc", lab / name, *flags, train_data(lab)))
   folder.mkdir()
   blueprint.make(config, build.open_data(config).labels).save(folder)
-  workdir.write_json(folder / "config.json", config.to_dict())
-  workdir.write_json(folder / "results.json", {})
+  files.write_json(folder / "config.json", config.to_dict())
+  files.write_json(folder / "results.json", {})
   return [f"--config.teacher.source={folder}"]
 
 

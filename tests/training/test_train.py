@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import corpus
+from jaxkd import files
 from jaxkd.commands import cli
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.devices import mesh as mesh_lib
@@ -142,7 +143,7 @@ def test_workdir_of_other_data_is_refused(lab, finished):
 
 def test_workdir_in_use_is_refused(lab, finished):
   config, folder = cli.parse(corpus.flags(lab, "symmetric", lab / "symmetric"))
-  facts = workdir.read_json(folder / "data.json")
+  facts = files.read_json(folder / "data.json")
   with workdir.claim(folder, config, facts), pytest.raises(UserError, match="in use by another"):
     train.run(config, folder)
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import reference
-from jaxkd import losses, selection
+from jaxkd import files, losses, selection
 from jaxkd import teacher as teacher_lib
 from jaxkd.data import plan
 from jaxkd.data.sources import Source
@@ -18,7 +18,6 @@ from jaxkd.inference import hypotheses as hypotheses_lib
 from jaxkd.labels import characters
 from jaxkd.masks import length_mask
 from jaxkd.training import step as step_lib
-from jaxkd.training import workdir
 from jaxkd.types import Batch, FrameOutput
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -265,7 +264,7 @@ def find(path, source=None, count=3):
 def test_hypotheses_are_found_once_and_kept(tmp_path):
   path = tmp_path / "nbest.jsonl"
   found = find(path)
-  rows = workdir.read_jsonl(path)
+  rows = files.read_jsonl(path)
   assert [row["id"] for row in rows] == ["x", "y"]
   for row, labels, weights in zip(rows, found.labels, found.weights, strict=True):
     assert [h["labels"] for h in row["nbest"]] == [x.tolist() for x in labels]
