@@ -28,7 +28,7 @@ from jaxkd.commands import cli
 from jaxkd.data import plan
 from jaxkd.devices import flops, hlo, mesh, observe, sharding
 from jaxkd.errors import UserError
-from jaxkd.labels import Labels, characters
+from jaxkd.labels import Vocabulary, characters
 from jaxkd.models import blueprint
 from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.models.huggingface import known
@@ -126,7 +126,7 @@ class Step:
   frozen: tuple[str, ...]
   teacher: object
   teacher_like: object
-  labels: Labels
+  labels: Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,13 +290,13 @@ def _is_elsewhere(block: ConfigDict) -> bool:
   return block.name == "huggingface" and not pathlib.Path(block.source).expanduser().is_dir()
 
 
-def _labels(config: ConfigDict) -> Labels:
+def _labels(config: ConfigDict) -> Vocabulary:
   if config.labels.name == "auto" and _is_elsewhere(config.student):
     return characters(config.labels.alphabet)  # those that are known are pre-trained only
   return blueprint.untrained_labels(config)
 
 
-def _structure(config: ConfigDict, labels: Labels, path: str, project_to: int | None = None):
+def _structure(config: ConfigDict, labels: Vocabulary, path: str, project_to: int | None = None):
   """Structure, abstract parameters and frozen parts of `config.student`, which stood at `path`."""
   block = config.student
   if not _is_elsewhere(block):
@@ -404,7 +404,7 @@ def _nbytes(tree) -> float:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
-def _objective(config: ConfigDict, labels: Labels) -> step_lib.Objective:
+def _objective(config: ConfigDict, labels: Vocabulary) -> step_lib.Objective:
   """With a prior that has no data behind it."""
   log_prior = jnp.zeros(len(labels.symbols)) if build.needs_log_prior(config) else None
   return build.make_objective(config, labels.blank_id, log_prior)

@@ -21,7 +21,7 @@ from jaxkd.commands import cli
 from jaxkd.errors import UserError
 from jaxkd.inference.search import lexicon as lexicon_lib
 from jaxkd.inference.search import ngram
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.labels.text import normalise
 
 log = logging.getLogger("jaxkd.search")  # as a command its name is __main__
@@ -78,7 +78,7 @@ class Tools:
     lm: the language model, or None.
   """
 
-  labels: Labels
+  labels: Vocabulary
   words: lexicon_lib.Spellings | None
   lm: lexicon_lib.LanguageModel | None
 

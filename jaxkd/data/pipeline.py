@@ -14,7 +14,7 @@ from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.plan import PlannedBatch, padded_rows
 from jaxkd.data.sources import Source
 from jaxkd.errors import UserError
-from jaxkd.labels import Labels, UnknownSymbol, UnknownWords
+from jaxkd.labels import UnknownSymbol, UnknownWords, Vocabulary
 from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.types import Batch
 
@@ -48,7 +48,7 @@ def batches(
   source: Source,
   planned: list[PlannedBatch],
   *,
-  labels: Labels | None = None,
+  labels: Vocabulary | None = None,
   hypotheses: Targets | None = None,
   seed: int = 0,
   epoch: int = 0,
@@ -197,7 +197,7 @@ def transcripts(source: Source) -> list[str]:
   return source.texts
 
 
-def check_texts(source: Source, labels: Labels, missing: str = "error") -> Source:
+def check_texts(source: Source, labels: Vocabulary, missing: str = "error") -> Source:
   """The source, every utterance of which has a transcript that the classes can write.
 
   Args:
@@ -242,7 +242,7 @@ def _missing(source: Source, untold: dict[int, tuple[str, ...]]) -> str:
   )
 
 
-def _unwritten(text: str, labels: Labels, error: UnknownSymbol) -> str:
+def _unwritten(text: str, labels: Vocabulary, error: UnknownSymbol) -> str:
   said = f"the text {text[:60]!r} has {error.symbol!r}, which is no class of the model: "
   if labels.kind == "sentencepiece":
     return f"{said}the transcripts of its training have none"

@@ -20,7 +20,7 @@ from jaxkd.data.sources import Source
 from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
 from jaxkd.inference.search.prefix import prefix_beam
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.teacher import Teacher
 
 # States of the search for each hypothesis that is kept.
@@ -109,7 +109,7 @@ def _search(teacher: Teacher, source: Source, planned, devices, count: int) -> l
   return [{"id": name, "nbest": nbest.get(name, [])} for name in source.ids]
 
 
-def _row(labels: Labels, sequences, lengths, log_p) -> list[dict]:
+def _row(labels: Vocabulary, sequences, lengths, log_p) -> list[dict]:
   """i32[N, L], i32[N], f32[N], best first → labels, text and weight of each."""
   real = np.isfinite(log_p)
   weights = np.exp(log_p[real] - log_p[0])
@@ -121,7 +121,7 @@ def _row(labels: Labels, sequences, lengths, log_p) -> list[dict]:
   ]
 
 
-def _read(path: pathlib.Path, source: Source, labels: Labels) -> Hypotheses:
+def _read(path: pathlib.Path, source: Source, labels: Vocabulary) -> Hypotheses:
   try:
     rows = files.read_jsonl(path)
     if [row["id"] for row in rows] != source.ids:

@@ -21,7 +21,7 @@ from jaxkd.errors import UserError
 from jaxkd.inference import error_rates as metrics
 from jaxkd.inference.search.greedy import collapse
 from jaxkd.inference.search.prefix import prefix_beam
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.labels.text import normalise
 from jaxkd.models import blueprint
 from jaxkd.teacher import Teacher
@@ -86,7 +86,7 @@ class Posteriors:
       for name, reference, nbest in zip(self.ids, self.references, nbests, strict=True)
     ]
 
-  def greedy(self, labels: Labels) -> Searched:
+  def greedy(self, labels: Vocabulary) -> Searched:
     """The best path of each utterance, with its log probability."""
     started, nbests = time.perf_counter(), []
     for frames in self.log_probs:
@@ -95,7 +95,7 @@ class Posteriors:
       nbests.append([(text, frames.max(-1).sum())])
     return Searched(nbests, time.perf_counter() - started)
 
-  def prefix_beam(self, labels: Labels, beam: int, count: int) -> Searched:
+  def prefix_beam(self, labels: Vocabulary, beam: int, count: int) -> Searched:
     """The `count` best label sequences of each utterance as texts, with their log probability."""
     order = sorted(range(len(self.log_probs)), key=lambda i: len(self.log_probs[i]))
     nbests: list[NBest] = [[] for _ in order]
@@ -127,7 +127,7 @@ class Posteriors:
     return logits, mask
 
 
-def _texts(labels: Labels, sequences, lengths, log_p) -> NBest:
+def _texts(labels: Vocabulary, sequences, lengths, log_p) -> NBest:
   """Texts of label sequences; several that are one text, such as with more spaces, add up."""
   found: dict[str, float] = {}
   for sequence, length, p in zip(sequences, lengths, log_p.astype(np.float64), strict=True):

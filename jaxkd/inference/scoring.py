@@ -15,7 +15,7 @@ from jaxkd.devices import sharding
 from jaxkd.inference import alignment as align
 from jaxkd.inference import error_rates as metrics
 from jaxkd.inference.search.greedy import collapse
-from jaxkd.labels import Labels, UnknownSymbol, normalise
+from jaxkd.labels import UnknownSymbol, Vocabulary, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evaluate(
   teacher_params,
   source: Source,
   plan: list[PlannedBatch],
-  labels: Labels,
+  labels: Vocabulary,
   mesh: jax.sharding.Mesh,
   *,
   workers: int = 0,
@@ -123,7 +123,7 @@ def _pair(found) -> np.ndarray:
   return np.array([found.total, found.weight], np.float64)
 
 
-def _row(source: Source, utterance: int, path: np.ndarray, labels: Labels) -> dict:
+def _row(source: Source, utterance: int, path: np.ndarray, labels: Vocabulary) -> dict:
   text = source.texts[utterance]
   return {
     "id": source.ids[utterance],
@@ -132,7 +132,7 @@ def _row(source: Source, utterance: int, path: np.ndarray, labels: Labels) -> di
   }
 
 
-def _target(text: str | None, path: np.ndarray, labels: Labels) -> np.ndarray:
+def _target(text: str | None, path: np.ndarray, labels: Vocabulary) -> np.ndarray:
   """Labels of a text, or of the teacher's path where there is none that the classes can write."""
   if text is not None:
     with contextlib.suppress(UnknownSymbol):

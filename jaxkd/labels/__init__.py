@@ -47,7 +47,7 @@ class UnknownWords(UnknownSymbol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class Vocabulary:
   """The classes of a model; here characters, and vocabularies of Hugging Face's models.
 
   Attributes:
@@ -115,7 +115,7 @@ class Labels:
     path.write_text(json.dumps(fields, ensure_ascii=False) + "\n")
 
   @classmethod
-  def load(cls, path: pathlib.Path) -> "Labels":
+  def load(cls, path: pathlib.Path) -> "Vocabulary":
     """Reads what `save` of any kind wrote.
 
     Raises:
@@ -126,7 +126,7 @@ class Labels:
       symbols, blank_id, space = tuple(found["symbols"]), int(found["blank_id"]), found["space"]
       if not 0 <= blank_id < len(symbols):
         raise ValueError(f"blank_id is {blank_id} of {len(symbols)} classes")
-      kinds = {kind.kind: kind for kind in (Labels, PhonemeLabels, SentencePieceLabels)}
+      kinds = {kind.kind: kind for kind in (Vocabulary, PhonemeVocabulary, PieceVocabulary)}
       kind = kinds[found.get("kind", cls.kind)]
       labels = kind(symbols, blank_id, space, *kind._load_beside(path.parent))
       labels._verify()
@@ -150,13 +150,13 @@ class Labels:
     """ValueError where the symbols are not those of the file beside."""
 
 
-def characters(alphabet: str) -> Labels:
+def characters(alphabet: str) -> Vocabulary:
   """One class for each character, and the blank as the last class (as in the paper)."""
-  return Labels((*alphabet, BLANK), len(alphabet))
+  return Vocabulary((*alphabet, BLANK), len(alphabet))
 
 
 @dataclasses.dataclass(frozen=True)
-class PhonemeLabels(Labels):
+class PhonemeVocabulary(Vocabulary):
   """Phonemes, each once inside words and once (`AE#`) at their ends, as in the paper.
 
   Attributes:
@@ -202,7 +202,7 @@ class PhonemeLabels(Labels):
     return " ".join([*words, _no_word(sounds)] if sounds else words)
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
-    """See `Labels.spellings`."""
+    """See `Vocabulary.spellings`."""
     word = normalise(word)
     if word not in self.lexicon:
       raise UnknownWords([word])
@@ -224,11 +224,11 @@ class PhonemeLabels(Labels):
       raise ValueError("its phonemes are not those of lexicon.txt beside it")
 
 
-def phonemes(lexicon: Lexicon) -> PhonemeLabels:
+def phonemes(lexicon: Lexicon) -> PhonemeVocabulary:
   """Classes of a lexicon's phonemes, then of their end-of-word variants, and the blank last."""
   found = lexicon.phonemes()
   symbols = (*found, *(p + WORD_END for p in found), BLANK)
-  return PhonemeLabels(symbols, len(symbols) - 1, "", lexicon)
+  return PhonemeVocabulary(symbols, len(symbols) - 1, "", lexicon)
 
 
 def _no_word(sounds: list[str]) -> str:
@@ -236,7 +236,7 @@ def _no_word(sounds: list[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePieceLabels(Labels):
+class PieceVocabulary(Vocabulary):
   """Pieces of words, of a unigram model by sentencepiece.
 
   Class i is the model's piece i + 1; its piece 0, the unknown, is no class, and the blank is last.
@@ -274,7 +274,7 @@ class SentencePieceLabels(Labels):
     return normalise("".join(pieces).replace(WORD_START, " "))
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
-    """See `Labels.spellings`."""
+    """See `Vocabulary.spellings`."""
     return [tuple(self.encode(word).tolist())]
 
   def _save_beside(self, folder: pathlib.Path) -> None:
@@ -289,7 +289,7 @@ class SentencePieceLabels(Labels):
       raise ValueError("its pieces are not those of sentencepiece.model beside it")
 
 
-def sentencepiece(texts: Iterable[str], size: int) -> SentencePieceLabels:
+def sentencepiece(texts: Iterable[str], size: int) -> PieceVocabulary:
   """Classes of a unigram model that is trained on transcripts; the same each time.
 
   Args:
@@ -331,14 +331,14 @@ def _size_limit(reason: str) -> str:
   return f"sentencepiece cannot be trained on these transcripts: {' '.join(reason.split())[-200:]}"
 
 
-def _of_model(model: bytes) -> SentencePieceLabels:
+def _of_model(model: bytes) -> PieceVocabulary:
   """The classes of a model's file; ValueError where it is damaged."""
   try:
     processor = _sentencepiece().SentencePieceProcessor(model_proto=model)
   except RuntimeError as error:
     raise ValueError("sentencepiece.model beside it is damaged") from error
   pieces = [processor.id_to_piece(i) for i in range(1, processor.get_piece_size())]
-  return SentencePieceLabels((*pieces, BLANK), len(pieces), "", model)
+  return PieceVocabulary((*pieces, BLANK), len(pieces), "", model)
 
 
 def _sentencepiece():
@@ -351,7 +351,9 @@ def _sentencepiece():
   return package
 
 
-def check_same(one: Labels, other: Labels, name: str, other_name: str, fix: str = "") -> None:
+def check_same(
+  one: Vocabulary, other: Vocabulary, name: str, other_name: str, fix: str = ""
+) -> None:
   """Two models have the same classes, so that their outputs can be compared class by class.
 
   Args:
@@ -383,7 +385,7 @@ def _few(symbols: list[str], count: int = 5) -> str:
   return ", ".join(map(repr, symbols[:count])) + rest
 
 
-def _first_moved(one: Labels, other: Labels) -> str:
+def _first_moved(one: Vocabulary, other: Vocabulary) -> str:
   """Where two vocabularies of the same symbols differ."""
   pairs = zip(one.symbols, other.symbols, strict=False)
   index = next((i for i, (a, b) in enumerate(pairs) if a != b), None)

@@ -16,7 +16,7 @@ from jaxkd import labels as labels_lib
 from jaxkd import teacher as teacher_lib
 from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
-from jaxkd.labels import Labels, characters, lexicon
+from jaxkd.labels import Vocabulary, characters, lexicon
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import SAMPLE_RATE_HZ, LogMel
 from jaxkd.models.huggingface import folder as huggingface
@@ -45,7 +45,7 @@ class Blueprint:
 
   graphdef: Any
   like: Any
-  labels: Labels
+  labels: Vocabulary
   params: Callable[[jax.Array], Any]
   frozen: tuple[str, ...] = ()
   description: dict | None = None
@@ -57,21 +57,21 @@ class Blueprint:
       files.write_json(folder / DESCRIPTION, self.description)
 
 
-def check_workdir(folder: pathlib.Path, labels: Labels) -> None:
+def check_workdir(folder: pathlib.Path, labels: Vocabulary) -> None:
   """A workdir holds no run, or one with these classes and pronunciations.
 
   Raises:
     UserError: it holds another.
   """
   path = folder / LABELS
-  if path.exists() and Labels.load(path) != labels:
+  if path.exists() and Vocabulary.load(path) != labels:
     raise UserError(
       f"--workdir={folder} holds a run of other classes or pronunciations (config.labels): choose "
       "another --workdir or remove this one"
     )
 
 
-def make(config: ConfigDict, labels: Labels, project_to: int | None = None) -> Blueprint:
+def make(config: ConfigDict, labels: Vocabulary, project_to: int | None = None) -> Blueprint:
   """The model that `config.student` describes, with these classes.
 
   Args:
@@ -90,7 +90,7 @@ def make(config: ConfigDict, labels: Labels, project_to: int | None = None) -> B
   return Blueprint(graphdef, like, labels, params)
 
 
-def own_labels(config: ConfigDict, texts: Iterable[str] = ()) -> Labels:
+def own_labels(config: ConfigDict, texts: Iterable[str] = ()) -> Vocabulary:
   """Classes of a model without a teacher: its folder's vocabulary, or config.labels.
 
   A Hugging Face model that has been fine-tuned keeps its head and its vocabulary where
@@ -120,7 +120,7 @@ def own_labels(config: ConfigDict, texts: Iterable[str] = ()) -> Labels:
   return characters(block.alphabet)
 
 
-def taught_labels(config: ConfigDict, given: Labels) -> Labels:
+def taught_labels(config: ConfigDict, given: Vocabulary) -> Vocabulary:
   """Classes of a student whose teacher is there: the teacher's, and config.labels must agree.
 
   Of phonemes, the words that transcripts may have are config.labels's.
@@ -147,15 +147,15 @@ def taught_labels(config: ConfigDict, given: Labels) -> Labels:
   return labels_lib.phonemes(own.lexicon.in_order_of(given.lexicon))
 
 
-def untrained_labels(config: ConfigDict) -> Labels:
+def untrained_labels(config: ConfigDict) -> Vocabulary:
   """`own_labels` without transcripts; of sentencepiece only the number of classes is right."""
   if config.labels.name != "sentencepiece":
     return own_labels(config)
   pieces = tuple(f"<piece {i}>" for i in range(config.labels.size - 1))
-  return Labels((*pieces, labels_lib.BLANK), len(pieces))
+  return Vocabulary((*pieces, labels_lib.BLANK), len(pieces))
 
 
-def head_labels(config: ConfigDict) -> Labels | None:
+def head_labels(config: ConfigDict) -> Vocabulary | None:
   """The vocabulary of `config.student` where it is a Hugging Face model with a CTC head.
 
   Raises:
@@ -180,7 +180,7 @@ def encoder_width(graphdef, params) -> int:
   return jax.eval_shape(encode, params, audio, audio_len).shape[-1]
 
 
-def _conformer(config: ConfigDict, labels: Labels, project_to: int | None = None):
+def _conformer(config: ConfigDict, labels: Vocabulary, project_to: int | None = None):
   """Typed key → model, its structure and abstract parameters."""
   sizes = {k: v for k, v in _tuples(config.student).items() if k != "name"}
   settings = ConformerConfig(dtype=config.dtype, remat=_remat(config), **sizes)
@@ -202,7 +202,7 @@ def _tuples(block: ConfigDict) -> dict:
   return {name: deep(value) for name, value in block.items()}
 
 
-def _pretrained(config: ConfigDict, labels: Labels) -> Blueprint:
+def _pretrained(config: ConfigDict, labels: Vocabulary) -> Blueprint:
   block, classes = config.student, len(labels.symbols)
   folder = huggingface.folder_of(block.source)
   description = huggingface.read_description(folder)
@@ -295,7 +295,7 @@ def members(source: str) -> list[str]:
   return found
 
 
-def _check_one_vocabulary(source: str, vocabularies: list[Labels]) -> None:
+def _check_one_vocabulary(source: str, vocabularies: list[Vocabulary]) -> None:
   first, *others = zip(members(source), vocabularies, strict=True)
   for name, labels in others:
     labels_lib.check_same(first[1], labels, first[0], name)
@@ -343,7 +343,7 @@ def _finished_structure(folder: pathlib.Path):
     raise UserError(
       f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
     )
-  labels = Labels.load(folder / LABELS)
+  labels = Vocabulary.load(folder / LABELS)
   config = ConfigDict(files.read_json(folder / "config.json"))
   if config.student.name != "huggingface":
     return config, labels, *_conformer(config, labels)[1:]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.models import wav2vec2
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
@@ -31,7 +31,7 @@ class Teacher:
 
   graphdef: Any
   params: Any
-  vocabulary: Labels
+  vocabulary: Vocabulary
 
   @property
   def blank_id(self) -> int:
@@ -102,7 +102,7 @@ def from_huggingface(
 
 def read_huggingface(
   folder: pathlib.Path, pool: int, dtype: str
-) -> tuple[wav2vec2.Wav2Vec2Config, Labels]:
+) -> tuple[wav2vec2.Wav2Vec2Config, Vocabulary]:
   """Structure and classes of what `from_huggingface` loads; raises as that does."""
   description = huggingface.read_description(folder)
   config = huggingface.model_config(description, str(folder), pool=pool, dtype=dtype)

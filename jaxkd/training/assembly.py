@@ -23,7 +23,7 @@ from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
 from jaxkd.inference import hypotheses as hypotheses_lib
 from jaxkd.inference.hypotheses import Hypotheses
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.models import blueprint
 from jaxkd.models.augment import SpecAugment
 from jaxkd.models.blueprint import Blueprint
@@ -48,7 +48,7 @@ class Data:
   teacher_train: Source | None
   dev: Source | None
   test: Source | None
-  labels: Labels
+  labels: Vocabulary
 
   def facts(self) -> dict:
     """Split → name, utterances, seconds, fingerprint and the broken ones, JSON-able."""
@@ -191,7 +191,7 @@ def open_data(config: ConfigDict, opened: dict | None = None) -> Data:
   return Data(**splits, labels=labels)
 
 
-def _check_models(config: ConfigDict) -> Labels | None:
+def _check_models(config: ConfigDict) -> Vocabulary | None:
   """The classes where the teacher is there already; student and teacher must fit.
 
   Raises:
@@ -354,7 +354,7 @@ def find_hypotheses(
   return hypotheses_lib.find(teacher, source, planned, path, devices, count=count)
 
 
-def _labels_per_second(source: Source, labels: Labels | None, hypotheses: Hypotheses | None):
+def _labels_per_second(source: Source, labels: Vocabulary | None, hypotheses: Hypotheses | None):
   """Most labels, with a space, in a second of an utterance; 0 where none are read."""
   counts = np.zeros(len(source))
   if labels is not None:

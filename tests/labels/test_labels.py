@@ -92,7 +92,7 @@ def test_unknown_symbol_is_named(text, symbol):
 
 
 def test_blank_is_no_symbol_of_a_text():
-  labels = labels_lib.Labels(("-", "a", "b"), 0)
+  labels = labels_lib.Vocabulary(("-", "a", "b"), 0)
   np.testing.assert_array_equal(labels.encode("ab"), [1, 2])
   with pytest.raises(labels_lib.UnknownSymbol):
     labels.encode("a-b")
@@ -100,10 +100,10 @@ def test_blank_is_no_symbol_of_a_text():
 
 def test_saved_classes_are_loaded_again(tmp_path, pieces):
   path = tmp_path / "labels.json"
-  kinds = (labels_lib.characters(ALPHABET), labels_lib.Labels(("-", "ß", "字"), 0))
+  kinds = (labels_lib.characters(ALPHABET), labels_lib.Vocabulary(("-", "ß", "字"), 0))
   for labels in (*kinds, labels_lib.phonemes(WORDS), pieces):
     labels.save(path)
-    for again in (labels_lib.Labels.load(path), pickle.loads(pickle.dumps(labels))):
+    for again in (labels_lib.Vocabulary.load(path), pickle.loads(pickle.dumps(labels))):
       assert again == labels and hash(again) == hash(labels) and type(again) is type(labels)
       assert again.fingerprint() == labels.fingerprint()
       known = "ß" if labels is kinds[1] else "a"
@@ -113,22 +113,22 @@ def test_saved_classes_are_loaded_again(tmp_path, pieces):
 def test_classes_of_before_there_were_kinds_are_loaded(tmp_path):
   path = tmp_path / "labels.json"
   path.write_text('{"symbols": ["a", " ", "<blank>"], "blank_id": 2, "space": " "}')
-  assert labels_lib.Labels.load(path) == labels_lib.characters("a ")
+  assert labels_lib.Vocabulary.load(path) == labels_lib.characters("a ")
 
 
 def test_damaged_file_is_named(tmp_path):
   path = tmp_path / "labels.json"
   with pytest.raises(UserError, match="labels.json"):
-    labels_lib.Labels.load(path)
+    labels_lib.Vocabulary.load(path)
   labels_lib.characters(ALPHABET).save(path)
   whole = path.read_text()
   for text in (whole[: len(whole) // 2], "", "[]", "{}", '{"symbols": 3, "blank_id": 0}', "null"):
     path.write_text(text)
     with pytest.raises(UserError, match="labels.json"):
-      labels_lib.Labels.load(path)
+      labels_lib.Vocabulary.load(path)
   path.write_bytes(b"\xff\xfe\x00")
   with pytest.raises(UserError, match="labels.json"):
-    labels_lib.Labels.load(path)
+    labels_lib.Vocabulary.load(path)
 
 
 def test_files_that_do_not_belong_together_are_named(tmp_path, pieces):
@@ -142,15 +142,15 @@ def test_files_that_do_not_belong_together_are_named(tmp_path, pieces):
   ]:
     damage(tmp_path / "lexicon.txt")
     with pytest.raises(UserError, match=words):
-      labels_lib.Labels.load(path)
+      labels_lib.Vocabulary.load(path)
   pieces.save(path)
   for model in (b"", pieces.model[:100], labels_lib.sentencepiece(SENTENCES, 18).model):
     (tmp_path / "sentencepiece.model").write_bytes(model)
     with pytest.raises(UserError, match="labels.json.*sentencepiece.model"):
-      labels_lib.Labels.load(path)
+      labels_lib.Vocabulary.load(path)
   path.write_text(path.read_text().replace("sentencepiece", "syllables"))
   with pytest.raises(UserError, match="labels.json.*syllables"):
-    labels_lib.Labels.load(path)
+    labels_lib.Vocabulary.load(path)
 
 
 def test_phonemes_have_end_of_word_variants():
@@ -209,7 +209,7 @@ def test_words_of_the_demo_are_decoded_again_by_cmudict():
 def test_a_words_letters_end_in_the_space():
   assert labels_lib.characters("ab ").spellings("Ba") == [(1, 0, 2)]
   assert labels_lib.characters("ab").spellings("ba") == [(1, 0)]
-  assert labels_lib.Labels(("<pad>", "|", "A", "B"), 0, "|").spellings("ba") == [(3, 2, 1)]
+  assert labels_lib.Vocabulary(("<pad>", "|", "A", "B"), 0, "|").spellings("ba") == [(3, 2, 1)]
   with pytest.raises(labels_lib.UnknownSymbol, match="c"):
     labels_lib.characters("ab ").spellings("abc")
 
@@ -280,6 +280,8 @@ def test_other_classes_are_named(other, words):
 def test_same_classes_pass_whatever_the_words():
   one, other = labels_lib.phonemes(WORDS), labels_lib.phonemes(WORDS.by_count(["red"]))
   labels_lib.check_same(one, other, "a", "b")
-  blank_first = labels_lib.Labels(("a", "b"), 0)
+  blank_first = labels_lib.Vocabulary(("a", "b"), 0)
   with pytest.raises(UserError, match="the blank is class 0 and 1; turn it$"):
-    labels_lib.check_same(blank_first, labels_lib.Labels(("a", "b"), 1), "a", "b", fix="turn it")
+    labels_lib.check_same(
+      blank_first, labels_lib.Vocabulary(("a", "b"), 1), "a", "b", fix="turn it"
+    )

@@ -15,7 +15,7 @@ from hf_models import torch
 from jaxkd import teacher as teacher_lib
 from jaxkd.data.demo import DIGITS
 from jaxkd.errors import UserError
-from jaxkd.labels import Labels, characters
+from jaxkd.labels import Vocabulary, characters
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
 
@@ -418,7 +418,7 @@ def test_text_is_encoded_and_decoded_as_in_transformers(saved, tmp_path):
   labels, tokenizer = huggingface.read_labels(folder), tokenizer_of(folder)
   assert labels.symbols == hf_models.SYMBOLS and labels.blank_id == tokenizer.pad_token_id == 0
   labels.save(tmp_path / "labels.json")
-  assert Labels.load(tmp_path / "labels.json") == labels
+  assert Vocabulary.load(tmp_path / "labels.json") == labels
   for text in TEXTS:
     plain = " ".join(text.split())
     ids = labels.encode(text)

@@ -15,7 +15,7 @@ from jaxkd.data import pipeline
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import open_source
 from jaxkd.errors import UserError
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.labels.lexicon import Lexicon
 from jaxkd.models import blueprint
 from jaxkd.training import assembly as build
@@ -78,7 +78,7 @@ def train_data(lab) -> str:
 def test_phonemes_from_transcripts_to_words(lab):
   short = ["--config.data.dev=", "--config.training.epochs=1", train_data(lab)]
   found, folder = start(lab, "ctc", "phonemes", *of_phonemes(lab), *short)
-  labels = Labels.load(folder / "labels.json")
+  labels = Vocabulary.load(folder / "labels.json")
   assert labels.kind == "phonemes" and len(labels.symbols) == 2 * 9 + 1
   assert found["test"]["student"]["wer"] >= 0
   rows = (folder / "hypotheses" / "test.student.jsonl").read_text().splitlines()

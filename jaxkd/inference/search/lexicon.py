@@ -32,7 +32,7 @@ import numpy as np
 
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
-from jaxkd.labels import Labels, UnknownSymbol
+from jaxkd.labels import UnknownSymbol, Vocabulary
 from jaxkd.labels.text import normalise
 
 _NEVER = -1e4  # log p of what is not to be; not -inf, which would spread as NaN
@@ -97,7 +97,7 @@ class Hypothesis:
   score: float
 
 
-def spell(words: Iterable[str], labels: Labels) -> Spellings:
+def spell(words: Iterable[str], labels: Vocabulary) -> Spellings:
   """Spells words with the classes of a model.
 
   Raises:
@@ -158,7 +158,7 @@ def open_lm(path: pathlib.Path) -> LanguageModel:
 class LexiconSearch:
   """Finds sentences of a lexicon's words, weighed by a language model."""
 
-  def __init__(self, spelled: Spellings, labels: Labels, lm: LanguageModel | None = None):
+  def __init__(self, spelled: Spellings, labels: Vocabulary, lm: LanguageModel | None = None):
     """Builds the prefix tree and loads the language model.
 
     Raises:
@@ -291,7 +291,7 @@ def _ends(spellings, between: int, *, alone: bool) -> list[int]:
   return sorted(ends - {between})
 
 
-def _space(labels: Labels) -> int:
+def _space(labels: Vocabulary) -> int:
   """The class of the space, or -1."""
   return labels.symbols.index(labels.space) if labels.space in labels.symbols else -1
 

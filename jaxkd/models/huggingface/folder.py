@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from jaxkd.errors import UserError
-from jaxkd.labels import Labels
+from jaxkd.labels import Vocabulary
 from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import ACTIVATIONS, FAMILIES, Wav2Vec2Config
@@ -191,7 +191,7 @@ def _check_usable(description: dict, where: str) -> None:
       )
 
 
-def read_labels(folder: pathlib.Path) -> Labels:
+def read_labels(folder: pathlib.Path) -> Vocabulary:
   """The vocabulary of a model with a CTC head: ids as in vocab.json, the blank is the pad token.
 
   Raises:
@@ -227,11 +227,11 @@ def read_labels(folder: pathlib.Path) -> Labels:
     )
   # Classes without a symbol exist where a head was rounded up; they stand for nothing.
   listed = tuple(symbols.get(i, f"<unused {i}>") for i in range(classes))
-  return Labels(listed, vocabulary[pad], space=settings.get("word_delimiter_token") or "|")
+  return Vocabulary(listed, vocabulary[pad], space=settings.get("word_delimiter_token") or "|")
 
 
 def save(
-  folder: pathlib.Path, description: dict, config: Wav2Vec2Config, params, labels: Labels
+  folder: pathlib.Path, description: dict, config: Wav2Vec2Config, params, labels: Vocabulary
 ) -> None:
   """Writes a folder that transformers and `teacher.from_huggingface` load.
 
