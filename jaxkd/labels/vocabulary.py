@@ -1,0 +1,196 @@
+"""The classes of a model: text ↔ labels, by characters or by a Hugging Face vocabulary."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from jaxkd.errors import UserError
+from jaxkd.labels.text import normalise
+
+BLANK = "<blank>"
+_SPECIAL = re.compile(r"<.+>|\[.+\]")
+
+
+class UnknownSymbol(ValueError):
+  """A character that no class stands for.
+
+  Attributes:
+    symbol: the character.
+  """
+
+  def __init__(self, symbol: str):
+    super().__init__(f"no class for {symbol!r}")
+    self.symbol = symbol
+
+
+class UnknownWords(UnknownSymbol):
+  """Words that have no pronunciation.
+
+  Attributes:
+    words: all of the text, each once.
+  """
+
+  def __init__(self, words: Iterable[str]):
+    self.words = tuple(dict.fromkeys(words))
+    super().__init__(self.words[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """The classes of a model; here characters, and vocabularies of Hugging Face's models.
+
+  Attributes:
+    symbols: one for each class, the blank included.
+    blank_id: its index.
+    space: the symbol that stands for the space between words; "|" in Hugging Face's vocabularies,
+      "" where no class does.
+
+  Symbols of several characters in <> or [], such as <unk>, stand for no text. Where a vocabulary
+  has one case only, both cases are that one.
+  """
+
+  symbols: tuple[str, ...]
+  blank_id: int
+  space: str = " "
+
+  kind: ClassVar[str] = "characters"
+
+  def __post_init__(self):
+    texts, ids = [], {}
+    for index, symbol in enumerate(self.symbols):
+      special = index == self.blank_id or _SPECIAL.fullmatch(symbol)
+      texts.append("" if special else " " if symbol == self.space else symbol)
+      if texts[-1]:
+        ids.setdefault(texts[-1].lower(), index)
+    ids |= {text: i for i, text in enumerate(texts) if text and text == text.lower()}
+    object.__setattr__(self, "_texts", tuple(texts))
+    object.__setattr__(self, "_ids", ids)
+
+  def __reduce__(self):
+    """What follows from the fields is made again where a pickle is opened."""
+    return type(self), tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+
+  def encode(self, text: str) -> np.ndarray:
+    """i32[U] of a text, normalised first.
+
+    Raises:
+      UnknownSymbol: a character is no class.
+    """
+    try:
+      return np.array([self._ids[c] for c in normalise(text)], np.int32)
+    except KeyError as error:
+      raise UnknownSymbol(error.args[0]) from None
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Normalised text of labels (blanks and repeats already gone)."""
+    return normalise("".join(self._texts[i] for i in ids))
+
+  def spellings(self, word: str) -> list[tuple[int, ...]]:
+    """Every class sequence that stands for a word inside a sentence, with what marks its end.
+
+    Here one: the word's letters, then the space where the classes have one. Phonemes: every
+    pronunciation, its last phoneme in the end-of-word variant. Sentencepiece: the word's pieces.
+
+    Raises:
+      UnknownSymbol: the classes cannot spell it.
+    """
+    end = (self._ids[" "],) if " " in self._ids else ()
+    return [(*self.encode(word).tolist(), *end)]
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes the classes as JSON; a lexicon or a sentencepiece model goes to a file beside it."""
+    self._save_beside(path.parent)
+    fields = {name: getattr(self, name) for name in ("kind", "symbols", "blank_id", "space")}
+    path.write_text(json.dumps(fields, ensure_ascii=False) + "\n")
+
+  @classmethod
+  def load(cls, path: pathlib.Path) -> "Vocabulary":
+    """Reads what `save` of any kind wrote.
+
+    Raises:
+      UserError: absent or damaged, or files that do not belong together.
+    """
+    try:
+      found = json.loads(path.read_text())
+      symbols, blank_id, space = tuple(found["symbols"]), int(found["blank_id"]), found["space"]
+      if not 0 <= blank_id < len(symbols):
+        raise ValueError(f"blank_id is {blank_id} of {len(symbols)} classes")
+      kinds = {kind.kind: kind for kind in (Vocabulary, *Vocabulary.__subclasses__())}
+      kind = kinds[found.get("kind", cls.kind)]
+      labels = kind(symbols, blank_id, space, *kind._load_beside(path.parent))
+      labels._verify()
+      return labels
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path} does not hold the classes of a model: {error}") from error
+
+  def fingerprint(self) -> str:
+    """Another one where anything is different."""
+    return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+  def _save_beside(self, folder: pathlib.Path) -> None:
+    """Writes the subclass's own field to a file."""
+
+  @classmethod
+  def _load_beside(cls, folder: pathlib.Path) -> tuple:
+    """What `_save_beside` wrote."""
+    return ()
+
+  def _verify(self) -> None:
+    """ValueError where the symbols are not those of the file beside."""
+
+
+def characters(alphabet: str) -> Vocabulary:
+  """One class for each character, and the blank as the last class (as in the paper)."""
+  return Vocabulary((*alphabet, BLANK), len(alphabet))
+
+
+def check_same(
+  one: Vocabulary, other: Vocabulary, name: str, other_name: str, fix: str = ""
+) -> None:
+  """Two models have the same classes, so that their outputs can be compared class by class.
+
+  Args:
+    one, other: the classes.
+    name, other_name: of what has them, for the error.
+    fix: what to do about it, for the error.
+
+  Raises:
+    UserError: they differ; says which symbols only one of them has.
+  """
+  if (one.symbols, one.blank_id) == (other.symbols, other.blank_id):
+    return
+  only = [
+    f"only {who} has {_few(mine)}"
+    for who, mine in (
+      (name, [s for s in one.symbols if s not in other.symbols]),
+      (other_name, [s for s in other.symbols if s not in one.symbols]),
+    )
+    if mine
+  ]
+  raise UserError(
+    f"{name} and {other_name} have other classes ({len(one.symbols)} and {len(other.symbols)}): "
+    + "; ".join([*(only or [_first_moved(one, other)]), *([fix] if fix else [])])
+  )
+
+
+def _few(symbols: list[str], count: int = 5) -> str:
+  rest = f" and {len(symbols) - count} more" if len(symbols) > count else ""
+  return ", ".join(map(repr, symbols[:count])) + rest
+
+
+def _first_moved(one: Vocabulary, other: Vocabulary) -> str:
+  """Where two vocabularies of the same symbols differ."""
+  pairs = zip(one.symbols, other.symbols, strict=False)
+  index = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+  if index is None:
+    return f"the blank is class {one.blank_id} and {other.blank_id}"
+  return (
+    f"the same symbols in another order: class {index} is {one.symbols[index]!r} and "
+    f"{other.symbols[index]!r}"
+  )
