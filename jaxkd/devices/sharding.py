@@ -5,19 +5,16 @@ Batches are split over both axes. A large parameter, its moments and its gradien
 """
 
 import contextlib
-import contextvars
 import functools
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 AXES = ("data", "fsdp")
 # Parts of the models whose arrays have the layer as their first axis.
 STACKS = ("blocks", "layers")
 # Smaller arrays are on every device: gathering them would cost more than it saves.
 _MIN_SIZE = 2**12
-
-_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
@@ -48,7 +45,7 @@ def of_state(mesh: Mesh, tree):
   return jax.tree_util.tree_map_with_path(rule, tree)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -58,30 +55,31 @@ def split_rows(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-@contextlib.contextmanager
-def on(mesh: Mesh | None):
-  """While it is open, models that are traced are traced for a mesh; None for one device."""
-  token = _mesh.set(mesh)
-  try:
-    yield
-  finally:
-    _mesh.reset(token)
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+  """While it is open, models that are traced are traced for a mesh; None for one device.
+
+  It opens JAX's own mesh context, which is in the key of every cache of jit. It may be opened
+  inside a jitted function or around what traces one, and the devices need not be there.
+  `jax.set_mesh` says the same to `layer`, but also puts new arrays on the whole mesh and refuses
+  those that are on one device: for the call of a step, not for a training.
+  """
+  return contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh)
 
 
 def layer(params):
   """One layer's parameters, whole on every device; their gradient goes back to where they lie.
 
-  Called inside the scan over a stack, so that no more than a layer is gathered at a time. Outside
-  of `on` it changes nothing.
+  Called inside the scan over a stack, so that no more than a layer is gathered at a time. It
+  changes nothing where JAX's mesh context has no axis `fsdp` of more than one device.
   """
-  mesh = _mesh.get()
-  if mesh is None or mesh.shape["fsdp"] == 1:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.shape.get("fsdp", 1) == 1:
     return params
   return jax.tree.map(lambda x: _whole(x, mesh), params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _whole(x: jax.Array, mesh: Mesh) -> jax.Array:
+def _whole(x: jax.Array, mesh: AbstractMesh) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, replicated(mesh))
 
 

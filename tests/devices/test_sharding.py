@@ -168,6 +168,53 @@ def test_no_stack_of_layers_is_gathered_at_once():
   assert not wide, wide
 
 
+def gathers(lowered) -> int:
+  return lowered.compile().as_text().count("all-gather(")
+
+
+@pytest.mark.parametrize("context", [sharding.on, jax.set_mesh], ids=["on", "set_mesh"])
+def test_the_context_is_in_the_key_of_jit_and_no_more_than_a_context(context):
+  mesh = make(2, 4)
+  kernel = mesh_lib.put(np.ones((64, 256), np.float32), sharding.of_state(mesh, np.ones((64, 256))))
+  traced = []
+
+  @jax.jit
+  def whole(kernel):
+    traced.append(None)
+    return sharding.layer(kernel)
+
+  before = whole(kernel)
+  with context(mesh):
+    assert whole(kernel).sharding.is_fully_replicated
+    assert gathers(whole.lower(kernel)) == 1
+  after = whole(kernel)
+  assert before.sharding == after.sharding == kernel.sharding and len(traced) == 2
+
+
+def test_the_context_may_be_opened_while_tracing_and_gradients_lie_like_parameters():
+  mesh = make(2, 4)
+  kernel = mesh_lib.put(np.ones((64, 256), np.float32), sharding.of_state(mesh, np.ones((64, 256))))
+
+  def loss(kernel, inside):
+    with sharding.on(mesh if inside else None):
+      return (jax.jit(sharding.layer)(kernel) ** 2).sum()
+
+  grad = jax.jit(jax.grad(loss), static_argnums=1)
+  assert gathers(grad.lower(kernel, True)) == 1 and gathers(grad.lower(kernel, False)) == 0
+  found = grad(kernel, True)
+  assert found.sharding.is_equivalent_to(kernel.sharding, 2)
+  np.testing.assert_array_equal(found, np.full((64, 256), 2.0))
+
+
+@pytest.mark.parametrize("names", [(), ("rows",)], ids=str)
+def test_a_mesh_without_the_axis_changes_nothing(names):
+  layer = {"kernel": jnp.ones((64, 256))}
+  context = jax.set_mesh(Mesh(np.array(jax.devices()), names)) if names else sharding.on(None)
+  with context:
+    jaxpr = jax.make_jaxpr(sharding.layer)(layer)
+  assert not jaxpr.eqns
+
+
 def test_mesh_must_divide_the_devices():
   assert mesh_lib.make_mesh(4).shape == {"data": 2, "fsdp": 4}
   with pytest.raises(UserError, match="config.mesh.fsdp is 3: it must divide the 8 devices"):
