@@ -95,7 +95,7 @@ def ours(args):
   draw = lambda: nnx.state(Wav2Vec2CTC(settings, classes, rngs=nnx.Rngs(0)))
   teacher_params = jax.jit(draw)()
   block = recipes.conformer(LAYERS, WIDTH, HEADS, DROPOUT, CHANNELS, ((2, 1), (2, 1)))
-  sizes = {k: v for k, v in block.items() if k != "name"}
+  sizes = {k: v for k, v in block.items() if k not in ("name", "init")}
   config = ConformerConfig(dtype=args.dtype, **sizes)
   make = lambda: ConformerCTC(config, LogMel(mels=MELS), classes, rngs=nnx.Rngs(1))
   graphdef = nnx.split(nnx.eval_shape(make))[0]

@@ -11,5 +11,5 @@ from jaxkd import config as config_lib
 
 def get_config(recipe: str = "demo"):
   config = config_lib.base(recipe)
-  config.kd.hypotheses = 10
+  config.kd.loss = "hypotheses"
   return config

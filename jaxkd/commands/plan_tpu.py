@@ -175,7 +175,7 @@ def main(argv: list[str]) -> int:
   lengths = [_seconds(given) for given in values.utterance_seconds or ()]
   chip, devices = slice_of(values.topology)
   where = mesh.make_mesh(config.mesh.fsdp, devices)
-  longest = CORPORA.get(config.recipe, (None, _UTTERANCE_SECONDS))[1]
+  longest = CORPORA.get(config_lib.parts(config.recipe)[0], (None, _UTTERANCE_SECONDS))[1]
   _say(
     f"{config.variant}:{config.recipe} on {where.size} × {values.topology.partition(':')[0]} "
     f"({values.topology}), mesh: data {where.shape['data']} × fsdp {where.shape['fsdp']}, "
@@ -209,7 +209,8 @@ def _seconds(given: str) -> float:
 def _known_hours(config: ConfigDict) -> float | None:
   """Of the training data; None for another than the recipe's, such as a part of the corpus."""
   whole = config.data.train == config_lib.base(config.recipe).data.train
-  return CORPORA[config.recipe][0] if whole and config.recipe in CORPORA else None
+  data, _ = config_lib.parts(config.recipe)
+  return CORPORA[data][0] if whole and data in CORPORA else None
 
 
 def _say(line: str) -> None:

@@ -1,69 +1,46 @@
-"""What recipes are made of: blocks for models and training, and each recipe's data and sizes."""
+"""Recipes: data × size. A size decides models and training, data what is read.
+
+`manifest-medium` is the data `manifest` with size `medium`; `manifest` alone has a size of its own.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxkd.config import fields
+from jaxkd.errors import UserError
+
+TINY_HOURS = 10.0  # of training data: with more, size tiny is too small and its rows pad
+
 
 def conformer(layers, width, heads, dropout, channels, pool) -> ConfigDict:
-  """A student, or a teacher that is trained from scratch."""
-  return ConfigDict(
-    dict(
-      name="conformer",
-      layers=layers,
-      width=width,
-      heads=heads,
-      ff_mult=4,
-      conv_kernel=31,  # output frames
-      dropout=dropout,
-      rel_clip=16,  # output frames; farther positions share one embedding
-      frontend_channels=channels,
-      frontend_pool=pool,  # (time, mel) after convolution 2 and after convolution 4
-    )
+  """The block of a student, or of a teacher that is trained from scratch."""
+  return _model(
+    "conformer",
+    layers=layers,
+    width=width,
+    heads=heads,
+    dropout=dropout,
+    frontend_channels=channels,
+    frontend_pool=pool,
   )
+
+
+def huggingface(source: str = "") -> ConfigDict:
+  """The block of a pre-trained model that is fine-tuned: the paper's teacher."""
+  return _model("huggingface", source=source)
+
+
+def _model(name: str, **changes) -> ConfigDict:
+  block = {k: f.default for k, f in fields.MODELS[name].items()}
+  return ConfigDict({"name": name} | block | changes)
 
 
 def training(**changes) -> ConfigDict:
   """How one model is trained; the student and a teacher that is trained here have one each."""
-  block = ConfigDict(
-    dict(
-      epochs=100,
-      batch_seconds=180.0,  # audio in a global batch, padding included
-      accumulate=1,  # batches whose gradients are averaged into one update
-      remat=False,  # layers are computed again for the gradient: less memory, more work
-      buckets=8,  # shapes that utterances are padded to; each is compiled once
-      join_seconds=0.0,  # > 0: utterances are joined at random into rows of at most this length
-      speeds=(1.0,),  # an utterance's speed factor is drawn from these every epoch
-      noise_db=(),  # (low, high): white noise relative to the row's peak; () for none
-      optimizer="radam",
-      lr=(7e-6, 5e-4, 5e-5, 1e-7),  # piecewise linear between these ...
-      lr_parts=(0.44, 0.44, 0.12),  # ... over these shares of all steps
-      b1=0.9,
-      b2=0.999,
-      eps=1e-16,
-      weight_decay=0.01,  # decoupled, times the learning rate
-      clip_norm=1.0,  # global gradient norm; 0 for no clipping
-      spec_augment=True,
-      spec_augment_from_epoch=0,
-      time_mask_frames=20,  # of 10 ms
-      freq_mask_bins=8,
-      eval_every_epochs=1,
-      average=4,  # the student is the average of this many best checkpoints
-    )
-  )
-  block.update(changes)
-  return block
-
-
-def huggingface(source: str = "") -> ConfigDict:
-  """A pre-trained model that is fine-tuned: the paper's teacher."""
-  return ConfigDict(
-    dict(
-      name="huggingface",
-      source=source,  # a folder in Hugging Face's layout, or org/name on its hub
-      pool=2,  # 20 ms frames that are max-pooled into one before the head
-      dropout=0.2,  # before the head; the model's own rates and masks are in its config.json
-      freeze_conv=False,  # whether the convolutions over the waveform are left as they are
-    )
-  )
+  return ConfigDict(fields.defaults(fields.TRAINING) | changes)
 
 
 def finetuning(**changes) -> ConfigDict:
@@ -73,8 +50,7 @@ def finetuning(**changes) -> ConfigDict:
   )
 
 
-def _small(config: ConfigDict) -> None:
-  """Models and schedules that take minutes on two CPU cores."""
+def _tiny(config: ConfigDict) -> None:
   config.features.update(mels=40, normalise="utterance")
   channels, pool = (8, 8, 16, 16), ((2, 2), (2, 2))
   config.student = conformer(3, 64, 4, 0.05, channels, pool)
@@ -88,56 +64,80 @@ def _small(config: ConfigDict) -> None:
     lr_parts=(0.1, 0.75, 0.15),
     batch_seconds=40.0,
     buckets=2,
+    join_seconds=6.0,
     speeds=(0.9, 1.0, 1.1),
     noise_db=(-65.0, -45.0),
   )
-  config.training = training(
-    epochs=20, join_seconds=6.0, lr=(1e-4, 3e-3, 3e-4, 1e-6), spec_augment=False, **common
-  )
+  config.training = training(epochs=20, lr=(1e-4, 3e-3, 3e-4, 1e-6), spec_augment=False, **common)
   config.teacher.training = training(
-    epochs=24,
-    join_seconds=6.0,
-    lr=(1e-4, 2e-3, 2e-4, 1e-6),
-    spec_augment_from_epoch=10,
-    **common,
+    epochs=24, lr=(1e-4, 2e-3, 2e-4, 1e-6), spec_augment_from_epoch=10, **common
   )
+
+
+def _full(**student):
+  """A size whose teacher is HuBERT large, on accelerators in bfloat16."""
+
+  def apply(config: ConfigDict) -> None:
+    config.dtype = "bfloat16"
+    config.student.update(student)
+    config.teacher.model = huggingface("facebook/hubert-large-ll60k")
+    config.teacher.training = finetuning()
+
+  return apply
+
+
+class Size(NamedTuple):
+  """How large the models are.
+
+  Attributes:
+    about: for whom, with the student's parameters.
+    apply: changes the config of the table's defaults.
+  """
+
+  about: str
+  apply: Callable[[ConfigDict], None]
+
+
+SIZES = {
+  "tiny": Size("0.3 M parameters, minutes on two CPU cores", _tiny),
+  "small": Size("10 M parameters, for a phone", _full(width=184, heads=4, dropout=0.1)),
+  "medium": Size("43 M parameters, the paper's for TED-LIUM", _full()),
+  "large": Size("76 M parameters, the paper's for LibriSpeech", _full(width=512, dropout=0.1)),
+}
 
 
 def _corpus(name: str):
-  def recipe(config: ConfigDict) -> None:
-    _small(config)
+  """Data of a made corpus, whose splits have the same names."""
+
+  def apply(config: ConfigDict, size: str) -> None:
+    del size
     config.data.update(
-      train="auto",  # unlabelled where kd.scale is 1, else train: see config.train_data
+      train="auto",  # see train_data
       teacher_train=f"{name}:train",
       dev=f"{name}:dev",
       test=f"{name}:test",
     )
 
-  return recipe
+  return apply
 
 
-def _demo(config: ConfigDict) -> None:
-  _corpus("demo")(config)
-  config.teacher.training.update(epochs=13, batch_seconds=30.0, spec_augment_from_epoch=8)
-  config.training.epochs = 8
+def _demo(config: ConfigDict, size: str) -> None:
+  _corpus("demo")(config, size)
+  if size == "tiny":
+    config.teacher.training.update(epochs=13, batch_seconds=30.0, spec_augment_from_epoch=8)
+    config.training.epochs = 8
 
 
-def _prompts(config: ConfigDict) -> None:
-  _corpus("prompts")(config)
-  # A few prompts are long: rows of one length hold them, and the short ones joined.
-  for block in (config.training, config.teacher.training):
-    block.join_seconds = 30.0
+def _prompts(config: ConfigDict, size: str) -> None:
+  _corpus("prompts")(config, size)
+  if size == "tiny":
+    # A few prompts are long: rows of one length hold them, and the short ones joined.
+    for block in (config.training, config.teacher.training):
+      block.join_seconds = 30.0
 
 
-def _full_size(config: ConfigDict) -> None:
-  """HuBERT large teaches; on accelerators, in bfloat16."""
-  config.dtype = "bfloat16"
-  config.teacher.model = huggingface("facebook/hubert-large-ll60k")
-  config.teacher.training = finetuning()
-
-
-def _tedlium(config: ConfigDict) -> None:
-  _full_size(config)
+def _tedlium(config: ConfigDict, size: str) -> None:
+  del size
   config.data.update(
     train="tedlium:train",
     teacher_train="tedlium:train",
@@ -146,8 +146,7 @@ def _tedlium(config: ConfigDict) -> None:
   )
 
 
-def _librispeech(config: ConfigDict) -> None:
-  _full_size(config)
+def _librispeech(config: ConfigDict, size: str) -> None:
   everything = "librispeech:train_clean100+train_clean360+train_other500"
   config.data.update(
     train=everything,
@@ -155,16 +154,67 @@ def _librispeech(config: ConfigDict) -> None:
     dev="librispeech:dev_other",
     test="librispeech:test_other",
   )
-  # The paper has students 384 and 512 wide.
-  config.student.update(width=512, dropout=0.1)
-  config.training.update(epochs=50, batch_seconds=300.0, freq_mask_bins=16)
+  if size != "tiny":
+    config.training.update(epochs=50, batch_seconds=300.0, freq_mask_bins=16)
 
 
-RECIPES = {
-  "demo": _demo,
-  "manifest": _small,
-  "digits": _corpus("digits"),
-  "prompts": _prompts,
-  "librispeech": _librispeech,
-  "tedlium": _tedlium,
+class Data(NamedTuple):
+  """What is trained on.
+
+  Attributes:
+    about: whose.
+    size: the size that it has where none is given.
+    apply: config of a size, the size → fills in what is read.
+  """
+
+  about: str
+  size: str
+  apply: Callable[[ConfigDict, str], None]
+
+
+DATA = {
+  "demo": Data("synthetic speech that is made here", "tiny", _demo),
+  "manifest": Data("your own: config.data.train and the like", "tiny", lambda config, size: None),
+  "digits": Data("recorded digits, in config.data.root", "tiny", _corpus("digits")),
+  "prompts": Data("Debian's recorded telephone prompts", "tiny", _prompts),
+  "librispeech": Data("LibriSpeech's 960 hours by TFDS", "large", _librispeech),
+  "tedlium": Data("TED-LIUM 2's 207 hours by TFDS", "medium", _tedlium),
 }
+RECIPES = (*DATA, *(f"{data}-{size}" for data in DATA for size in SIZES))
+
+
+def parts(recipe: str) -> tuple[str, str]:
+  """Data and size of a recipe: ("manifest", "medium") of "manifest-medium".
+
+  Raises:
+    UserError: an unknown recipe.
+  """
+  if recipe in RECIPES:
+    data, _, size = recipe.partition("-")
+    return data, size or DATA[data].size
+  close = difflib.get_close_matches(str(recipe), RECIPES, n=1)
+  near = f" (did you mean '{close[0]}'?)" if close else ""
+  raise UserError(
+    f"unknown recipe {str(recipe)!r}{near}: choose DATA or DATA-SIZE, DATA one of "
+    f"{', '.join(DATA)} and SIZE one of {', '.join(SIZES)}"
+  )
+
+
+def base(recipe: str = "demo") -> ConfigDict:
+  """The paper's TED-LIUM setup with a recipe's models, training and data.
+
+  Args:
+    recipe: one of RECIPES.
+
+  Returns:
+    A locked ConfigDict: assigning to a field that does not exist raises.
+
+  Raises:
+    UserError: an unknown recipe.
+  """
+  data, size = parts(recipe)
+  config = ConfigDict(fields.defaults(fields.FIELDS))
+  config.recipe = recipe
+  SIZES[size].apply(config)
+  DATA[data].apply(config, size)
+  return config.lock()

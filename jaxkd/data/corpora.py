@@ -9,10 +9,11 @@ import numpy as np
 import soundfile
 
 from jaxkd import console
-from jaxkd.config import SPLITS
 from jaxkd.data import cache, demo, digits, prompts
 from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
+
+SPLITS = ("train", "unlabelled", "dev", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Corpus:
   total: int
 
 
-_CORPORA = {
+CORPORA = {
   "demo": _Corpus(lambda o: demo.VERSION, lambda o: demo.splits(), demo.UTTERANCES),
   "digits": _Corpus(
     lambda o: digits.key(o.root, o.split_by), lambda o: digits.splits(o.root, o.split_by), 1500
@@ -56,8 +57,8 @@ def manifest(corpus: str, split: str, options: Options) -> pathlib.Path:
   """The manifest of a split, made first where the cache has none.
 
   Args:
-    corpus: one of config.CORPORA.
-    split: one of config.SPLITS.
+    corpus: one of CORPORA.
+    split: one of SPLITS.
     options: what it is made from.
 
   Raises:
@@ -65,13 +66,13 @@ def manifest(corpus: str, split: str, options: Options) -> pathlib.Path:
   """
   if split not in SPLITS:
     raise UserError(f"{corpus}:{split}: the splits of {corpus} are {', '.join(SPLITS)}")
-  made = _CORPORA[corpus]
+  made = CORPORA[corpus]
   folder = cache.made(f"{corpus}-{made.key(options)}", lambda path: _write(corpus, path, options))
   return folder / f"{split}.jsonl"
 
 
 def _write(corpus: str, folder: pathlib.Path, options: Options) -> None:
-  made = _CORPORA[corpus]
+  made = CORPORA[corpus]
   (folder / "audio").mkdir()
   with console.progress(f"making {corpus}", made.total) as update:
     for split, rows in made.rows(options).items():

@@ -39,12 +39,17 @@ def _recordings(root: str) -> dict[tuple[str, int], dict[int, pathlib.Path]]:
       digit, speaker, index = match.groups()
       found.setdefault((speaker, int(index)), {})[int(digit)] = path
   if not found:
-    raise UserError(
-      f"config.data.root is {root!r}: it must be the folder of Free Spoken Digit Dataset "
-      "recordings ({digit}_{speaker}_{index}.wav; fetch the public repository "
-      "Jakobovski/free-spoken-digit-dataset)"
-    )
+    raise absent(root)
   return found
+
+
+def absent(root: str) -> UserError:
+  """What is wrong where `root` holds no recordings."""
+  return UserError(
+    f"config.data.root is {root!r}: it must be the folder of Free Spoken Digit Dataset "
+    "recordings ({digit}_{speaker}_{index}.wav; fetch the public repository "
+    "Jakobovski/free-spoken-digit-dataset)"
+  )
 
 
 def key(root: str, split_by: str) -> str:

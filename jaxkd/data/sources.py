@@ -1,6 +1,7 @@
 """Manifests, folders of audio, named corpora and TFDS: lists of utterances that can be read."""
 
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -10,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxkd import console
-from jaxkd.config import CORPORA, TFDS_CORPORA
-from jaxkd.data import audio, corpora, tfds
+from jaxkd.data import audio, corpora, digits, tfds
+from jaxkd.data.corpora import CORPORA, SPLITS
+from jaxkd.data.tfds import TFDS_CORPORA
 from jaxkd.errors import UserError
 
 # Decoded audio of smaller sources is kept in memory: 2 h are 230 MB.
@@ -110,6 +112,32 @@ class _Files:
 
   def __call__(self, index: int) -> np.ndarray:
     return audio.read(*self.parts[index])
+
+
+def check_spec(field: str, spec: str, options: corpora.Options) -> None:
+  """Passes data whose name can be right; opens nothing.
+
+  Args:
+    field: where the name stands, such as "data.train".
+    spec: as for `open_source`, or "" for no data.
+    options: of the named corpora.
+
+  Raises:
+    UserError: a corpus without such a split, or without the recordings that it is made of.
+  """
+  corpus, colon, split = spec.partition(":")
+  if not colon or corpus not in (*CORPORA, *TFDS_CORPORA):
+    return
+  if corpus in CORPORA and split not in SPLITS:
+    close = difflib.get_close_matches(split, SPLITS, n=1)
+    near = f" (did you mean '{corpus}:{close[0]}'?)" if close else ""
+    raise UserError(
+      f"config.{field} is {spec!r}{near}: it must be {corpus}: and one of {', '.join(SPLITS)}"
+    )
+  if corpus in TFDS_CORPORA and not split:
+    raise UserError(f"config.{field} is {spec!r}: it must be {corpus}: and a split of TFDS's")
+  if corpus == "digits" and not options.root:
+    raise digits.absent(options.root)
 
 
 def open_source(spec: str, options: corpora.Options) -> Source:

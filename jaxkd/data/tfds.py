@@ -55,7 +55,7 @@ class _Corpus(NamedTuple):
   words: Callable[[str], str]
 
 
-_CORPORA = {
+TFDS_CORPORA = {
   "librispeech": _Corpus("librispeech/default", "pydub importlib_resources", str.strip),
   "tedlium": _Corpus("tedlium/release2", "pydub importlib_resources apache-beam", tedlium_words),
 }
@@ -83,7 +83,7 @@ def open_split(corpus: str, split: str, root: str) -> Utterances:
   """Opens a split, after one pass through it where the cache has no index of it.
 
   Args:
-    corpus: one of config.TFDS_CORPORA.
+    corpus: one of TFDS_CORPORA.
     split: in TFDS's syntax: train_clean100+train_clean360, train[:10%].
     root: TFDS's data_dir; "" for its default.
 
@@ -102,7 +102,7 @@ def open_split(corpus: str, split: str, root: str) -> Utterances:
   with (index / _INDEX).open() as lines:
     for record, line in enumerate(lines):
       entry = json.loads(line)
-      words = _CORPORA[corpus].words(entry["text"])
+      words = TFDS_CORPORA[corpus].words(entry["text"])
       if not words:
         continue
       seen[entry["id"]] += 1
@@ -147,7 +147,7 @@ def _builder(corpus: str, root: str):
   tfds = _tfds()
   from tensorflow_datasets.core import constants, read_only_builder
 
-  name, needs, _ = _CORPORA[corpus]
+  name, needs, _ = TFDS_CORPORA[corpus]
   folder = os.path.expanduser(root or constants.DATA_DIR)
   try:
     builder = read_only_builder.builder_from_files(name, data_dir=folder)

@@ -182,7 +182,7 @@ def encoder_width(graphdef, params) -> int:
 
 def _conformer(config: ConfigDict, labels: Vocabulary, project_to: int | None = None):
   """Typed key → model, its structure and abstract parameters."""
-  sizes = {k: v for k, v in _tuples(config.student).items() if k != "name"}
+  sizes = {k: v for k, v in _tuples(config.student).items() if k not in ("name", "init")}
   settings = ConformerConfig(dtype=config.dtype, remat=_remat(config), **sizes)
   features, classes = LogMel(**config.features), len(labels.symbols)
   create = lambda key: ConformerCTC(

@@ -69,7 +69,7 @@ def compute(run: Run, utterance: str) -> Posteriors:
   frames = min(int(out.mask.sum()) for out in outputs)
   spoken = [np.asarray(jax.nn.softmax(out.logits[0, :frames])) for out in outputs]
   selected = None
-  if teacher and config.kd.scale > 0 and not config.kd.get("hypotheses", 0):
+  if teacher and config.kd.scale > 0 and config.kd.get("loss") != "hypotheses":
     selected = _selected(run, config, student.blank_id, outputs[1].logits[:, :frames])
   return Posteriors(
     student.labels,

@@ -67,16 +67,16 @@ class Row:
   def selects(self) -> bool:
     """Whether a selection was at work: frames of the teacher are part of the student's loss."""
     distils = self.role == "student" and self.first.results["kd_scale"] > 0
-    return distils and not self.first.config.get("kd.hypotheses")
+    return distils and self.first.config.get("kd.loss") != "hypotheses"
 
   @property
   def selection(self) -> dict:
     """Fields of the selection, its name included; of N-best targets their number."""
+    config = self.first.config if self.role == "student" else {}
     if not self.selects:
-      count = self.role == "student" and self.first.config.get("kd.hypotheses")
-      return {"name": "hypotheses", "N": count} if count else {}
+      learnt = config.get("kd.loss") == "hypotheses"
+      return {"name": "hypotheses", "N": config["kd.hypotheses"]} if learnt else {}
     prefix = "kd.selection."
-    config = self.first.config
     return {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
 
   @functools.cached_property

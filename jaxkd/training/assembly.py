@@ -390,12 +390,12 @@ def _eval_shapes(data: Data, devices) -> tuple[plan.Shape, ...]:
 
 def asks_teacher(kd: ConfigDict) -> bool:
   """Whether an update needs the teacher's output."""
-  return kd.scale > 0 and not kd.hypotheses
+  return kd.scale > 0 and kd.loss == "kl"
 
 
 def takes_hypotheses(kd: ConfigDict) -> bool:
   """Whether the teacher's transcripts are targets instead of its frames."""
-  return kd.scale > 0 and kd.hypotheses > 0
+  return kd.scale > 0 and kd.loss == "hypotheses"
 
 
 def warmup_epochs(kd: ConfigDict) -> int:

@@ -76,7 +76,7 @@ def make(data: int, fsdp: int) -> Mesh:
 
 def student_model():
   block = recipes.conformer(LAYERS, 64, 4, 0.1, (4, 4, 4, 4), ((2, 2), (2, 2)))
-  config = ConformerConfig(**{k: v for k, v in block.items() if k != "name"})
+  config = ConformerConfig(**{k: v for k, v in block.items() if k not in ("name", "init")})
   return ConformerCTC(config, LogMel(mels=16), CLASSES, rngs=nnx.Rngs(params=0))
 
 

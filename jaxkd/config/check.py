@@ -1,0 +1,296 @@
+"""The check that runs before anything expensive: every value against the table, then the rules."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from ml_collections import ConfigDict
+
+from jaxkd.config import fields, recipes
+from jaxkd.config.fields import Block, Field, Kinds
+from jaxkd.errors import UserError
+
+_SHOWN = 120  # characters of a value in a message
+
+
+def check(config: ConfigDict) -> None:
+  """Passes a config that can be run; reads no data.
+
+  Raises:
+    UserError: a wrong name, value or combination, in one line.
+  """
+  check_values(config)
+  recipes.parts(config.recipe)
+  _check_read("labels", config.labels)
+  _check_read("kd", config.kd)
+  for path, model, training in (
+    ("student", config.student, config.training),
+    ("teacher.model", config.teacher.model, config.teacher.training),
+  ):
+    _check_model(path, model)
+    _check_training("training" if path == "student" else "teacher.training", training)
+  _check_labels(config.labels)
+  low, high = config.features.low_hz, config.features.high_hz
+  _require(low < high, "features.high_hz", high, f"above features.low_hz, {low:g}")
+  profile_steps(config.profile)
+  _check_selection(config.kd)
+  _check_objective(config)
+  _check_data(config)
+
+
+def check_values(config: ConfigDict | dict) -> None:
+  """Passes a config whose fields are known, complete, and each of its type and in its range.
+
+  Args:
+    config: of the newest schema; a dict has tuples where its config has them.
+
+  Raises:
+    UserError: the first that is not.
+  """
+  _check_block(config, fields.FIELDS, "config")
+
+
+def _check_block(value, node: Block | Kinds, path: str) -> None:
+  if not isinstance(value, (ConfigDict, dict)):
+    names = ("name",) if isinstance(node, Kinds) else node.fields
+    raise UserError(f"{path} is {_shown(value)}: it must be a block of {', '.join(names)}")
+  known = _known(value, node, path)
+  kind = value["name"] if isinstance(node, Kinds) else ""
+  for name in value:
+    if name not in known:
+      raise UserError(_unknown(str(name), path, kind, node, known))
+  for name, inner in known.items():
+    if name not in value:
+      if isinstance(inner, Field) and inner.optional:
+        continue
+      needs = f": '{kind}' needs it" if kind else ""
+      more = f", {fields.allowed(inner)}" if isinstance(inner, Field) else ""
+      raise UserError(f"{path}.{name} is missing{needs}{more}")
+    if isinstance(inner, Field):
+      _check_field(f"{path}.{name}", value[name], inner)
+    else:
+      _check_block(value[name], inner, f"{path}.{name}")
+
+
+def _known(value: ConfigDict, node: Block | Kinds, path: str) -> Mapping:
+  """The fields that a block may have."""
+  if isinstance(node, Block):
+    return node.fields
+  if "name" not in value:
+    raise UserError(f"{path}.name is missing: {fields.allowed(node.name)}")
+  _check_field(f"{path}.name", value["name"], node.name)
+  return node.of(value["name"])
+
+
+def _unknown(name: str, path: str, kind: str, node: Block | Kinds, known: Iterable[str]) -> str:
+  """The line about a field that a block does not have."""
+  others = [n for n in known if not (kind and n == "name")]
+  if not kind:
+    return (
+      f"{path}.{_plain(name)}: no such field{near(name, others)}; fields of {path}: "
+      + ", ".join(sorted(others))
+    )
+  owners = [f"'{k}'" for k, own in node.kinds.items() if name in own]
+  whose = f", which is of {' and '.join(owners)}" if owners else near(name, others)
+  return f"{path}.{_plain(name)}: '{kind}' has no such field{whose}; its fields: " + (
+    ", ".join(others) or "none"
+  )
+
+
+def _check_field(path: str, value, field: Field) -> None:
+  if not fits(value, field):
+    close = near(value, field.choices) if isinstance(value, str) else ""
+    raise UserError(f"{path} is {_shown(value)}{close}: it must be {fields.allowed(field)}")
+
+
+def fits(value, field: Field) -> bool:
+  """Whether a value has the field's type, inner types included, and lies in its range.
+
+  An integer passes for a number; a truth value does not.
+  """
+  default = field.default
+  if isinstance(default, tuple):
+    if not isinstance(value, tuple):
+      return False
+    size_fits = len(value) in field.sizes if field.sizes else len(value) > 0
+    return size_fits and all(fits(v, field.each) for v in value)
+  if isinstance(default, (bool, str)):
+    return isinstance(value, type(default)) and (not field.choices or value in field.choices)
+  if isinstance(value, bool) or not isinstance(value, (int, type(default))):
+    return False
+  if isinstance(default, float) and not _is_finite(value):
+    return False
+  return field.low < value <= field.high if field.above else field.low <= value <= field.high
+
+
+def _is_finite(value: float) -> bool:
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an integer that no float can hold
+    return False
+
+
+def _check_read(path: str, block: ConfigDict) -> None:
+  """Refuses values that the block's switch makes of no effect."""
+  node = fields.FIELDS.fields[path]
+  chosen = block[node.switch]
+  for name, field in node.fields.items():
+    if not isinstance(field, Field) or not field.read_by or chosen in field.read_by:
+      continue
+    if block[name] != field.default:
+      raise UserError(
+        f"config.{path}.{name} is {_shown(block[name])}, which '{chosen}' does not read: set "
+        f"config.{path}.{node.switch}={' or '.join(field.read_by)}, or leave it at "
+        f"{field.default!r}"
+      )
+
+
+def _check_model(path: str, model: ConfigDict) -> None:
+  if model.name != "conformer":
+    return
+  _require(
+    model.width % model.heads == 0, f"{path}.width", model.width, f"a multiple of {path}.heads"
+  )
+  _require(model.conv_kernel % 2 == 1, f"{path}.conv_kernel", model.conv_kernel, "odd")
+  pool = model.frontend_pool
+  _require(
+    tuple(time for time, _ in pool) == (2, 2),
+    f"{path}.frontend_pool",
+    pool,
+    "two (2, mel) pairs: 10 ms features become 40 ms frames",
+  )
+
+
+def _check_training(path: str, training: ConfigDict) -> None:
+  parts, noise = training.lr_parts, training.noise_db
+  _require(abs(sum(parts) - 1) < 1e-6, f"{path}.lr_parts", parts, "three shares that add up to 1")
+  _require(
+    tuple(noise) == tuple(sorted(noise)), f"{path}.noise_db", noise, "(low, high), the lower first"
+  )
+
+
+def _check_trained(path: str, model: ConfigDict, training_path: str, training: ConfigDict) -> None:
+  """What must fit together where a model is trained here."""
+  if model.name != "huggingface":
+    return
+  _require(
+    model.source != "",
+    f"{path}.source",
+    model.source,
+    "a folder with a pre-trained model in Hugging Face's layout, or org/name on its hub",
+  )
+  _require(
+    not training.spec_augment,
+    f"{training_path}.spec_augment",
+    training.spec_augment,
+    "False for a Hugging Face model: its own masks are in its config.json",
+  )
+
+
+def _check_labels(block: ConfigDict) -> None:
+  alphabet = block.alphabet
+  _require(
+    0 < len(set(alphabet)) == len(alphabet), "labels.alphabet", alphabet, "characters, each once"
+  )
+  if block.name == "phonemes":
+    _require(
+      block.cmudict or block.lexicon != "",
+      "labels.cmudict",
+      block.cmudict,
+      "True where config.labels.lexicon names no file",
+    )
+
+
+def _check_selection(kd: ConfigDict) -> None:
+  name = kd.selection.name
+  if kd.loss == "hypotheses":
+    _require(
+      name == "all_frames", "kd.selection.name", name, "all_frames with config.kd.loss=hypotheses"
+    )
+  if kd.grow_epochs:
+    _require(
+      name in ("keep", "symmetric"),
+      "kd.grow_epochs",
+      kd.grow_epochs,
+      f"0 with selection '{name}': only keep and symmetric have neighbours that can grow",
+    )
+  if kd.stop_epoch:
+    _require(
+      kd.stop_epoch > kd.start_epoch, "kd.stop_epoch", kd.stop_epoch, "0 or above kd.start_epoch"
+    )
+
+
+def _check_objective(config: ConfigDict) -> None:
+  """Parts of the objective that do not go together."""
+  kd, source = config.kd, config.teacher.source
+  if kd.normalization == "labels":
+    _require(kd.scale < 1, "kd.scale", kd.scale, "below 1 with kd.normalization=labels")
+  if kd.warmup:
+    _require("," not in source, "teacher.source", source, "a single teacher with kd.warmup")
+    name = config.student.name
+    _require(name == "conformer", "student.name", name, "conformer with kd.warmup")
+  if source == "none":
+    _require(kd.scale == 0, "kd.scale", kd.scale, "0 where config.teacher.source is none")
+
+
+def _check_data(config: ConfigDict) -> None:
+  data = config.data
+  _require(data.train != "", "data.train", "", "a manifest, a folder of audio or corpus:split")
+  if data.train == "auto":
+    _require(
+      recipes.base(config.recipe).data.train == "auto",
+      "data.train",
+      "auto",
+      f"a manifest, a folder of audio or corpus:split with recipe '{config.recipe}'",
+    )
+  if config.teacher.source == "train":
+    _require(
+      data.teacher_train != "",
+      "data.teacher_train",
+      "",
+      "a transcribed manifest to train the teacher on, or set config.teacher.source to a workdir",
+    )
+    teacher = config.teacher
+    _check_trained("teacher.model", teacher.model, "teacher.training", teacher.training)
+  _check_trained("student", config.student, "training", config.training)
+
+
+def profile_steps(profile: str) -> tuple[int, int] | None:
+  """First and last update of "10:20"; None for "".
+
+  Raises:
+    UserError: it has another form.
+  """
+  if not profile:
+    return None
+  found = re.fullmatch(r"([0-9]{1,15}):([0-9]{1,15})", profile)
+  if not found or int(found[1]) > int(found[2]):
+    raise UserError(
+      f"--profile={_plain(profile)}: it must be FIRST:LAST, two updates, such as 10:20"
+    )
+  return int(found[1]), int(found[2])
+
+
+def _require(ok: bool, path: str, value, wanted: str) -> None:
+  if not ok:
+    raise UserError(f"config.{path} is {_shown(value)}: it must be {wanted}")
+
+
+def near(name: str, choices: Iterable[str]) -> str:
+  """A question that names the choice that was probably meant; "" where none is like it."""
+  close = difflib.get_close_matches(str(name), list(choices), n=1)
+  return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _shown(value) -> str:
+  """A value in one line, cut where it is long."""
+  try:
+    return _plain(repr(value))
+  except ValueError:  # an integer of thousands of digits
+    return f"a {type(value).__name__} too long to print"
+
+
+def _plain(text: str) -> str:
+  text = " ".join(text.split())
+  return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,445 @@
+"""The table of all fields: default, range or choices, unit and a sentence each.
+
+`check`, `jaxkd train --fields`, `base` and what binds a workdir are derived from it.
+"""
+
+import dataclasses
+import math
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ALPHABET = " '" + string.ascii_lowercase
+_INT_LIMIT = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One value.
+
+  Attributes:
+    default: the paper's setup for TED-LIUM; its type is the one that values must have.
+    about: what it is, a sentence without full stop.
+    unit: of numbers, where they have one.
+    low, high: range of a number, both included.
+    above: whether `low` itself is left out.
+    choices: the texts that there are; () for any.
+    each: what every element of a tuple is.
+    sizes: how many elements a tuple may have; () for one or more.
+    read_by: values of the block's switch that read it; () for all.
+    optional: whether a block may lack it.
+    bound: whether a result depends on it and on nothing else that says the same.
+  """
+
+  default: Any
+  about: str = ""
+  unit: str = ""
+  low: float = -math.inf
+  high: float = math.inf
+  above: bool = False
+  choices: tuple[str, ...] = ()
+  each: "Field | None" = None
+  sizes: tuple[int, ...] = ()
+  read_by: tuple[str, ...] = ()
+  optional: bool = False
+  bound: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A block with the same fields always.
+
+  Attributes:
+    fields: name → what is there.
+    switch: the field whose value says which others are read; "" where all are.
+  """
+
+  fields: Mapping[str, "Field | Block | Kinds"]
+  switch: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+  """A block whose `name` says which other fields it has.
+
+  Attributes:
+    name: the default kind, the choices being the kinds.
+    kinds: name → its fields.
+    changes: defaults that differ from the kinds' own here.
+  """
+
+  name: Field
+  kinds: Mapping[str, Mapping[str, Field]]
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def of(self, name: str) -> dict[str, Field]:
+    """The fields of a kind, `name` first."""
+    return {"name": self.name} | {
+      k: dataclasses.replace(f, default=self.changes.get(k, f.default))
+      for k, f in self.kinds[name].items()
+    }
+
+
+def defaults(node: "Field | Block | Kinds") -> Any:
+  """The default value of a field, or of a block as a dict of its fields that must be there."""
+  if isinstance(node, Field):
+    return node.default
+  fields = node.of(node.name.default) if isinstance(node, Kinds) else node.fields
+  return {
+    name: defaults(inner)
+    for name, inner in fields.items()
+    if not (isinstance(inner, Field) and inner.optional)
+  }
+
+
+def unbound(block: Block, prefix: str = "") -> Iterator[str]:
+  """Dotted names of a block's fields that bind no result."""
+  for name, node in block.fields.items():
+    if isinstance(node, Block):
+      yield from unbound(node, f"{prefix}{name}.")
+    elif isinstance(node, Field) and not node.bound:
+      yield prefix + name
+
+
+def allowed(field: Field) -> str:
+  """What a value must be: "an integer, 1 or more", "one of radam, adamw"."""
+  if field.choices:
+    return f"one of {', '.join(field.choices)}"
+  return _described(field, many=False)
+
+
+_NOUNS = {
+  bool: ("True or False", "truth values"),
+  int: ("an integer", "integers"),
+  float: ("a number", "numbers"),
+  str: ("text", "texts"),
+  tuple: ("a tuple", "tuples"),
+}
+_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+
+def _described(field: Field, *, many: bool) -> str:
+  noun = _NOUNS[type(field.default)][many]
+  if field.each is None:
+    return noun + _range(field)
+  sizes = [n for n in field.sizes if n]
+  count = " or ".join(_COUNTS[n] for n in sizes) or "one or more"
+  empty = "() or " if 0 in field.sizes else ""
+  return f"{empty}{noun} of {count} {_described(field.each, many=True)}"
+
+
+def _range(field: Field) -> str:
+  low, high = _number(field.low), _number(field.high)
+  if field.low == -math.inf:
+    return "" if field.high == math.inf else f" up to {high}"
+  if field.high == _INT_LIMIT:
+    return f", {low} or more (below 2**31)"
+  if field.above:
+    return f" above {low}" + ("" if field.high == math.inf else f", up to {high}")
+  return f", {low} or more" if field.high == math.inf else f" from {low} to {high}"
+
+
+def _number(value: float) -> str:
+  return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
+
+
+def _count(default: int, about: str, low: int = 0, high: float = _INT_LIMIT, **more) -> Field:
+  return Field(default, about, low=low, high=high, **more)
+
+
+def _share(default: float, about: str, high: float = 1.0, **more) -> Field:
+  return Field(default, about, low=0.0, high=high, **more)
+
+
+_INIT = Field("", "a finished workdir whose parameters the training starts from")
+
+MODELS = {
+  "conformer": {
+    "layers": _count(12, "Conformer blocks", 1, 1000),
+    "width": _count(384, "of a frame, a multiple of heads", 4, 100_000),
+    "heads": _count(8, "of the attention", 1, 1000),
+    "ff_mult": _count(4, "hidden width of the feed-forward layers over width", 1, 100),
+    "conv_kernel": _count(
+      31, "of the depthwise convolution, an odd number", 1, 1001, unit="output frames"
+    ),
+    "dropout": _share(0.2, "rate in every layer", 0.95),
+    "rel_clip": _count(
+      16, "positions farther apart share one embedding", 1, 100_000, unit="output frames"
+    ),
+    "frontend_channels": Field(
+      (32, 64, 64, 32),
+      "of the four convolutions before the blocks",
+      each=_count(32, "", 1, 100_000),
+      sizes=(4,),
+    ),
+    "frontend_pool": Field(
+      ((2, 1), (2, 1)),
+      "(time, mel) after convolution 2 and after convolution 4",
+      each=Field((2, 1), each=_count(2, "", 1, 256), sizes=(2,)),
+      sizes=(2,),
+    ),
+    "init": _INIT,
+  },
+  "huggingface": {
+    "source": Field("", "a folder in Hugging Face's layout, or org/name on its hub"),
+    "pool": _count(
+      2, "frames of the model that are max-pooled into one before the head", 1, 16, unit="frames"
+    ),
+    "dropout": _share(
+      0.2, "before the head; the model's own rates and masks are in its config.json", 0.95
+    ),
+    "freeze_conv": Field(False, "whether the convolutions over the waveform are left as they are"),
+    "init": _INIT,
+  },
+}
+
+# The functions are in `jaxkd.selection`.
+SELECTIONS = {
+  "all_frames": {},
+  "nonblank": {
+    "prior_scale": Field(
+      0.0, "of the teacher's log prior, which is subtracted first", low=0.0, optional=True
+    ),
+  },
+  "trim": {},
+  "keep": {
+    "before": _count(1, "neighbours before a label frame", unit="output frames"),
+    "after": _count(3, "neighbours after a label frame", unit="output frames"),
+  },
+  "symmetric": {"n": _count(2, "neighbours on both sides of a label frame", unit="output frames")},
+  "threshold": {"min_label_prob": _share(0.1, "of all labels together in a blank frame")},
+  "random_blanks": {"ratio": Field(1.0, "random blank frames for each label frame", low=0.0)},
+  "soft": {"min_weight": _share(0.0, "of a blank frame", optional=True)},
+}
+
+LABELS = ("auto", "characters", "phonemes", "sentencepiece")
+LOSSES = ("kl", "hypotheses")
+
+TRAINING = Block(
+  {
+    "epochs": _count(100, "passes through the training data", 1, unit="epochs"),
+    "batch_seconds": Field(
+      180.0, "audio in a global batch, padding included", unit="s", low=1.0, high=1e6
+    ),
+    "accumulate": _count(
+      1, "batches whose gradients are averaged into one update", 1, 1000, unit="batches"
+    ),
+    "remat": Field(
+      False,
+      "layers are computed again for the gradient: less memory, more work",
+      bound=False,
+    ),
+    "buckets": _count(8, "shapes that utterances are padded to; each is compiled once", 1, 64),
+    "join_seconds": Field(
+      0.0,
+      "above 0: utterances are joined at random into rows of at most this length",
+      unit="s",
+      low=0.0,
+      high=3600.0,
+    ),
+    "speeds": Field(
+      (1.0,),
+      "factors; an utterance's is drawn from these every epoch",
+      each=Field(1.0, low=0.5, high=2.0),
+    ),
+    "noise_db": Field(
+      (),
+      "(low, high): white noise relative to the row's peak; () for none",
+      unit="dB",
+      each=Field(0.0, low=-200.0, high=100.0),
+      sizes=(0, 2),
+    ),
+    "optimizer": Field("radam", "both with decoupled weight decay", choices=("radam", "adamw")),
+    "lr": Field(
+      (7e-6, 5e-4, 5e-5, 1e-7),
+      "learning rates, piecewise linear between these",
+      each=Field(1.0, low=0.0, above=True, high=1e3),
+      sizes=(4,),
+    ),
+    "lr_parts": Field(
+      (0.44, 0.44, 0.12),
+      "shares of all updates from one learning rate to the next, 1 in all",
+      each=Field(1.0, low=0.0, above=True, high=1.0),
+      sizes=(3,),
+    ),
+    "b1": _share(0.9, "decay of the gradient's mean", 0.99999),
+    "b2": _share(0.999, "decay of the gradient's square", 0.99999),
+    "eps": _share(1e-16, "is added to the optimiser's denominator"),
+    "weight_decay": _share(0.01, "decoupled, times the learning rate"),
+    "clip_norm": Field(1.0, "global gradient norm; 0 for no clipping", low=0.0),
+    "spec_augment": Field(True, "whether parts of the features are masked"),
+    "spec_augment_from_epoch": _count(0, "masks begin here", unit="epochs"),
+    "time_mask_frames": _count(
+      20, "longest mask along time", 1, 1000, unit="feature frames of 10 ms"
+    ),
+    "freq_mask_bins": _count(8, "widest mask along mel filters", 1, 256, unit="mel filters"),
+    "eval_every_epochs": _count(1, "between evaluations on dev", 1, unit="epochs"),
+    "average": _count(
+      4, "the final model is the average of this many best checkpoints", 1, 100, unit="checkpoints"
+    ),
+  }
+)
+
+FIELDS = Block(
+  {
+    "recipe": Field("demo", "data, or data and size (manifest-medium), that the defaults are for"),
+    "variant": Field("", "name of the config file", optional=True),
+    "seed": _count(0, "of everything that is drawn at random"),
+    "dtype": Field(
+      "float32",
+      "of the models' arithmetic; losses stay float32",
+      choices=("float32", "bfloat16"),
+    ),
+    "data": Block(
+      {
+        "train": Field(
+          "",
+          "what the student trains on: a manifest, a folder of audio, or corpus:split; auto is the "
+          "recipe's corpus, untranscribed where kd.scale is 1",
+          bound=False,
+        ),
+        "teacher_train": Field(
+          "", "transcribed; read only where the teacher is trained here", bound=False
+        ),
+        "dev": Field(
+          "", "'' for none: the last checkpoints are averaged instead of the best", bound=False
+        ),
+        "test": Field("", "what results.json is about; '' for none", bound=False),
+        "root": Field(
+          "", "folder of the digits or prompts corpus, or TFDS's data_dir", bound=False
+        ),
+        "split_by": Field("index", "of the digits corpus", choices=("index", "speaker")),
+        "workers": _count(
+          0, "processes that decode audio; 0 decodes in threads of this one", 0, 256, bound=False
+        ),
+      }
+    ),
+    "labels": Block(
+      {
+        "name": Field(
+          "auto",
+          "the classes; auto is a given teacher's vocabulary, that of a Hugging Face student's "
+          "head, or else characters",
+          choices=LABELS,
+        ),
+        "alphabet": Field(
+          ALPHABET,
+          "characters, each once; the blank is added",
+          read_by=("auto", "characters"),
+        ),
+        "lexicon": Field(
+          "",
+          "a file of `word P1 P2 ...` lines, whose words win over CMUdict's",
+          read_by=("phonemes",),
+          bound=False,  # what is in it counts
+        ),
+        "cmudict": Field(True, "whether CMUdict's words are there, too", read_by=("phonemes",)),
+        "missing": Field(
+          "error",
+          "words without phonemes: an error, or their training utterances are skipped",
+          choices=("error", "skip"),
+          read_by=("auto", "phonemes"),
+        ),
+        "size": _count(
+          500, "classes, the blank included", 3, 1_000_000, read_by=("sentencepiece",)
+        ),
+      },
+      switch="name",
+    ),
+    "features": Block(
+      {
+        "kind": Field("logmel", "logmel is the paper's", choices=("logmel", "kaldi")),
+        "mels": _count(80, "mel filters", 8, 256, unit="mel filters"),
+        "low_hz": Field(60.0, "lower edge of the filters", unit="Hz", low=0.0, high=8000.0),
+        "high_hz": Field(7600.0, "upper edge of the filters", unit="Hz", low=0.0, high=8000.0),
+        "normalise": Field(
+          "none", "none (the paper's), or each filter per utterance", choices=("none", "utterance")
+        ),
+      }
+    ),
+    "student": Kinds(Field("conformer", "kind of the model", choices=tuple(MODELS)), MODELS),
+    "teacher": Block(
+      {
+        "source": Field(
+          "train",
+          "train (here, from transcripts), the workdir of a finished run, a folder in Hugging "
+          "Face's layout, org/name on its hub, several of these with commas between (their "
+          "posteriors are averaged), or none",
+        ),
+        "pool": _count(
+          2, "frames of a Hugging Face teacher that are max-pooled into one", 1, 16, unit="frames"
+        ),
+        "model": Kinds(
+          Field("conformer", "kind of a teacher that is trained here", choices=tuple(MODELS)),
+          MODELS,
+          changes={"width": 512, "dropout": 0.1},
+        ),
+        "training": TRAINING,
+      }
+    ),
+    "kd": Block(
+      {
+        "loss": Field(
+          "kl",
+          "kl compares frames; with hypotheses the teacher's best transcripts are CTC targets",
+          choices=LOSSES,
+        ),
+        "scale": _share(1.0, "of the distillation loss; CTC gets 1 - scale"),
+        "temperature": Field(
+          2.0, "divides both models' logits", low=1e-3, high=1e3, read_by=("kl",)
+        ),
+        "selection": Kinds(
+          Field("all_frames", "which frames carry the loss", choices=tuple(SELECTIONS)), SELECTIONS
+        ),
+        "start_epoch": _count(
+          0, "the selection applies from here on; all frames before", unit="epochs", read_by=("kl",)
+        ),
+        "stop_epoch": _count(
+          0, "above 0: all frames from this epoch on", unit="epochs", read_by=("kl",)
+        ),
+        "grow_epochs": _count(
+          0,
+          "above 0: n, before and after are multiplied by epoch // grow_epochs",
+          unit="epochs",
+          read_by=("kl",),
+        ),
+        "normalization": Field(
+          "frames",
+          "the KL over selected frames, or over rows × labels",
+          choices=("frames", "labels"),
+          read_by=("kl",),
+        ),
+        "warmup": _count(
+          0,
+          "first epochs, in which encoder outputs are brought together instead",
+          unit="epochs",
+          read_by=("kl",),
+        ),
+        "hypotheses": _count(
+          10,
+          "N, the teacher's best transcripts that are targets",
+          1,
+          100,
+          read_by=("hypotheses",),
+        ),
+      },
+      switch="loss",
+    ),
+    "training": TRAINING,
+    "profile": Field("", "updates to trace, such as 10:20; '' for none", bound=False),
+    "checkpoint": Block(
+      {"every_steps": _count(500, "between saves, besides every evaluation", 1, unit="updates")}
+    ),
+    "mesh": Block(
+      {
+        "fsdp": _count(
+          1,
+          "devices that large parameters are split over; it divides their number",
+          1,
+          100_000,
+          bound=False,
+        )
+      }
+    ),
+  }
+)
