@@ -1,25 +1,78 @@
 """Small files that are read whole, and written whole or not at all."""
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 
 from jaxkd.errors import UserError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KINDS = {dict: "a JSON object", list: "a JSON list"}
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file that is the old one or the whole new one whenever a kill comes.
+
+  A file that holds the same bytes already is not touched; folders above are made. What a kill
+  leaves beside it ends in `.tmp` and is read by nobody.
+  """
+  with contextlib.suppress(OSError):
+    if path.read_bytes() == data:
+      return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Its own name, since several processes may write the same file at the same time.
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    with temporary.open("wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)  # on a full disk its space is needed
+    raise
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes UTF-8 as `write_bytes` does."""
+  write_bytes(path, text.encode())
+
 
 def write_json(path: pathlib.Path, value) -> None:
-  """Writes JSON so that the file is either the old one or the whole new one."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-  os.replace(temporary, path)
+  """Writes JSON as `write_bytes` does."""
+  write_text(path, _json(value, indent=2) + "\n")
 
 
 def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
-  """Writes one JSON object a line, whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-  os.replace(temporary, path)
+  """Writes one JSON object a line as `write_bytes` does."""
+  write_text(path, "".join(_json(row) + "\n" for row in rows))
+
+
+def _json(value, indent: int | None = None) -> str:
+  text = json.dumps(value, indent=indent, ensure_ascii=False)
+  # Names of files in other encodings hold lone surrogates, which UTF-8 cannot write.
+  return text if text.isascii() or not _SURROGATE.search(text) else json.dumps(value, indent=indent)
+
+
+def read_json(path: pathlib.Path, kind: type | None = None):
+  """Reads JSON.
+
+  Args:
+    path: of the file.
+    kind: dict or list, what it must hold; None for anything.
+
+  Raises:
+    UserError: absent, damaged or of another kind.
+  """
+  try:
+    found = json.loads(_bytes(path))
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  if kind is not None and not isinstance(found, kind):
+    raise UserError(f"{path} must hold {_KINDS[kind]}")
+  return found
 
 
 def read_jsonl(path: pathlib.Path, *, growing: bool = False) -> list:
@@ -32,28 +85,29 @@ def read_jsonl(path: pathlib.Path, *, growing: bool = False) -> list:
   Raises:
     UserError: absent or damaged.
   """
-  try:
-    lines = path.read_text().splitlines()
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
+  # Only "\n" ends a line: texts hold what str.splitlines takes for an end, such as U+2028.
+  *lines, last = _bytes(path).split(b"\n")
+  if last and not (growing and _is_cut(last)):
+    lines.append(last)
   rows = []
   for number, line in enumerate(lines, 1):
     try:
       rows.append(json.loads(line))
     except ValueError as error:
-      if growing and number == len(lines):
-        break
       raise UserError(f"{path}, line {number}: {error}") from error
   return rows
 
 
-def read_json(path: pathlib.Path):
-  """Reads JSON.
-
-  Raises:
-    UserError: absent or damaged.
-  """
+def _bytes(path: pathlib.Path) -> bytes:
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
+    return path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _is_cut(line: bytes) -> bool:
+  try:
+    json.loads(line)
+  except ValueError:
+    return True
+  return False

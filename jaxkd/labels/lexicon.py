@@ -7,6 +7,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator
 
+from jaxkd import files
 from jaxkd.errors import UserError
 from jaxkd.labels.text import normalise
 
@@ -64,7 +65,7 @@ class Lexicon:
   def write(self, path: pathlib.Path) -> None:
     """Writes what `read` reads: a pronunciation a line."""
     lines = (f"{word}\t{' '.join(sounds)}\n" for word, spoken in self.entries for sounds in spoken)
-    path.write_text("".join(lines), encoding="utf-8")
+    files.write_text(path, "".join(lines))
 
 
 def read(path: pathlib.Path) -> Lexicon:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from jaxkd import files
 from jaxkd.errors import UserError
 from jaxkd.labels.text import normalise
 from jaxkd.labels.vocabulary import BLANK, UnknownSymbol, Vocabulary
@@ -60,7 +61,7 @@ class PieceVocabulary(Vocabulary):
     return [tuple(self.encode(word).tolist())]
 
   def _save_beside(self, folder: pathlib.Path) -> None:
-    (folder / "sentencepiece.model").write_bytes(self.model)
+    files.write_bytes(folder / "sentencepiece.model", self.model)
 
   @classmethod
   def _load_beside(cls, folder: pathlib.Path) -> tuple:

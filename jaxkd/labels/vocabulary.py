@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from jaxkd import files
 from jaxkd.errors import UserError
 from jaxkd.labels.text import normalise
 
@@ -107,7 +108,7 @@ class Vocabulary:
     """Writes the classes as JSON; a lexicon or a sentencepiece model goes to a file beside it."""
     self._save_beside(path.parent)
     fields = {name: getattr(self, name) for name in ("kind", "symbols", "blank_id", "space")}
-    path.write_text(json.dumps(fields, ensure_ascii=False) + "\n")
+    files.write_text(path, json.dumps(fields, ensure_ascii=False) + "\n")
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "Vocabulary":
@@ -117,7 +118,7 @@ class Vocabulary:
       UserError: absent or damaged, or files that do not belong together.
     """
     try:
-      found = json.loads(path.read_text())
+      found = json.loads(path.read_text(encoding="utf-8"))
       symbols, blank_id, space = tuple(found["symbols"]), int(found["blank_id"]), found["space"]
       if not 0 <= blank_id < len(symbols):
         raise ValueError(f"blank_id is {blank_id} of {len(symbols)} classes")

@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import gzip
+import io
 import math
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
 
+from jaxkd import files
 from jaxkd.errors import UserError
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -163,19 +165,18 @@ def _log10(p: float) -> float:
 
 def write_arpa(model: NGrams, path: pathlib.Path) -> None:
   """Writes a model; scores survive the round trip to 1e-7."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.write("\\data\\\n")
-    for n, table in enumerate(model.tables, 1):
-      file.write(f"ngram {n}={len(table)}\n")
-    for n, table in enumerate(model.tables, 1):
-      file.write(f"\n\\{n}-grams:\n")
-      for gram, (p, weight) in table.items():
-        # No back-off is 0, and those of the highest order have no field for it.
-        after = f"\t{weight:.7f}" if n < model.order else ""
-        file.write(f"{p:.7f}\t{' '.join(gram)}{after}\n")
-    file.write("\n\\end\\\n")
-  temporary.replace(path)
+  text = io.StringIO()
+  text.write("\\data\\\n")
+  for n, table in enumerate(model.tables, 1):
+    text.write(f"ngram {n}={len(table)}\n")
+  for n, table in enumerate(model.tables, 1):
+    text.write(f"\n\\{n}-grams:\n")
+    for gram, (p, weight) in table.items():
+      # No back-off is 0, and those of the highest order have no field for it.
+      after = f"\t{weight:.7f}" if n < model.order else ""
+      text.write(f"{p:.7f}\t{' '.join(gram)}{after}\n")
+  text.write("\n\\end\\\n")
+  files.write_text(path, text.getvalue())
 
 
 def read_arpa(path: pathlib.Path) -> NGrams:

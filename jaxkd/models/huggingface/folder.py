@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from jaxkd.errors import UserError
+from jaxkd.files import write_json
 from jaxkd.labels import Vocabulary
 from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.models.huggingface import weights as port
@@ -272,7 +273,7 @@ def save(
   masks = any(_field(given, p) > 0 for p in probabilities)
   port.save(folder, config, params, mask_embedding=masks)
   for name, value in files.items():
-    (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / name, value)
 
 
 def _read_json(path: pathlib.Path) -> dict:
