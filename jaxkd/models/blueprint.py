@@ -17,13 +17,13 @@ from jaxkd import teacher as teacher_lib
 from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, characters, lexicon
+from jaxkd.models import parameters
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import SAMPLE_RATE_HZ, LogMel
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import Wav2Vec2Config
 from jaxkd.teacher import Teacher
-from jaxkd.training import checkpoint
 
 log = logging.getLogger(__name__)
 FINAL = pathlib.Path("checkpoints", "final")
@@ -334,7 +334,7 @@ def load_finished(folder: pathlib.Path, devices: jax.sharding.Mesh) -> tuple[Con
     like,
     sharding.of_state(devices, like),
   )
-  return config, Teacher(graphdef, checkpoint.load_params(folder / FINAL, like), labels)
+  return config, Teacher(graphdef, parameters.load_params(folder / FINAL, like), labels)
 
 
 def _finished_structure(folder: pathlib.Path):

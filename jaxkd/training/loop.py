@@ -18,7 +18,7 @@ from jaxkd.devices import flops, observe, sharding
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.inference import scoring
-from jaxkd.models import blueprint
+from jaxkd.models import blueprint, parameters
 from jaxkd.teacher import Teacher
 from jaxkd.training import assembly as build
 from jaxkd.training import checkpoint, results, workdir
@@ -160,7 +160,7 @@ class _Loop:
         self._train()
       params, chosen = self._final_params()
       kept = blueprint.without_projection(params)
-      checkpoint.save_params(self.run_.workdir / blueprint.FINAL, kept)
+      parameters.save_params(self.run_.workdir / blueprint.FINAL, kept)
       self._keep_log_prior(params)
       evaluated = {
         split: self._evaluate(split, params, spikes=True)
@@ -388,7 +388,7 @@ class _Loop:
     """The average of the k best students, or the best one where dev says that it is better."""
     candidates = self.checkpoints.best(self.state.params)
     steps = [step for step, _ in candidates]
-    mean = checkpoint.average([params for _, params in candidates])
+    mean = parameters.average([params for _, params in candidates])
     if self.run_.data.dev is None or len(candidates) == 1:
       return mean, {"steps": steps}
     single = candidates[0]

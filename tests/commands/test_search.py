@@ -21,8 +21,7 @@ from jaxkd.inference import posteriors
 from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
 from jaxkd.labels import UnknownSymbol, characters
-from jaxkd.models import blueprint
-from jaxkd.training import checkpoint
+from jaxkd.models import blueprint, parameters
 
 WIDE = Options(beam=100_000, token_beam=100, threshold=1e6)
 
@@ -290,7 +289,7 @@ def save(folder: pathlib.Path, config, results: dict) -> pathlib.Path:
   rng = np.random.default_rng(0)
   drawn = lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32)
   folder.mkdir(parents=True)
-  checkpoint.save_params(folder / blueprint.FINAL, jax.tree.map(drawn, model.like))
+  parameters.save_params(folder / blueprint.FINAL, jax.tree.map(drawn, model.like))
   model.save(folder)
   files.write_json(folder / "config.json", json.loads(json.dumps(config.to_dict())))
   files.write_json(folder / "results.json", results)

@@ -18,11 +18,10 @@ from jaxkd import report
 from jaxkd.commands import cli
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
-from jaxkd.models import blueprint
+from jaxkd.models import blueprint, parameters
 from jaxkd.report import collect, command, posteriors, tables
 from jaxkd.report.__main__ import main as command_line
 from jaxkd.teacher import Teacher
-from jaxkd.training import checkpoint
 from report_runs import UTTERANCES, WORDS, config_of, references, write_run
 
 
@@ -435,7 +434,7 @@ def give_model(folder: pathlib.Path, seed: int, audio: np.ndarray) -> None:
   bias[...] += np.eye(logits.shape[-1])[blank] * np.median(
     logits[:, :blank].max(-1) - logits[:, blank]
   )
-  checkpoint.save_params(folder / blueprint.FINAL, params)
+  parameters.save_params(folder / blueprint.FINAL, params)
   model.save(folder)
 
 
