@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxkd.types import FrameOutput
+
 
 def length_mask(lengths: jax.Array, size: int) -> jax.Array:
   """bool[..., size], True at positions below i32[...] `lengths`."""
@@ -31,3 +33,13 @@ def dilate(mask: jax.Array, *, before, after) -> jax.Array:
   return (positions - last <= jnp.minimum(after, size)) | (
     following - positions <= jnp.minimum(before, size)
   )
+
+
+def same_frames(a: FrameOutput, b: FrameOutput) -> tuple[FrameOutput, FrameOutput]:
+  """Two outputs of the same audio, cut to the shorter one in array and in mask.
+
+  Strides and padding conventions let frame counts differ by one now and then.
+  """
+  size = min(a.mask.shape[1], b.mask.shape[1])
+  mask = a.mask[:, :size] & b.mask[:, :size]
+  return FrameOutput(a.logits[:, :size], mask), FrameOutput(b.logits[:, :size], mask)

@@ -12,7 +12,7 @@ import numpy as np
 
 import corpus
 from jaxkd.devices import mesh as mesh_lib
-from jaxkd.models import blueprint
+from jaxkd.models import kept
 
 MORE = (
   "--config.training.epochs=4",
@@ -67,7 +67,7 @@ def start_and_wait_for_step(line: list[str], folder: pathlib.Path, step: int) ->
 
 
 def final_params(folder: pathlib.Path):
-  return blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
+  return kept.read(folder).load(mesh_lib.make_mesh()).params
 
 
 def metrics(folder: pathlib.Path) -> list[dict]:

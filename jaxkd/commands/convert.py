@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import sys
 
-from jaxkd import console, files
+from jaxkd import console
 from jaxkd.commands import cli
 from jaxkd.errors import UserError
 
@@ -51,17 +51,18 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
     UserError: it is no model of a Hugging Face family, or it cannot be read.
   """
   from jaxkd.devices import mesh
-  from jaxkd.models import blueprint
+  from jaxkd.models import kept
   from jaxkd.models.huggingface import folder as huggingface
 
-  config, model = blueprint.load_finished(source, mesh.make_mesh())
-  if config.student.name != "huggingface":
+  found = kept.read(source)
+  if found.architecture.description is None:
     raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
-  if (kind := model.vocabulary.kind) != "characters":
+  if (kind := found.vocabulary.kind) != "characters":
     raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
-  description = files.read_json(source / blueprint.DESCRIPTION)
-  settings = blueprint.huggingface_config(config, description, str(source))
-  huggingface.save(target, description, settings, model.params, model.vocabulary)
+  model, architecture = found.load(mesh.make_mesh()), found.architecture
+  huggingface.save(
+    target, architecture.description, architecture.settings, model.params, found.vocabulary
+  )
 
 
 def from_pickles(source: pathlib.Path, weights: list[pathlib.Path], target: pathlib.Path) -> None:

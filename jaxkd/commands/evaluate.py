@@ -57,40 +57,22 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   Raises:
     UserError: the run is not finished, or the data is not there or broken.
   """
-  from jaxkd.data import plan
-  from jaxkd.devices import mesh
   from jaxkd.inference import scoring
-  from jaxkd.models import blueprint
-  from jaxkd.teacher import parameter_count
-  from jaxkd.training import assembly as build
-  from jaxkd.training import results, step
+  from jaxkd.inference.finished import FinishedRun
+  from jaxkd.training import results
 
-  devices = mesh.make_mesh()
-  config, student = blueprint.load_finished(folder, devices)
-  found = files.read_json(folder / "results.json")
-  beside = results.teacher_source(found, folder)
-  teacher = build.load_teacher(config, beside, devices) if beside else None
-  source = build.open_split(config, data)
-  shapes = build.eval_shapes(source.durations, devices)
-  planned = plan.evaluation_plan(source.durations, shapes)
-  predict = step.make_eval_step(
-    student.graphdef, teacher.graphdef if teacher else None, blank_id=student.blank_id, mesh=devices
+  run = FinishedRun(folder)
+  models, source = run.models(), run.open(data)
+  found = scoring.evaluate(
+    models["student"],
+    models.get("teacher"),
+    source,
+    run.devices,
+    spikes=True,
+    description="evaluating",
   )
-  with console.progress("evaluating", len(planned)) as update:
-    result = scoring.evaluate(
-      predict,
-      student.params,
-      teacher.params if teacher else None,
-      source,
-      planned,
-      student.vocabulary,
-      devices,
-      spikes=True,
-      on_batch=update,
-    )
-  models = {"student": student} | ({"teacher": teacher} if teacher else {})
-  params = {name: parameter_count(model.params) for name, model in models.items()}
-  return results.split_figures(result, source, params)
+  params = {name: model.parameter_count for name, model in models.items()}
+  return results.split_figures(found, source, params)
 
 
 if __name__ == "__main__":

@@ -186,8 +186,7 @@ def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
   """
   import jax
 
-  from jaxkd.training import assembly as build
-  from jaxkd.training import loop as train
+  from jaxkd.training import assembly, loop
 
   folder.mkdir(parents=True, exist_ok=True)
   # Seeds differ in no program, and most variants in the train step alone.
@@ -202,8 +201,8 @@ def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
     if config.teacher.source == "train":
       config.teacher.source = source
     try:
-      data = build.open_data(config.lock(), opened)
-      rows[cell.name] = train.run(config, folder / cell.name, data)
+      plan = assembly.plan_run(config.lock(), folder / cell.name, opened)
+      rows[cell.name] = loop.carry_out(plan)
     except UserError as error:
       rows[cell.name] = str(error)
       log.warning("%s failed: %s", cell.name, error)
@@ -216,17 +215,14 @@ def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
 
 def _teacher(cells: list[Cell], folder: pathlib.Path, opened: dict) -> str:
   """The workdir of the teacher that the runs share, trained first, with the first one's seed."""
-  from jaxkd.training import assembly as build
-  from jaxkd.training import loop as train
+  from jaxkd.training import assembly, loop
 
   asking = [cell.config for cell in cells if cell.config.teacher.source == "train"]
   if not asking:
     return ""
-  data = build.open_data(asking[0], opened)
-  config, data = build.for_teacher(asking[0], data)
-  where = build.teacher_workdir(config, data, folder / "run")
-  train.run(config, where, data)
-  return str(where)
+  teacher = assembly.plan_run(asking[0], folder / "run", opened).teacher
+  loop.carry_out(teacher)
+  return str(teacher.folder)
 
 
 def table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:

@@ -73,12 +73,12 @@ class Tools:
   """What words there are; without a lexicon there is no search with one.
 
   Attributes:
-    labels: of the models.
+    vocabulary: of the models.
     words: of the lexicon, or None.
     lm: the language model, or None.
   """
 
-  labels: Vocabulary
+  vocabulary: Vocabulary
   words: lexicon_lib.Spellings | None
   lm: lexicon_lib.LanguageModel | None
 
@@ -148,15 +148,16 @@ def run(folder: pathlib.Path, settings: Settings) -> dict:
     UserError: the run is not finished; data, lexicon or language model are not there or do not
       parse; nothing to tune on.
   """
-  from jaxkd.inference import posteriors
+  from jaxkd.inference.finished import FinishedRun
 
-  opened = posteriors.Opened(folder, settings.models, settings.data)
-  _check_tuning(settings, opened.splits)
+  opened = FinishedRun(folder)
+  models, splits = opened.models(settings.models), opened.splits(settings.data)
+  _check_tuning(settings, splits)
   tools = make_tools(settings, opened, folder)
-  found = {"data": {split: source.name for split, source in opened.splits.items()}}
-  found |= facts(tools, settings, opened.splits)
-  for name in opened.models:
-    block, rows = _search_model(name, opened, tools, settings)
+  found = {"data": {split: source.name for split, source in splits.items()}}
+  found |= facts(tools, settings, splits)
+  for name in models:
+    block, rows = _search_model(name, opened, splits, tools, settings)
     found[name] = block
     for split, hypotheses in rows.items():
       files.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search.jsonl", hypotheses)
@@ -187,14 +188,14 @@ def make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
     lm = lexicon_lib.open_lm(path)
   elif settings.lm != "none":
     lm = lexicon_lib.open_lm(pathlib.Path(settings.lm).expanduser())
-  labels = next(iter(opened.models.values())).vocabulary
+  vocabulary = opened.vocabulary
   if settings.lexicon:
     words = lexicon_lib.read_words(pathlib.Path(settings.lexicon).expanduser())
   elif lm is None:
-    return Tools(labels, None, None)
+    return Tools(vocabulary, None, None)
   else:
     words = lm.words
-  return Tools(labels, lexicon_lib.spell(words, labels), lm)
+  return Tools(vocabulary, lexicon_lib.spell(words, vocabulary), lm)
 
 
 def facts(tools: Tools, settings: Settings, splits: dict) -> dict:
@@ -236,15 +237,17 @@ def _say(what: str, words) -> None:
   log.warning("%s: %d (%s%s)", what, len(words), ", ".join(few[:5]), more)
 
 
-def _search_model(name: str, opened, tools: Tools, settings: Settings) -> tuple[dict, dict]:
+def _search_model(
+  name: str, opened, sources: dict, tools: Tools, settings: Settings
+) -> tuple[dict, dict]:
   """A model's block of search.json, and split → rows of hypotheses with N-best lists."""
-  splits = {split: opened.log_probs(name, split) for split in opened.splits}
+  splits = _heard(name, opened, sources)
   timed = splits.get("test", splits.get("dev"))
   block = {"rtf": {"acoustic": round(timed.compute_seconds / timed.audio_seconds, 6)}}
   searchers = {
-    "greedy": (lambda found: found.greedy(tools.labels), {}),
+    "greedy": (lambda found: found.greedy(tools.vocabulary), {}),
     "prefix_beam": (
-      lambda found: found.prefix_beam(tools.labels, settings.prefix_beam, _NBEST),
+      lambda found: found.prefix_beam(tools.vocabulary, settings.prefix_beam, _NBEST),
       {"beam": settings.prefix_beam},
     ),
   }
@@ -252,9 +255,9 @@ def _search_model(name: str, opened, tools: Tools, settings: Settings) -> tuple[
   for kind, lm in [("lexicon", None), ("lexicon_lm", tools.lm)] if tools.words else []:
     if kind == "lexicon_lm" and lm is None:
       continue
-    search = lexicon_lib.LexiconSearch(tools.words, tools.labels, lm)
+    search = lexicon_lib.LexiconSearch(tools.words, tools.vocabulary, lm)
     prior = (
-      opened.log_prior(name) if any(settings.prior_scales) else np.zeros(len(tools.labels.symbols))
+      opened.log_prior(name) if any(settings.prior_scales) else np.zeros(len(tools.vocabulary.symbols))
     )
     options, rows = _tune(search, prior, splits.get("dev"), settings, kind, name)
     grid += rows
@@ -274,9 +277,23 @@ def _search_model(name: str, opened, tools: Tools, settings: Settings) -> tuple[
   return block | {"grid": grid}, rows
 
 
+def _heard(name: str, opened, sources: dict) -> dict:
+  """Split → what a model says of its frames; the splits share programs."""
+  from jaxkd.inference.frames import evaluation_shapes
+  from jaxkd.inference.search.split import hear
+
+  durations = np.concatenate([source.durations for source in sources.values()])
+  shapes = evaluation_shapes(durations, opened.devices)
+  model = opened.models((name,))[name]
+  return {
+    split: hear(model, source, opened.devices, shapes=shapes, description=f"{name}: {split}")
+    for split, source in sources.items()
+  }
+
+
 def _with_lexicon(search, prior, options, name: str):
-  """Posteriors → posteriors.Searched."""
-  from jaxkd.inference.posteriors import Searched
+  """SplitFrames → Searched."""
+  from jaxkd.inference.search.split import Searched
 
   def searcher(found):
     nbests = []

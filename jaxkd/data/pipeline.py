@@ -11,7 +11,8 @@ import soxr
 from absl import flags
 
 from jaxkd.data.audio import BrokenAudio
-from jaxkd.data.plan import PlannedBatch, padded_rows
+from jaxkd.data.plan import PlannedBatch
+from jaxkd.devices.mesh import padded_rows
 from jaxkd.data.sources import Source
 from jaxkd.errors import UserError
 from jaxkd.labels import UnknownSymbol, UnknownWords, Vocabulary
@@ -48,7 +49,7 @@ def batches(
   source: Source,
   planned: list[PlannedBatch],
   *,
-  labels: Vocabulary | None = None,
+  vocabulary: Vocabulary | None = None,
   hypotheses: Targets | None = None,
   seed: int = 0,
   epoch: int = 0,
@@ -62,7 +63,7 @@ def batches(
   Args:
     source: of the utterances.
     planned: all batches of an epoch.
-    labels: classes to encode transcripts with; None for no labels.
+    vocabulary: to encode transcripts with; None for no labels.
     hypotheses: of all utterances, drawn into `Batch.hypothesis`; None for none.
     seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
@@ -77,7 +78,7 @@ def batches(
   make = functools.partial(
     _host_batch,
     source=source,
-    labels=labels,
+    vocabulary=vocabulary,
     hypotheses=hypotheses,
     seed=(seed, epoch),
     noise_db=noise_db,
@@ -108,7 +109,7 @@ def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
     ) from error
 
 
-def _host_batch(numbered, *, source, labels, hypotheses, seed, noise_db, shards) -> HostBatch:
+def _host_batch(numbered, *, source, vocabulary, hypotheses, seed, noise_db, shards) -> HostBatch:
   number, planned = numbered
   wanted, count = shards
   rows, samples, label_room = planned.shape
@@ -116,7 +117,7 @@ def _host_batch(numbered, *, source, labels, hypotheses, seed, noise_db, shards)
   mine = [row for shard in wanted for row in range(shard * size, (shard + 1) * size)]
   audio = np.zeros((len(mine), samples), np.int16)
   audio_len = np.zeros(len(mine), np.int32)
-  text = _Room(len(mine), label_room if labels is not None else 0)
+  text = _Room(len(mine), label_room if vocabulary is not None else 0)
   heard = _Room(len(mine), label_room)
   names, broken = [], []
   for place, row in enumerate(mine):
@@ -141,8 +142,8 @@ def _host_batch(numbered, *, source, labels, hypotheses, seed, noise_db, shards)
       joined = _with_noise(joined, noise_db, np.random.default_rng([*seed, number, row]))
     audio[place, : len(joined)] = joined
     audio_len[place] = len(joined)
-    if labels is not None:
-      text.put(place, labels.encode(" ".join(source.texts[u] for u in used)))
+    if vocabulary is not None:
+      text.put(place, vocabulary.encode(" ".join(source.texts[u] for u in used)))
     if hypotheses is not None:
       heard.put(place, hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1])))
   drawn = (heard.ids, heard.lengths) if hypotheses is not None else ()
@@ -197,12 +198,12 @@ def transcripts(source: Source) -> list[str]:
   return source.texts
 
 
-def check_texts(source: Source, labels: Vocabulary, missing: str = "error") -> Source:
+def check_texts(source: Source, vocabulary: Vocabulary, missing: str = "error") -> Source:
   """The source, every utterance of which has a transcript that the classes can write.
 
   Args:
     source: of the utterances.
-    labels: the classes.
+    vocabulary: the classes.
     missing: words without phonemes are an error, or "skip": their utterances are left out.
 
   Raises:
@@ -211,12 +212,12 @@ def check_texts(source: Source, labels: Vocabulary, missing: str = "error") -> S
   untold: dict[int, tuple[str, ...]] = {}
   for index, text in enumerate(transcripts(source)):
     try:
-      labels.encode(text)
+      vocabulary.encode(text)
     except UnknownWords as error:
       untold[index] = error.words
     except UnknownSymbol as error:
       raise UserError(
-        f"{source.name}: {source.ids[index]}: {_unwritten(text, labels, error)}"
+        f"{source.name}: {source.ids[index]}: {_unwritten(text, vocabulary, error)}"
       ) from error
   if not untold:
     return source
@@ -242,9 +243,9 @@ def _missing(source: Source, untold: dict[int, tuple[str, ...]]) -> str:
   )
 
 
-def _unwritten(text: str, labels: Vocabulary, error: UnknownSymbol) -> str:
+def _unwritten(text: str, vocabulary: Vocabulary, error: UnknownSymbol) -> str:
   said = f"the text {text[:60]!r} has {error.symbol!r}, which is no class of the model: "
-  if labels.kind == "sentencepiece":
+  if vocabulary.kind == "sentencepiece":
     return f"{said}the transcripts of its training have none"
-  known = "".join(s for i, s in enumerate(labels.symbols) if i != labels.blank_id)
+  known = "".join(s for i, s in enumerate(vocabulary.symbols) if i != vocabulary.blank_id)
   return f"{said}normalise the text, or add it to config.labels.alphabet (now {known!r})"

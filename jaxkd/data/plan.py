@@ -6,7 +6,8 @@ import numpy as np
 
 from jaxkd.models.features import SAMPLE_RATE_HZ
 
-_FRAME = SAMPLE_RATE_HZ // 25  # samples in an output frame, 40 ms
+# Batches are as long as a multiple of this many samples, 40 ms: few lengths, whole frames.
+_GRID = SAMPLE_RATE_HZ // 25
 # Resampling rounds, and so do the durations in manifests.
 _SLACK = SAMPLE_RATE_HZ // 100
 # Rows of joined utterances are made this much longer where that saves a second shape.
@@ -51,6 +52,7 @@ def shapes(
   *,
   batch_seconds: float,
   buckets: int,
+  frame_samples: int = 1,
   join_seconds: float = 0.0,
   labels_per_second: float = 0.0,
   speeds: tuple[float, ...] = (1.0,),
@@ -61,6 +63,7 @@ def shapes(
     durations: f64[utterances], seconds.
     batch_seconds: of audio in a batch, padding included; at least one row is made.
     buckets: at most so many shapes, at lengths that waste the least padding.
+    frame_samples: audio samples in an output frame of the model that reads labels.
     join_seconds: > 0 for one shape of joined utterances up to about this length, and others, if
       any, for utterances that are longer.
     labels_per_second: most labels in a second of an utterance; 0 where none are read.
@@ -76,16 +79,18 @@ def shapes(
   if len(units):
     lengths += _lengths(units, buckets)
   return tuple(
-    _shape(-(-n // _FRAME) * _FRAME, batch_seconds, labels_per_second * max(speeds))
+    _shape(-(-n // _GRID) * _GRID, batch_seconds, labels_per_second * max(speeds), frame_samples)
     for n in sorted(set(lengths))
   )
 
 
-def _shape(samples: int, batch_seconds: float, labels_per_second: float) -> Shape:
+def _shape(
+  samples: int, batch_seconds: float, labels_per_second: float, frame_samples: int
+) -> Shape:
   seconds = samples / SAMPLE_RATE_HZ
   rows = max(1, int(batch_seconds / seconds))
   # More labels than frames have no CTC path: they need no room.
-  labels = min(int(np.ceil(labels_per_second * seconds)), samples // _FRAME)
+  labels = min(int(np.ceil(labels_per_second * seconds)), samples // frame_samples)
   return Shape(rows, samples, labels)
 
 
@@ -187,11 +192,6 @@ def _planned(rows, shape: Shape, drawn) -> PlannedBatch:
   return PlannedBatch(
     shape, tuple(rows), tuple(tuple(float(drawn[i]) for i in row) for row in rows)
   )
-
-
-def padded_rows(rows: int, shards: int) -> int:
-  """Rows of the arrays of a batch: filled up so that every shard has as many."""
-  return -(-rows // shards) * shards
 
 
 def padding_rate(planned: list[PlannedBatch], durations: np.ndarray) -> float:

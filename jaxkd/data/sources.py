@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -66,12 +67,18 @@ class Source:
     """The same but for some utterances: index → why they are left out."""
     kept = [i for i in range(len(self)) if i not in reasons]
     skipped = [(self.ids[i], reason) for i, reason in reasons.items()]
+    found = self.only(kept)
+    found.skipped = [*self.skipped, *skipped]
+    return found
+
+  def only(self, kept: list[int]) -> "Source":
+    """The utterances at these places, and none of what was left out."""
     return Source(
       self.name,
       [self.ids[i] for i in kept],
       self.durations[kept],
       [self.texts[i] for i in kept],
-      [*self.skipped, *skipped],
+      [],
       _Part(self, kept),
     )
 
@@ -170,6 +177,18 @@ def open_source(spec: str, options: corpora.Options) -> Source:
     raise UserError(f"{spec}: no usable utterance in it{found}")
   _check_one_can_be_read(source)
   return source
+
+
+def fingerprint(source: Source) -> str:
+  """16 hexadecimal digits that are others where ids, durations or transcripts are.
+
+  Where ids are absolute paths, the folder that they share does not count: data may be moved.
+  """
+  ids = source.ids
+  if all(map(os.path.isabs, ids)):
+    ids = [os.path.relpath(name, os.path.commonpath(ids)) for name in ids]
+  lines = zip(ids, source.durations.round(3).tolist(), source.texts, strict=True)
+  return hashlib.sha256(json.dumps(list(lines)).encode()).hexdigest()[:16]
 
 
 def _check_one_can_be_read(source: Source) -> None:

@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxkd import console
-from jaxkd.data.plan import padded_rows
 from jaxkd.devices import sharding
 from jaxkd.errors import UserError
 from jaxkd.types import Batch
@@ -142,10 +141,20 @@ def my_shards(mesh: Mesh) -> tuple[tuple[int, ...], int]:
   return tuple(i for i, d in enumerate(devices) if d.process_index == mine), len(devices)
 
 
+def padded_rows(rows: int, shards: int) -> int:
+  """Rows of the arrays of a batch: filled up so that every shard has as many."""
+  return -(-rows // shards) * shards
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
   """The global batch from the rows (NumPy) that this process has loaded."""
+  return put_rows(batch, mesh)
+
+
+def put_rows(tree, mesh: Mesh):
+  """Global arrays from the rows (NumPy) that this process has of each."""
   where = sharding.split_rows(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), tree)
 
 
 def my_rows(x: jax.Array) -> np.ndarray:

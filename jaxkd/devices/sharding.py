@@ -66,6 +66,14 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
   return contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh)
 
 
+def by_rows(tree):
+  """Arrays whose rows are split over JAX's mesh context; unchanged where that has not AXES."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(AXES) <= set(mesh.axis_names):
+    return tree
+  return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(AXES)))
+
+
 def layer(params):
   """One layer's parameters, whole on every device; their gradient goes back to where they lie.
 

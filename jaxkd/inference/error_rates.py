@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jiwer
 import numpy as np
 
-# Runs of so many blanks and more share a bin: a second of 40 ms frames.
-LONGEST_RUN = 25
+# Runs of blanks that are as long and longer share a bin.
+_LONGEST_RUN_MS = 1000.0
 # Resamples that are in memory at a time.
 _TOGETHER = 1000
 
@@ -139,7 +139,12 @@ def _resampled(seed: int, resamples: int, *columns: np.ndarray) -> np.ndarray:
   return sums[sums[:, -1] > 0]
 
 
-def blank_runs(path: np.ndarray, *, blank_id: int) -> np.ndarray:
+def longest_run(frame_ms: float) -> int:
+  """Frames of the longest run of blanks that has a bin of its own: a second."""
+  return max(1, round(_LONGEST_RUN_MS / frame_ms))
+
+
+def blank_runs(path: np.ndarray, *, blank_id: int, longest: int) -> np.ndarray:
   """How many blanks stand between the labels of a best path.
 
   Neighbouring frames of one class are one label. A run is what lies between a label and the next:
@@ -149,12 +154,13 @@ def blank_runs(path: np.ndarray, *, blank_id: int) -> np.ndarray:
   Args:
     path: i[T], class of each frame, blank in padding.
     blank_id: the blank's class.
+    longest: frames of the last bin.
 
   Returns:
-    i64[LONGEST_RUN + 1]: number of runs of 0, 1, 2, … frames; the last bin has all longer ones too.
+    i64[longest + 1]: number of runs of 0, 1, 2, … frames; the last bin has all longer ones too.
   """
   frames = np.flatnonzero(path != blank_id)
   runs = np.diff(frames) - 1
   another = path[frames[1:]] != path[frames[:-1]]
   runs = runs[(runs > 0) | another]
-  return np.bincount(np.minimum(runs, LONGEST_RUN), minlength=LONGEST_RUN + 1)
+  return np.bincount(np.minimum(runs, longest), minlength=longest + 1)

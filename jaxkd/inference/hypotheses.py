@@ -11,17 +11,15 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
-from flax import nnx
 
-from jaxkd import console, files
-from jaxkd.data import pipeline
-from jaxkd.data.plan import PlannedBatch
+from jaxkd import files
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
+from jaxkd.inference.frames import frames
 from jaxkd.inference.search.prefix import prefix_beam
 from jaxkd.labels import Vocabulary
-from jaxkd.teacher import Teacher
+from jaxkd.models.acoustic import AcousticModel
 
 # States of the search for each hypothesis that is kept.
 _BEAM = 4
@@ -57,9 +55,8 @@ class Hypotheses:
 
 
 def find(
-  teacher: Teacher,
+  teacher: AcousticModel,
   source: Source,
-  planned: list[PlannedBatch],
   path: pathlib.Path,
   devices: jax.sharding.Mesh,
   *,
@@ -70,7 +67,6 @@ def find(
   Args:
     teacher: frozen.
     source: of the utterances.
-    planned: batches of all of them, one utterance a row.
     path: of the JSON lines: id, and nbest with labels, text and weight of each.
     devices: mesh.
     count: N.
@@ -79,49 +75,46 @@ def find(
     UserError: the file is damaged or of other utterances.
   """
   if not mesh.agreed(path.exists()):
-    rows = _search(teacher, source, planned, devices, count)
+    rows = _search(teacher, source, devices, count)
     if mesh.is_first():
       files.write_jsonl(path, rows)
     mesh.wait_for_all(f"{path} is written")
   return _read(path, source, teacher.vocabulary)
 
 
-def _search(teacher: Teacher, source: Source, planned, devices, count: int) -> list[dict]:
+def _search(teacher: AcousticModel, source: Source, devices, count: int) -> list[dict]:
   """Rows of the file, in the source's order."""
-  rows_split = sharding.split_rows(devices)
 
-  @functools.partial(jax.jit, out_shardings=rows_split)
-  def search(params, batch):
-    out = nnx.merge(teacher.graphdef, params)(batch.audio, batch.audio_len)
+  @functools.partial(jax.jit, out_shardings=sharding.split_rows(devices))
+  def search(out):
     beam = _BEAM * count
     found = prefix_beam(out.logits, out.mask, blank_id=teacher.blank_id, beam=beam)
     return jax.tree.map(lambda x: x[:, :count], found)
 
   nbest = {}
-  with console.progress("the teacher's hypotheses", len(planned)) as update:
-    for host in pipeline.batches(source, planned, shards=mesh.my_shards(devices)):
-      found = search(teacher.params, mesh.put_batch(host.batch, devices))
-      for ids, *row in zip(host.ids, *map(mesh.my_rows, found), strict=True):
-        if ids:
-          nbest[ids[0]] = _row(teacher.vocabulary, *row)
-      update()
+  said = frames({"teacher": teacher}, source, devices, description="the teacher's hypotheses")
+  for spoken in said:
+    found = search(spoken.outputs["teacher"])
+    for ids, *row in zip(spoken.host.ids, *map(mesh.my_rows, found), strict=True):
+      if ids:
+        nbest[ids[0]] = _row(teacher.vocabulary, *row)
   nbest = {k: v for part in mesh.gather(nbest) for k, v in part.items()}
   return [{"id": name, "nbest": nbest.get(name, [])} for name in source.ids]
 
 
-def _row(labels: Vocabulary, sequences, lengths, log_p) -> list[dict]:
+def _row(vocabulary: Vocabulary, sequences, lengths, log_p) -> list[dict]:
   """i32[N, L], i32[N], f32[N], best first → labels, text and weight of each."""
   real = np.isfinite(log_p)
   weights = np.exp(log_p[real] - log_p[0])
   weights = weights.astype(np.float64) / weights.sum()
   found = [sequence[:length].tolist() for sequence, length in zip(sequences, lengths, strict=True)]
   return [
-    {"labels": ids, "text": labels.decode(ids), "weight": float(weight)}
+    {"labels": ids, "text": vocabulary.decode(ids), "weight": float(weight)}
     for ids, weight in zip(found, weights, strict=False)
   ]
 
 
-def _read(path: pathlib.Path, source: Source, labels: Vocabulary) -> Hypotheses:
+def _read(path: pathlib.Path, source: Source, vocabulary: Vocabulary) -> Hypotheses:
   try:
     rows = files.read_jsonl(path)
     if [row["id"] for row in rows] != source.ids:
@@ -130,6 +123,5 @@ def _read(path: pathlib.Path, source: Source, labels: Vocabulary) -> Hypotheses:
     sequences = tuple(tuple(np.array(h["labels"], np.int32) for h in row["nbest"]) for row in rows)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} does not hold N-best lists: {error}; remove it") from error
-  space = [i for i, s in enumerate(labels.symbols) if s == labels.space and i != labels.blank_id]
-  between = np.array(space[:1], np.int32)
+  between = np.array(vocabulary.space_ids(), np.int32)
   return Hypotheses(sequences, tuple(w / w.sum() for w in weights), between)

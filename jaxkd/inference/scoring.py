@@ -5,17 +5,21 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.data import pipeline
-from jaxkd.data.plan import PlannedBatch
+from jaxkd import losses
+from jaxkd.data.plan import Shape
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
-from jaxkd.inference import alignment as align
-from jaxkd.inference import error_rates as metrics
-from jaxkd.inference.search.greedy import collapse
+from jaxkd.inference import alignment, error_rates
+from jaxkd.inference.frames import Remembered, Spoken, frames
+from jaxkd.inference.search.greedy import best_path, collapse
 from jaxkd.labels import UnknownSymbol, Vocabulary, normalise
+from jaxkd.masks import same_frames
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.types import FrameOutput, WeightedSum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,8 @@ class SplitResult:
     kl: mean KL per frame from teacher to student (T = 1, nats); None without teacher.
     hypotheses: model → rows of id, reference, hypothesis.
     broken: (id, reason) of utterances that could not be decoded; they are in no figure.
-    blank_runs: model → number of runs of 0, 1, 2, … blanks between labels (`metrics.blank_runs`).
+    blank_runs: model → number of runs of 0, 1, 2, … blanks between labels (see `error_rates`).
+    frame_ms: milliseconds of a frame.
     spike_offsets: how much later than the teacher's the student's labels come; None where that was
       not asked for, there is no teacher, or no label.
   """
@@ -37,6 +42,7 @@ class SplitResult:
   hypotheses: dict[str, list[dict]]
   broken: list[tuple[str, str]]
   blank_runs: dict[str, list[int]]
+  frame_ms: float
   spike_offsets: dict | None
 
   @property
@@ -49,72 +55,127 @@ class SplitResult:
 
 
 def evaluate(
-  predict,
-  params,
-  teacher_params,
+  student: AcousticModel,
+  teacher: AcousticModel | Remembered | None,
   source: Source,
-  plan: list[PlannedBatch],
-  labels: Vocabulary,
-  mesh: jax.sharding.Mesh,
+  devices: jax.sharding.Mesh,
   *,
+  shapes: tuple[Shape, ...] | None = None,
   workers: int = 0,
   spikes: bool = False,
-  on_batch=lambda: None,
+  description: str = "",
 ) -> SplitResult:
   """Decodes every utterance of a source greedily.
 
   Args:
-    predict: `step.make_eval_step`'s function.
-    params: of the student.
-    teacher_params: of the teacher, or None.
+    student: the model that is judged.
+    teacher: of the same classes and frames, or None.
     source: the split.
-    plan: its batches, one utterance a row (`plan.evaluation_plan`).
-    labels: classes of both models.
-    mesh: devices.
+    devices: mesh.
+    shapes: of the batches; None for `frames.evaluation_shapes` of this source.
     workers: processes that decode audio.
     spikes: whether labels are aligned to both models' frames and compared in time: those of the
       transcript, or of the teacher's hypothesis where the classes cannot write it or there is none.
-    on_batch: called after every batch.
+    description: beside the progress bar.
   """
-  index = {name: i for i, name in enumerate(source.ids)}
-  models = ["student"] if teacher_params is None else ["student", "teacher"]
-  rows: dict[str, list[dict]] = {name: [] for name in models}
-  runs = {name: np.zeros(metrics.LONGEST_RUN + 1, np.int64) for name in models}
-  sums = {name: np.zeros(2) for name in [*models, "kl"]}
-  offsets: list[align.SpikeOffsets] = []
-  broken: list[tuple[str, str]] = []
-  shards = mesh_lib.my_shards(mesh)
-  for host in pipeline.batches(source, plan, workers=workers, shards=shards):
-    out = predict(params, teacher_params, mesh_lib.put_batch(host.batch, mesh))
-    broken += host.broken
-    found = [index[ids[0]] if ids else None for ids in host.ids]
-    paths = {name: mesh_lib.my_rows(getattr(out, f"{name}_path")) for name in models}
-    for name in models:
-      sums[name] += _pair(getattr(out, f"{name}_blank"))
-      for utterance, path in zip(found, paths[name], strict=True):
-        if utterance is not None:
-          rows[name].append(_row(source, utterance, path, labels))
-          runs[name] += metrics.blank_runs(path, blank_id=labels.blank_id)
-    if out.kl is not None:
-      sums["kl"] += _pair(out.kl)
-      if spikes:
-        texts = [None if u is None else source.texts[u] for u in found]
-        targets = [_target(*row, labels) for row in zip(texts, paths["teacher"], strict=True)]
-        offsets.append(_offsets(out, targets, labels.blank_id, mesh))
-    on_batch()
-  gathered = mesh_lib.gather([rows, broken, {name: x.tolist() for name, x in runs.items()}])
-  rows = {
-    name: sorted((row for part in gathered for row in part[0][name]), key=lambda r: index[r["id"]])
-    for name in models
-  }
-  return SplitResult(
-    figures={name: _figures(rows[name], sums[name]) for name in models},
-    kl=None if teacher_params is None else float(sums["kl"][0] / max(sums["kl"][1], 1)),
-    hypotheses=rows,
-    broken=[tuple(pair) for part in gathered for pair in part[1]],
-    blank_runs={name: np.sum([part[2][name] for part in gathered], 0).tolist() for name in models},
-    spike_offsets=_spike_figures(offsets),
+  models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+  found = _Gathered(source, student, list(models))
+  said = frames(
+    models, source, devices, shapes=shapes, workers=workers, description=description
   )
+  for spoken in said:
+    found.add(spoken, devices, spikes)
+  return found.result()
+
+
+class _Gathered:
+  """What has been heard of a source so far, by this process."""
+
+  def __init__(self, source: Source, model: AcousticModel, names: list[str]):
+    self.source, self.vocabulary, self.names = source, model.vocabulary, names
+    self.frame_ms = model.frame_ms
+    self.longest = error_rates.longest_run(model.frame_ms)
+    self.index = {name: i for i, name in enumerate(source.ids)}
+    self.rows: dict[str, list[dict]] = {name: [] for name in names}
+    self.runs = {name: np.zeros(self.longest + 1, np.int64) for name in names}
+    self.sums = {name: np.zeros(2) for name in [*names, "kl"]}
+    self.offsets: list[alignment.SpikeOffsets] = []
+    self.broken: list[tuple[str, str]] = []
+
+  def add(self, spoken: Spoken, devices: jax.sharding.Mesh, spikes: bool) -> None:
+    """Hypotheses and figures of a batch."""
+    blank_id = self.vocabulary.blank_id
+    self.broken += spoken.host.broken
+    utterances = [self.index[ids[0]] if ids else None for ids in spoken.host.ids]
+    paths = {}
+    for name in self.names:
+      path, blank = _best_path(spoken.outputs[name], blank_id, devices)
+      paths[name] = mesh_lib.my_rows(path)
+      self.sums[name] += _pair(blank)
+      for utterance, row in zip(utterances, paths[name], strict=True):
+        if utterance is not None:
+          self.rows[name].append(self._row(utterance, row))
+          self.runs[name] += error_rates.blank_runs(row, blank_id=blank_id, longest=self.longest)
+    if "teacher" not in paths:
+      return
+    both = spoken.outputs["teacher"], spoken.outputs["student"]
+    self.sums["kl"] += _pair(_kl(*both, devices))
+    if spikes:
+      texts = [None if u is None else self.source.texts[u] for u in utterances]
+      rows = zip(texts, paths["teacher"], strict=True)
+      targets = [_target(*row, self.vocabulary) for row in rows]
+      self.offsets.append(_offsets(both, targets, blank_id, devices))
+
+  def _row(self, utterance: int, path: np.ndarray) -> dict:
+    text = self.source.texts[utterance]
+    labels = collapse(path, blank_id=self.vocabulary.blank_id)
+    return {
+      "id": self.source.ids[utterance],
+      "reference": None if text is None else normalise(text),
+      "hypothesis": self.vocabulary.decode(labels),
+    }
+
+  def result(self) -> SplitResult:
+    """Of all processes."""
+    mine = [self.rows, self.broken, {name: x.tolist() for name, x in self.runs.items()}]
+    gathered = mesh_lib.gather(mine)
+    order = lambda row: self.index[row["id"]]
+    rows = {
+      name: sorted((row for part in gathered for row in part[0][name]), key=order)
+      for name in self.names
+    }
+    kl = self.sums["kl"]
+    return SplitResult(
+      figures={name: _figures(rows[name], self.sums[name]) for name in self.names},
+      kl=float(kl[0] / max(kl[1], 1)) if "teacher" in self.names else None,
+      hypotheses=rows,
+      broken=[tuple(pair) for part in gathered for pair in part[1]],
+      blank_runs={
+        name: np.sum([part[2][name] for part in gathered], 0).tolist() for name in self.names
+      },
+      frame_ms=self.frame_ms,
+      spike_offsets=_spike_figures(self.offsets),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _best_path(out: FrameOutput, blank_id: int, devices) -> tuple[jax.Array, WeightedSum]:
+  """i32[B, T], blank in padding; and frames that are called blank over real frames."""
+  path = best_path(out.logits, out.mask, blank_id=blank_id)
+  blank = ((path == blank_id) & out.mask).sum(dtype=jnp.float32)
+  found = WeightedSum(blank, out.mask.sum(dtype=jnp.float32))
+  return (
+    jax.lax.with_sharding_constraint(path, sharding.split_rows(devices)),
+    jax.lax.with_sharding_constraint(found, sharding.replicated(devices)),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _kl(teacher: FrameOutput, student: FrameOutput, devices) -> WeightedSum:
+  """KL (T = 1) from teacher to student over all frames that are real in both."""
+  teacher, student = same_frames(teacher, student)
+  found = losses.kd_kl(student.logits, teacher.logits, student.mask, temperature=1.0)
+  return jax.lax.with_sharding_constraint(found, sharding.replicated(devices))
 
 
 def _pair(found) -> np.ndarray:
@@ -123,51 +184,45 @@ def _pair(found) -> np.ndarray:
   return np.array([found.total, found.weight], np.float64)
 
 
-def _row(source: Source, utterance: int, path: np.ndarray, labels: Vocabulary) -> dict:
-  text = source.texts[utterance]
-  return {
-    "id": source.ids[utterance],
-    "reference": None if text is None else normalise(text),
-    "hypothesis": labels.decode(collapse(path, blank_id=labels.blank_id)),
-  }
-
-
-def _target(text: str | None, path: np.ndarray, labels: Vocabulary) -> np.ndarray:
+def _target(text: str | None, path: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
   """Labels of a text, or of the teacher's path where there is none that the classes can write."""
   if text is not None:
     with contextlib.suppress(UnknownSymbol):
-      return labels.encode(text)
-  return collapse(path, blank_id=labels.blank_id)
+      return vocabulary.encode(text)
+  return collapse(path, blank_id=vocabulary.blank_id)
 
 
-def _offsets(out, targets: list[np.ndarray], blank_id: int, mesh) -> align.SpikeOffsets:
+def _offsets(
+  outputs: tuple[FrameOutput, FrameOutput], targets: list[np.ndarray], blank_id: int, devices
+) -> alignment.SpikeOffsets:
   """Of a batch, from labels of this process's rows; one program for each batch shape."""
   # More labels than frames have no path: they need no room.
-  ids = np.zeros((len(targets), out.aligned[0].mask.shape[1]), np.int32)
+  ids = np.zeros((len(targets), outputs[0].mask.shape[1]), np.int32)
   for row, target in zip(ids, targets, strict=True):
     row[: len(target)] = target[: len(row)]
-  where = sharding.split_rows(mesh)
+  where = sharding.split_rows(devices)
   lengths = np.array([len(target) for target in targets], np.int32)
   ids, lengths = (jax.make_array_from_process_local_data(where, x) for x in (ids, lengths))
-  return jax.device_get(_compare(blank_id, mesh, *out.aligned, ids, lengths))
+  return jax.device_get(_compare(blank_id, devices, *outputs, ids, lengths))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _compare(blank_id: int, mesh, teacher, student, labels, label_len) -> align.SpikeOffsets:
-  """`align.spike_offsets` of outputs that are cut to the same frames, the sums on every device."""
+def _compare(blank_id: int, devices, teacher, student, labels, label_len) -> alignment.SpikeOffsets:
+  """`alignment.spike_offsets` of two outputs, the sums on every device."""
+  teacher, student = same_frames(teacher, student)
   frames = teacher.mask.sum(-1)
-  found = align.spike_offsets(
+  found = alignment.spike_offsets(
     teacher.logits, student.logits, frames, labels, label_len, blank_id=blank_id
   )
-  return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
+  return jax.lax.with_sharding_constraint(found, sharding.replicated(devices))
 
 
-def _spike_figures(batches: list[align.SpikeOffsets]) -> dict | None:
+def _spike_figures(batches: list[alignment.SpikeOffsets]) -> dict | None:
   """The block of results.json; None where no label was aligned."""
   if not batches:
     return None
-  found = align.SpikeOffsets(*(np.sum(x, 0) for x in zip(*batches, strict=True)))
-  labels, middle = int(found.histogram.sum()), align.REACH
+  found = alignment.SpikeOffsets(*(np.sum(x, 0) for x in zip(*batches, strict=True)))
+  labels, middle = int(found.histogram.sum()), alignment.REACH
   if not labels:
     return None
   share = lambda counts: round(float(counts.sum()) / labels, 6)
@@ -186,7 +241,7 @@ def _spike_figures(batches: list[align.SpikeOffsets]) -> dict | None:
 
 def _figures(rows: list[dict], blank: np.ndarray) -> dict:
   transcribed = [r for r in rows if r["reference"] is not None]
-  rates = metrics.error_rates(
+  rates = error_rates.error_rates(
     [r["reference"] for r in transcribed], [r["hypothesis"] for r in transcribed]
   )
   return rates | {"blank_rate": round(float(blank[0] / max(blank[1], 1)), 6)}

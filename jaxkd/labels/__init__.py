@@ -1,5 +1,6 @@
 """Vocabularies: which classes a model has, and how text is spelled with them."""
 
+from jaxkd.labels.choice import Choice, choose
 from jaxkd.labels.phonemes import PhonemeVocabulary, phonemes
 from jaxkd.labels.pieces import WORD_START, PieceVocabulary, sentencepiece
 from jaxkd.labels.text import normalise
@@ -14,6 +15,7 @@ from jaxkd.labels.vocabulary import (
 
 __all__ = [
   "BLANK",
+  "Choice",
   "WORD_START",
   "PhonemeVocabulary",
   "PieceVocabulary",
@@ -22,6 +24,7 @@ __all__ = [
   "Vocabulary",
   "characters",
   "check_same",
+  "choose",
   "normalise",
   "phonemes",
   "sentencepiece",

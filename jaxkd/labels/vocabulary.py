@@ -92,6 +92,12 @@ class Vocabulary:
     """Normalised text of labels (blanks and repeats already gone)."""
     return normalise("".join(self._texts[i] for i in ids))
 
+  def space_ids(self) -> tuple[int, ...]:
+    """The class of the space between words; nothing where there is none."""
+    return tuple(
+      i for i, s in enumerate(self.symbols) if s == self.space and i != self.blank_id
+    )[:1]
+
   def spellings(self, word: str) -> list[tuple[int, ...]]:
     """Every class sequence that stands for a word inside a sentence, with what marks its end.
 

@@ -1,7 +1,7 @@
 """Finished workdirs → one table with honest statistics, plots, Markdown, HTML and CSV.
 
 `collect` reads folders, `tables` groups runs into rows and computes their figures, `command` says
-how a row was made, `plots` and `posteriors` draw, `render` writes.
+how a row was made, `plots` and `pictures` draw, `render` writes.
 """
 
 import difflib

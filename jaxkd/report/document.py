@@ -4,7 +4,7 @@ import csv
 import pathlib
 
 from jaxkd import console
-from jaxkd.report import plots, posteriors, render, tables
+from jaxkd.report import pictures, plots, render, tables
 from jaxkd.report.collect import LeftOut
 from jaxkd.report.render import Picture, Section, Table
 from jaxkd.report.tables import Row
@@ -301,7 +301,7 @@ def _posteriors(found: list[dict], utterance: str | None, out: pathlib.Path):
   chosen = sorted(best.values(), key=wer)[:_PICTURED]
   if utterance is None or not chosen:
     return [], [f"{title}: no student that was evaluated"]
-  why, failed = posteriors.draw(chosen, utterance, out / _POSTERIORS)
+  why, failed = pictures.draw(chosen, utterance, out / _POSTERIORS)
   if why:
     return [], [f"{title}: {why}"]
   caption = (

@@ -11,18 +11,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import config as config_lib
-from jaxkd import console, files
+from jaxkd import console
 from jaxkd.data import plan as plan_lib
 from jaxkd.devices import flops, observe, sharding
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
-from jaxkd.inference import scoring
-from jaxkd.models import blueprint, parameters
-from jaxkd.teacher import Teacher
-from jaxkd.training import assembly as build
-from jaxkd.training import checkpoint, results, workdir
+from jaxkd.inference import priors, scoring
+from jaxkd.inference.frames import Remembered
+from jaxkd.models import kept, parameters, registry
+from jaxkd.teacher import sources as teachers
+from jaxkd.training import assembly, checkpoint, results, workdir
 from jaxkd.training import step as step_lib
+from jaxkd.training.assembly import Plan
+from jaxkd.training.objective import TEACHER_FRAMES
+from jaxkd.training.run import Run
+from jaxkd.types import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_STEPS = 25
@@ -56,13 +59,7 @@ class Position:
   broken: dict = dataclasses.field(default_factory=dict)
 
 
-def run(
-  config: ConfigDict,
-  folder: pathlib.Path,
-  data: build.Data | None = None,
-  *,
-  wait: bool = False,
-) -> dict:
+def run(config: ConfigDict, folder: pathlib.Path) -> dict:
   """Trains (the teacher first where the config says so), evaluates, and writes the results.
 
   A run that was interrupted goes on from its last checkpoint; a finished one only returns.
@@ -70,8 +67,6 @@ def run(
   Args:
     config: any config; it is checked here.
     folder: the workdir.
-    data: the splits, where they are open already.
-    wait: for another process that works in the same folder, instead of raising.
 
   Returns:
     What `results.json` holds.
@@ -80,62 +75,68 @@ def run(
     UserError: a mistake in config, data or workdir; before training where it can be known.
     Interrupted: SIGINT or SIGTERM came; the state is saved.
   """
-  config_lib.check(config)
-  data = data or build.open_data(config)
-  with _claimed(folder, config, data.facts(), wait):
-    if mesh_lib.is_first():
-      blueprint.check_workdir(folder, data.labels)
-    if mesh_lib.agreed((folder / "results.json").exists()):
+  return carry_out(assembly.plan_run(config, folder))
+
+
+def carry_out(plan: Plan, *, wait: bool = False) -> dict:
+  """Trains what was planned; see `run`.
+
+  Args:
+    plan: of the run.
+    wait: for another process that works in the same folder, instead of raising.
+  """
+  folder, epochs = plan.folder, plan.config.training.epochs
+  with _claimed(plan, wait):
+    if (found := mesh_lib.agreed(workdir.finished(folder, epochs))) is not None:
       log.info("%s is finished", folder)
-      return files.read_json(folder / "results.json")
-    teacher, source = _teacher(config, folder, data)
+      return found
+    teacher, source = _teacher(plan)
     started = time.monotonic()
-    prepared = build.build(config, data, teacher, source, folder)
+    prepared = assembly.prepare(plan, teacher, source)
     if mesh_lib.is_first():
       prepared.blueprint.save(folder)
-    found = _Loop(prepared, started).run(config, source)
+    found = _Loop(prepared, started).run()
     mesh_lib.wait_for_all("results are written")
     return found
 
 
 @contextlib.contextmanager
-def _claimed(folder: pathlib.Path, config: ConfigDict, facts: dict, wait: bool):
+def _claimed(plan: Plan, wait: bool):
   """`workdir.claim` by the first process, for all of them."""
   with contextlib.ExitStack() as stack:
     if mesh_lib.is_first():
-      stack.enter_context(workdir.claim(folder, config, facts, wait=wait))
-    mesh_lib.wait_for_all(f"{folder} is claimed")
+      claim = workdir.claim(plan.folder, plan.config, plan.facts(), plan.vocabulary, wait=wait)
+      stack.enter_context(claim)
+    mesh_lib.wait_for_all(f"{plan.folder} is claimed")
     yield
 
 
-def _teacher(config, folder, data):
-  """The teacher that the config names, trained first if need be, and where it lies."""
-  source = config.teacher.source
-  if source == "none":
-    return None, None
-  if source == "train":
-    teacher_config, teacher_data = build.for_teacher(config, data)
-    source = str(build.teacher_workdir(teacher_config, teacher_data, folder))
-    log.info("teacher: %s", source)
+def _teacher(plan: Plan):
+  """The teacher, trained first if need be, and where it lies."""
+  found = plan.teacher
+  if found is None:
+    return None, ""
+  if isinstance(found, Plan):
+    log.info("teacher: %s", found.folder)
     # Variants that start together share one teacher: the first of them trains it.
-    run(teacher_config, pathlib.Path(source), teacher_data, wait=True)
-  devices = mesh_lib.make_mesh(config.mesh.fsdp)
-  return build.load_teacher(config, source, devices), source
+    carry_out(found, wait=True)
+    block = plan.config.teacher
+    found = teachers.find(str(found.folder), pool=block.pool, dtype=plan.config.dtype)
+  return found.load(plan.devices), found.source
 
 
 class _Loop:
   """One sitting of a run."""
 
-  def __init__(self, run: build.Run, started: float):
+  def __init__(self, run: Run, started: float):
     self.run_ = run
     self.started = started
     self.everywhere = sharding.replicated(run.mesh)
     key = jax.random.fold_in(jax.random.key(run.seed), 0x7A1)
     self.key = jax.jit(lambda: key, out_shardings=self.everywhere)()
-    self.teacher_params = run.teacher.params if run.teacher else None
-    self.teacher_graphdef = run.teacher.graphdef if run.teacher else None
-    if run.objective.select is None:
-      self.teacher_graphdef = None
+    asked = run.teacher if TEACHER_FRAMES in run.objective.needs else None
+    self.teacher_params = asked.params if asked else None
+    self.teacher_graphdef = asked.graphdef if asked else None
     self.checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", keep_best=run.average)
     self.state = run.init_state()
     self.position = Position()
@@ -152,15 +153,16 @@ class _Loop:
     self.flops: dict[plan_lib.Shape, float] = {}  # of an update
     self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
+    self.on_dev = Remembered(run.teacher) if run.teacher else None
 
-  def run(self, config: ConfigDict, teacher_source: str | None) -> dict:
+  def run(self) -> dict:
     """Trains to the end, evaluates the final student, writes the results."""
     try:
       with self._signals():
         self._train()
       params, chosen = self._final_params()
-      kept = blueprint.without_projection(params)
-      parameters.save_params(self.run_.workdir / blueprint.FINAL, kept)
+      params = registry.without_projection(params)
+      parameters.save_params(self.run_.workdir / kept.FINAL, params)
       self._keep_log_prior(params)
       evaluated = {
         split: self._evaluate(split, params, spikes=True)
@@ -172,7 +174,7 @@ class _Loop:
       self.checkpoints.close()
       self.metrics.close()
     self.position.wall_seconds = self._wall()
-    return results.write(config, self.run_, self.position, evaluated, chosen, teacher_source)
+    return results.write(self.run_, self.position, evaluated, chosen)
 
   def _wall(self) -> float:
     return self.wall_before + time.monotonic() - self.started
@@ -217,11 +219,10 @@ class _Loop:
     )
     compiled = {}
     started = time.monotonic()
-    teacher_params = None if self.teacher_graphdef is None else self.teacher_params
     with console.progress(f"compiling {_shape_names(run.shapes)}", len(run.shapes)) as update:
       for shape in run.shapes:
         batch = run.batch_struct(shape)
-        args = (self.state, teacher_params, batch, self._epoch_number(), self.key)
+        args = (self.state, self.teacher_params, batch, self._epoch_number(), self.key)
         traced = step.trace(*args)
         self.flops[shape] = flops.count(traced.jaxpr)
         compiled[shape] = traced.lower().compile()
@@ -252,8 +253,7 @@ class _Loop:
         self.profile.before(number)
         batch = mesh_lib.put_batch(host.batch, run.mesh)
         step = self.steps[planned[position.batch].shape]
-        teacher_params = None if self.teacher_graphdef is None else self.teacher_params
-        self.state = step(self.state, teacher_params, batch, epoch, self.key)
+        self.state = step(self.state, self.teacher_params, batch, epoch, self.key)
         self.profile.after(number, self.state)
         done = planned[position.batch]
         seconds = plan_lib.seconds_of(done, run.data.train.durations)
@@ -321,29 +321,16 @@ class _Loop:
 
   def _evaluate(self, split: str, params, *, spikes: bool = False) -> scoring.SplitResult:
     run = self.run_
-    source = getattr(run.data, split)
-    planned = plan_lib.evaluation_plan(source.durations, run.eval_shapes)
-    if not hasattr(self, "predict"):
-      graphdef = run.teacher.graphdef if run.teacher else None
-      self.predict = step_lib.make_eval_step(
-        run.blueprint.graphdef,
-        graphdef,
-        blank_id=run.blueprint.labels.blank_id,
-        mesh=run.mesh,
-      )
-    with console.progress(f"evaluating {split}", len(planned)) as update:
-      return scoring.evaluate(
-        self.predict,
-        params,
-        self.teacher_params,
-        source,
-        planned,
-        run.blueprint.labels,
-        run.mesh,
-        workers=run.workers,
-        spikes=spikes,
-        on_batch=update,
-      )
+    return scoring.evaluate(
+      run.blueprint.with_params(params),
+      self.on_dev if split == "dev" else run.teacher,
+      getattr(run.data, split),
+      run.mesh,
+      shapes=run.eval_shapes,
+      workers=run.workers,
+      spikes=spikes,
+      description=f"evaluating {split}",
+    )
 
   def _evaluate_epoch(self) -> None:
     """Dev figures in the log, and the student offered as one of the best."""
@@ -401,10 +388,9 @@ class _Loop:
     """A model that learnt from transcripts may become a teacher: its prior lies beside it."""
     run = self.run_
     if run.teacher is None:
-      model = Teacher(run.blueprint.graphdef, params, run.blueprint.labels)
-      path = run.workdir / build.LOG_PRIOR
-      build.estimate_log_prior(model, run.data.train, path, run.mesh)
+      model, path = run.blueprint.with_params(params), run.workdir / priors.OWN
+      priors.kept_log_prior(model, run.data.train, path, run.mesh)
 
 
 def _shape_names(shapes) -> str:
-  return ", ".join(f"{s.rows} × {s.samples / 16000:.1f} s" for s in shapes)
+  return ", ".join(f"{s.rows} × {s.samples / SAMPLE_RATE_HZ:.1f} s" for s in shapes)

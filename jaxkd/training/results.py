@@ -1,63 +1,57 @@
 """What a run ends in: results.json, hypotheses and the table."""
 
-import os
 import pathlib
 
 import jax
-from ml_collections import ConfigDict
 from rich.table import Table
 
 from jaxkd import console, files
+from jaxkd import config as config_lib
 from jaxkd.devices import mesh
-from jaxkd.inference import scoring
-from jaxkd.models import blueprint
-from jaxkd.teacher import parameter_count
+from jaxkd.inference import finished, scoring
+from jaxkd.models import registry
+from jaxkd.models.acoustic import parameter_count
 from jaxkd.training import workdir
+from jaxkd.training.run import Run
 
 
-def write(
-  config: ConfigDict, run, position, evaluated: dict[str, scoring.SplitResult], chosen, teacher
-) -> dict:
+def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen: dict) -> dict:
   """Writes hypotheses and results.json of a finished training and returns the latter.
 
   Args:
-    config: of the run.
-    run: `build.Run`.
-    position: `train.Position` at its end.
-    evaluated: split → result of the final student.
-    chosen: {"steps": checkpoints in the final student}.
-    teacher: `config.teacher.source` of the teacher, or None.
+    run: that is finished.
+    position: `loop.Position` at its end.
+    evaluated: split → result of the final model.
+    chosen: {"steps": checkpoints in the final model}.
   """
-  params = {"student": parameter_count(blueprint.without_projection(run.blueprint.like))}
+  params = {"student": parameter_count(registry.without_projection(run.blueprint.like))}
   if run.teacher:
-    params["teacher"] = parameter_count(run.teacher.params)
-  found = {
-    "variant": config.get("variant", ""),
-    "recipe": config.recipe,
-    "kd_scale": config.kd.scale,
-    "seed": config.seed,
+    params["teacher"] = run.teacher.parameter_count
+  source, train = run.teacher_source, run.data.train
+  found = run.facts | {
+    "schema": config_lib.SCHEMA,
     "commit": workdir.commit(),
     "device": jax.default_backend(),
     "wall_seconds": round(position.wall_seconds, 1),
-    "teacher_workdir": _beside(teacher, run.workdir) if teacher else None,  # several: with commas
+    # Of an ensemble, several with commas.
+    "teacher_workdir": finished.beside(source, run.workdir) if source else None,
     "epochs": run.epochs,
     "checkpoint_steps": chosen["steps"],
     "selected_rate": _rounded(position.selected_rate),
     "train": {
-      "name": run.data.train.name,
-      "utterances": len(run.data.train),
-      "hours": round(float(run.data.train.durations.sum()) / 3600, 4),
-      "broken": len(run.data.train.skipped) + len(position.broken),
+      "name": train.name,
+      "utterances": len(train),
+      "hours": round(float(train.durations.sum()) / 3600, 4),
+      "broken": len(train.skipped) + len(position.broken),
       "infeasible": position.infeasible_rows,
       "skipped_updates": position.skipped,
     },
   }
   for split, result in evaluated.items():
     found[split] = split_figures(result, getattr(run.data, split), params)
-    if not mesh.is_first():
-      continue
-    for model, rows in result.hypotheses.items():
-      files.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
+    if mesh.is_first():
+      for model, rows in result.hypotheses.items():
+        files.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
   if mesh.is_first():
     files.write_json(run.workdir / "results.json", found)
   return found
@@ -66,7 +60,12 @@ def write(
 def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -> dict:
   """A split's block of results.json: model → figures, and what was left out."""
   block = {
-    name: figures | {"params": params[name], "blank_runs": result.blank_runs[name]}
+    name: figures
+    | {
+      "params": params[name],
+      "frame_ms": result.frame_ms,
+      "blank_runs": result.blank_runs[name],
+    }
     for name, figures in result.figures.items()
   }
   broken = [*source.skipped, *result.broken]
@@ -77,20 +76,6 @@ def split_figures(result: scoring.SplitResult, source, params: dict[str, int]) -
     "spike_offsets": result.spike_offsets,
     "broken": [{"id": i, "reason": r} for i, r in broken],
   }
-
-
-def _beside(teacher: str, folder: pathlib.Path) -> str:
-  """Relative to the workdir, so that both can be moved together; a name on a hub as it is."""
-  beside = lambda name: os.path.relpath(name, folder) if os.path.isdir(name) else name
-  return ",".join(map(beside, blueprint.members(teacher)))
-
-
-def teacher_source(found: dict, folder: pathlib.Path) -> str:
-  """The `config.teacher.source` of the teacher in a workdir's results.json; "" for none."""
-  if not found["teacher_workdir"]:
-    return ""
-  there = lambda name: str(folder / name) if (folder / name).is_dir() else name
-  return ",".join(map(there, blueprint.members(found["teacher_workdir"])))
 
 
 def _rounded(x):

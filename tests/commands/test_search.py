@@ -17,11 +17,12 @@ from jaxkd import console, files
 from jaxkd.commands import cli, search
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.errors import UserError
-from jaxkd.inference import posteriors
 from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
 from jaxkd.labels import UnknownSymbol, characters
-from jaxkd.models import blueprint, parameters
+from jaxkd.inference.search.split import SplitFrames
+from jaxkd.models import kept, parameters, registry
+from jaxkd.training import checkpoint
 
 WIDE = Options(beam=100_000, token_beam=100, threshold=1e6)
 
@@ -284,13 +285,14 @@ def test_what_cannot_be_searched_with(tmp_path, monkeypatch):
 
 def save(folder: pathlib.Path, config, results: dict) -> pathlib.Path:
   """The workdir of a run that ended at once, with drawn parameters."""
-  labels = characters(config.labels.alphabet)
-  model = blueprint.make(config, labels)
+  vocabulary = characters(config.labels.alphabet)
+  model = registry.architecture(config.student, config.features, dtype=config.dtype)
   rng = np.random.default_rng(0)
   drawn = lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32)
   folder.mkdir(parents=True)
-  parameters.save_params(folder / blueprint.FINAL, jax.tree.map(drawn, model.like))
-  model.save(folder)
+  like = model.structure(len(vocabulary.symbols))[1]
+  parameters.save_params(folder / kept.FINAL, jax.tree.map(drawn, like))
+  vocabulary.save(folder / kept.VOCABULARY)
   files.write_json(folder / "config.json", json.loads(json.dumps(config.to_dict())))
   files.write_json(folder / "results.json", results)
   return folder
@@ -402,7 +404,7 @@ def test_without_lexicon_and_model(lab, quick_to_compile):
 def test_texts_that_differ_in_spaces_only_add_up():
   labels = characters(" a")
   frames = spoken(Spelled((" ", "a", "_"), {}), "a_", sure=1.0)
-  found = posteriors.Posteriors(["x"], ["a"], [frames], 1.0, 1.0)
+  found = SplitFrames(["x"], ["a"], [frames], 1.0, 1.0)
   (nbest,) = found.prefix_beam(labels, 10, 10).nbests
   assert [text for text, _ in nbest] == ["a", ""]
   assert np.exp([p for _, p in nbest]).sum() == pytest.approx(1, abs=1e-5)

@@ -42,7 +42,7 @@ def assert_same(a: list, b: list) -> None:
 
 
 def test_alone_in_its_row(source):
-  host = one(source, batch_of((3,), (), (5,)), labels=LABELS)
+  host = one(source, batch_of((3,), (), (5,)), vocabulary=LABELS)
   audio, audio_len, labels, label_len = host.batch[:4]
   assert (audio.dtype, audio.shape) == (np.int16, (3, 40_000))
   assert (labels.dtype, labels.shape) == (np.int32, (3, 16))
@@ -56,13 +56,13 @@ def test_alone_in_its_row(source):
 
 
 def test_filler_row_is_empty(source):
-  batch = one(source, batch_of((0,), ()), labels=LABELS, noise_db=NOISE).batch[:4]
+  batch = one(source, batch_of((0,), ()), vocabulary=LABELS, noise_db=NOISE).batch[:4]
   for field in batch:
     assert not np.any(field[1])
 
 
 def test_joined_row_is_one_after_the_other_with_a_space_between(source):
-  batch = one(source, batch_of((2, 4, 1)), labels=LABELS).batch
+  batch = one(source, batch_of((2, 4, 1)), vocabulary=LABELS).batch
   parts = [source.read(u) for u in (2, 4, 1)]
   assert batch.audio_len[0] == sum(map(len, parts))
   start = 0
@@ -90,7 +90,7 @@ def test_no_labels_are_read_without_classes(tmp_path):
 
 
 def test_more_labels_than_room_keep_their_true_count(source):
-  batch = one(source, batch_of((0, 1), labels=2), labels=LABELS).batch
+  batch = one(source, batch_of((0, 1), labels=2), vocabulary=LABELS).batch
   text = " ".join(source.texts[u] for u in (0, 1))
   assert batch.labels.shape == (1, 2) and batch.label_len[0] == len(text) > 2
 
@@ -156,7 +156,7 @@ def half_broken(tmp_path):
 
 
 def test_broken_utterances_are_left_out_and_named(half_broken):
-  host = one(half_broken, batch_of((0, 1, 2), (3,)), labels=LABELS, noise_db=NOISE)
+  host = one(half_broken, batch_of((0, 1, 2), (3,)), vocabulary=LABELS, noise_db=NOISE)
   first, _, second, _ = half_broken.ids
   assert host.ids == ((first, second), ())
   assert [name for name, _ in host.broken] == [half_broken.ids[1], half_broken.ids[3]]
@@ -170,7 +170,7 @@ def test_broken_utterances_are_left_out_and_named(half_broken):
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches(half_broken):
   planned = [batch_of((0, 1), (2,)), batch_of((3,), (2, 0)), batch_of((2,), ())]
-  options = dict(labels=LABELS, noise_db=NOISE, seed=3, epoch=1)
+  options = dict(vocabulary=LABELS, noise_db=NOISE, seed=3, epoch=1)
   wanted = list(pipeline.batches(half_broken, planned, **options))
   assert_same(list(pipeline.batches(half_broken, planned, workers=1, **options)), wanted)
   assert_same(

@@ -141,8 +141,8 @@ def test_worker_processes_read_the_same(root):
   source = open_source("librispeech:test_other", root)
   labels = labels_lib.characters(" abc")
   planned = [plan.PlannedBatch(plan.Shape(2, 40_000, 16), ((0, 1), (2,)), ((1.0, 1.0), (1.0,)))]
-  (here,) = pipeline.batches(source, planned, labels=labels)
-  (there,) = pipeline.batches(source, planned, labels=labels, workers=1)
+  (here,) = pipeline.batches(source, planned, vocabulary=labels)
+  (there,) = pipeline.batches(source, planned, vocabulary=labels, workers=1)
   assert there.ids == here.ids and there.broken == []
   for ours, theirs in zip(here.batch, there.batch, strict=True):
     np.testing.assert_array_equal(ours, theirs)

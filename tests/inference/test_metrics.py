@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd.inference.error_rates import (
-  LONGEST_RUN,
   blank_runs,
   bootstrap_interval,
   edit_counts,
@@ -16,6 +15,8 @@ from jaxkd.inference.error_rates import (
   paired_bootstrap,
 )
 from jaxkd.inference.search.greedy import best_path, collapse
+
+LONGEST = 25
 
 
 def test_no_error():
@@ -213,12 +214,12 @@ def test_p_is_small_as_often_as_it_says():
     ([1, 1, 1], {}),
     ([1, 0, 1], {1: 1}),
     ([0, 1, 1, 0, 0, 2, 3, 3, 0, 0, 0, 3, 0], {0: 1, 2: 1, 3: 1}),
-    ([1, *[0] * LONGEST_RUN, 2, *[0] * 99, 1, *[0] * (LONGEST_RUN - 1), 1], {25: 2, 24: 1}),
+    ([1, *[0] * LONGEST, 2, *[0] * 99, 1, *[0] * (LONGEST - 1), 1], {25: 2, 24: 1}),
   ],
 )
 def test_blank_runs_by_hand(path, expected):
-  counts = blank_runs(np.array(path, np.int32), blank_id=0)
-  assert counts.shape == (LONGEST_RUN + 1,)
+  counts = blank_runs(np.array(path, np.int32), blank_id=0, longest=LONGEST)
+  assert counts.shape == (LONGEST + 1,)
   assert {int(n): int(counts[n]) for n in np.flatnonzero(counts)} == expected
 
 
@@ -226,8 +227,8 @@ def test_blank_runs_by_hand(path, expected):
 def test_blank_runs_fill_the_space_between_labels(path, blank_id):
   """There is one run less than labels, and runs and label frames add up to what is between."""
   path = np.array(path, np.int32)
-  counts = blank_runs(path, blank_id=blank_id)
+  counts = blank_runs(path, blank_id=blank_id, longest=LONGEST)
   assert counts.sum() == max(len(collapse(path, blank_id=blank_id)) - 1, 0)
   frames = np.flatnonzero(path != blank_id)
   if counts[-1] == 0 and len(frames):
-    assert counts @ np.arange(LONGEST_RUN + 1) == frames[-1] - frames[0] + 1 - len(frames)
+    assert counts @ np.arange(LONGEST + 1) == frames[-1] - frames[0] + 1 - len(frames)

@@ -12,11 +12,10 @@ from jaxkd.data import plan
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.devices import mesh
 from jaxkd.inference import alignment as align
-from jaxkd.inference import error_rates as metrics
 from jaxkd.inference import scoring
 from jaxkd.labels import characters
 from jaxkd.masks import length_mask, strided_len
-from jaxkd.training import step as step_lib
+from jaxkd.models.acoustic import AcousticModel
 from jaxkd.types import FrameOutput
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -49,6 +48,7 @@ def source_of(paths: list[str | None], texts: list[str | None]):
     return np.repeat(np.array(ids, np.int16), FRAME)
 
   return types.SimpleNamespace(
+    name="made",
     ids=[f"u{i}" for i in range(len(paths))],
     texts=texts,
     durations=np.array([len(p or ".") * FRAME / 16_000 for p in paths]),
@@ -58,16 +58,16 @@ def source_of(paths: list[str | None], texts: list[str | None]):
 
 def evaluate(source, late: int, *, teacher: bool = True, spikes: bool = True):
   """Of a student that is late beside a teacher that is not."""
-  devices = mesh.make_mesh()
-  (graphdef, params), (teacher_graphdef, teacher_params) = (nnx.split(Heard(n)) for n in (late, 0))
-  if not teacher:
-    teacher_graphdef = teacher_params = None
-  predict = step_lib.make_eval_step(graphdef, teacher_graphdef, blank_id=BLANK, mesh=devices)
+  models = [AcousticModel(*nnx.split(Heard(n)), LABELS, FRAME) for n in (late, 0)]
   shapes = plan.shapes(source.durations, batch_seconds=3.0, buckets=1)
-  planned = plan.evaluation_plan(source.durations, shapes)
-  assert len(planned) > 1
+  assert len(plan.evaluation_plan(source.durations, shapes)) > 1
   return scoring.evaluate(
-    predict, params, teacher_params, source, planned, LABELS, devices, spikes=spikes
+    models[0],
+    models[1] if teacher else None,
+    source,
+    mesh.make_mesh(),
+    shapes=shapes,
+    spikes=spikes,
   )
 
 
@@ -98,7 +98,7 @@ def test_hypotheses_of_real_frames(found):
 
 def test_blank_runs_of_both_models(found):
   """2, 1 in the first; 1; 4, 1; 0. None is at the ends, and the student's are as long."""
-  expected = [1, 3, 1, 0, 1] + [0] * (metrics.LONGEST_RUN - 4)
+  expected = [1, 3, 1, 0, 1] + [0] * (25 - 4)
   assert found.blank_runs == {"teacher": expected, "student": expected}
 
 

@@ -18,10 +18,12 @@ from jaxkd import report
 from jaxkd.commands import cli
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
-from jaxkd.models import blueprint, parameters
-from jaxkd.report import collect, command, posteriors, tables
+from jaxkd.labels import characters
+from jaxkd.models import kept, parameters, registry
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.report import collect, command, pictures, tables
 from jaxkd.report.__main__ import main as command_line
-from jaxkd.teacher import Teacher
+from jaxkd.training import checkpoint
 from report_runs import UTTERANCES, WORDS, config_of, references, write_run
 
 
@@ -30,7 +32,7 @@ def no_models(monkeypatch):
   """Fake runs have no models to draw."""
   missing = "checkpoints/final is not there"
   monkeypatch.setattr(
-    "jaxkd.report.posteriors.compute", lambda *args: (_ for _ in ()).throw(UserError(missing))
+    "jaxkd.report.pictures.compute", lambda *args: (_ for _ in ()).throw(UserError(missing))
   )
 
 
@@ -426,16 +428,18 @@ def test_hypotheses_select_no_frames(tmp_path):
 def give_model(folder: pathlib.Path, seed: int, audio: np.ndarray) -> None:
   """Puts untrained parameters into a workdir; half of the frames of `audio` become blanks."""
   config = ConfigDict(json.loads((folder / "config.json").read_text()))
-  model = blueprint.make(config, blueprint.own_labels(config))
-  params = model.params(jax.random.key(seed))
-  logits = logits_of(Teacher(model.graphdef, params, model.labels), audio)
-  blank = model.labels.blank_id
+  vocabulary = characters(config.labels.alphabet)
+  model = registry.architecture(config.student, config.features, dtype=config.dtype)
+  params = model.first_params(vocabulary)(jax.random.key(seed))
+  graphdef = model.structure(len(vocabulary.symbols))[0]
+  logits = logits_of(AcousticModel(graphdef, params, vocabulary, model.frame_samples), audio)
+  blank = vocabulary.blank_id
   bias = params["head"]["bias"]
   bias[...] += np.eye(logits.shape[-1])[blank] * np.median(
     logits[:, :blank].max(-1) - logits[:, blank]
   )
-  parameters.save_params(folder / blueprint.FINAL, params)
-  model.save(folder)
+  parameters.save_params(folder / kept.FINAL, params)
+  vocabulary.save(folder / kept.VOCABULARY)
 
 
 def logits_of(model, audio: np.ndarray) -> np.ndarray:
@@ -457,9 +461,9 @@ def test_posteriors(tmp_path):
   folder = write_run(tmp_path / "run", "symmetric", *flags, utterances=texts, teacher="teacher")
   for seed, place in enumerate((folder, teacher)):
     give_model(place, seed, audio)
-  found = posteriors.compute(collect.read(folder), utterance)
+  found = pictures.compute(collect.read(folder), utterance)
   for name, place in [("student", folder), ("teacher", teacher)]:
-    model = blueprint.load_finished(place, mesh.make_mesh())[1]
+    model = kept.read(place).load(mesh.make_mesh())
     spoken = jax.nn.softmax(logits_of(model, audio))
     np.testing.assert_allclose(getattr(found, name), spoken, atol=1e-3)
   assert found.frame_ms == 40 and found.student.shape == (len(audio) // 640, len(found.symbols))

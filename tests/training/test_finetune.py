@@ -18,7 +18,8 @@ from jaxkd.data import audio
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.labels import characters
-from jaxkd.models import blueprint
+from jaxkd.models import kept, registry
+from jaxkd.training import assembly
 from jaxkd.training import loop as train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile", "compiled_once")]
@@ -74,7 +75,7 @@ def metrics(folder) -> list[dict]:
 
 
 def params(folder):
-  return blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
+  return kept.read(folder).load(mesh_lib.make_mesh()).params
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,9 @@ def test_finetuned_model_is_a_workdir_with_its_prior(lab, teacher):
 
 def test_frozen_convolutions_stay_and_the_rest_moves(lab, teacher):
   now = dict(nnx.to_flat_state(params(teacher[1])))
-  model = blueprint.make(cli.parse(finetune_flags(lab, "teacher"))[0], characters("ab"))
-  first = model.params(jax.random.key(0))
+  config = cli.parse(finetune_flags(lab, "teacher"))[0]
+  model = registry.architecture(config.student, config.features, dtype=config.dtype)
+  first = model.first_params(characters("ab"))(jax.random.key(0))
   # Softmax does not see the keys' bias: its gradient is rounding.
   unseen = ("layers", "key", "bias")
   for path, before in dict(nnx.to_flat_state(first)).items():
@@ -120,7 +122,7 @@ def test_exported_model_says_the_same(lab, teacher):
   name = "audio/test-00.flac"
   assert convert.main(["convert", str(teacher[1])]) == 0
   folder = teacher[1] / "huggingface"
-  ours = blueprint.load_finished(teacher[1], mesh_lib.make_mesh())[1]
+  ours = kept.read(teacher[1]).load(mesh_lib.make_mesh())
   again = teacher_lib.from_huggingface(folder, pool=2)
   np.testing.assert_allclose(logits(again, lab, name), logits(ours, lab, name), atol=1e-5)
   assert again.labels[again.blank_id] == ours.labels[ours.blank_id]
@@ -146,11 +148,15 @@ def test_folder_teaches_in_its_own_vocabulary(lab):
   assert evaluated["teacher"] == found["test"]["teacher"]
 
 
+def vocabulary(flags: list[str]):
+  return assembly.plan_run(*cli.parse(flags)).vocabulary
+
+
 def test_finetuned_folder_keeps_its_vocabulary(lab):
   source = f"--config.student.source={lab / 'finetuned'}"
-  labels = blueprint.own_labels(cli.parse(finetune_flags(lab, "again", source))[0])
+  labels = vocabulary(finetune_flags(lab, "again", source))
   assert labels.symbols == TONES and labels.encode("a b").tolist() == [5, 4, 6]
-  fresh = blueprint.own_labels(cli.parse(finetune_flags(lab, "again"))[0])
+  fresh = vocabulary(finetune_flags(lab, "again"))
   assert fresh.symbols[-1] == "<blank>"
 
 
@@ -176,7 +182,7 @@ def test_stopped_finetuning_resumes_to_the_same_numbers(lab, teacher, monkeypatc
 @pytest.mark.parametrize(
   ("flag", "words"),
   [
-    ("--config.teacher.pool=1", "the teacher has 499 frames and the student 250.*teacher.pool"),
+    ("--config.teacher.pool=1", "the teacher has a frame every 20 ms and the student every 40 ms.*teacher.pool"),
     ("--config.teacher.source={lab}/pretrained", "no CTC head .*configs/teacher.py"),
     ("--config.teacher.source={lab}", "neither the workdir of a finished run .* nor a model"),
     ("--config.teacher.source={lab}/nowhere", "no such folder"),

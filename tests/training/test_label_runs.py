@@ -1,6 +1,7 @@
 """Runs with phonemes and with sentencepiece, and what config.labels gets wrong."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from jaxkd.data.sources import open_source
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.labels.lexicon import Lexicon
-from jaxkd.models import blueprint
-from jaxkd.training import assembly as build
+from jaxkd.models import kept
+from jaxkd.training import assembly
 from jaxkd.training import loop as train
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile", "compiled_once")
@@ -44,8 +45,12 @@ def start(lab, variant: str, name: str, *more: str):
   return train.run(config, folder), folder
 
 
-def open_data(lab, variant: str, *more: str) -> build.Data:
-  return build.open_data(cli.parse(corpus.flags(lab, variant, lab / "opened", *more))[0])
+def planned(lab, variant: str, *more: str) -> assembly.Plan:
+  return plan_of(cli.parse(corpus.flags(lab, variant, lab / "opened", *more))[0])
+
+
+def plan_of(config) -> assembly.Plan:
+  return assembly.plan_run(config, pathlib.Path("opened"))
 
 
 def refused(lab, words: str, variant: str, *more: str) -> None:
@@ -64,7 +69,7 @@ def as_teacher(lab, name: str, *flags: str) -> list[str]:
   """The flag of a teacher with these labels; of its workdir there is what its classes need."""
   config, folder = cli.parse(corpus.flags(lab, "ctc", lab / name, *flags, train_data(lab)))
   folder.mkdir()
-  blueprint.make(config, build.open_data(config).labels).save(folder)
+  plan_of(config).vocabulary.save(folder / kept.VOCABULARY)
   files.write_json(folder / "config.json", config.to_dict())
   files.write_json(folder / "results.json", {})
   return [f"--config.teacher.source={folder}"]
@@ -97,11 +102,11 @@ def test_phonemes_from_transcripts_to_words(lab):
 def test_a_given_teachers_phonemes(lab):
   """They are the student's; the words that it may read are its own."""
   given = as_teacher(lab, "given-phonemes", *of_phonemes(lab))
-  labels = open_data(lab, "symmetric", *given).labels
+  labels = planned(lab, "symmetric", *given).vocabulary
   assert labels.kind == "phonemes" and set(labels.lexicon) == set("abc")
-  assert open_data(lab, "symmetric", *given, *of_phonemes(lab)).labels == labels
+  assert planned(lab, "symmetric", *given, *of_phonemes(lab)).vocabulary == labels
   (lab / "more.txt").write_text("d HH OW\n" + LEXICON)
-  more = open_data(lab, "symmetric", *given, *of_phonemes(lab, "more")).labels
+  more = planned(lab, "symmetric", *given, *of_phonemes(lab, "more")).vocabulary
   assert more.symbols == labels.symbols and list(more.lexicon) == [*labels.lexicon, "d"]
   (lab / "more.txt").write_text(LEXICON + "d X Y\n")
   for asked, words in (
@@ -118,10 +123,10 @@ def test_a_given_teachers_phonemes(lab):
 def test_a_given_teachers_pieces(lab):
   asked = [f"{NAME}=sentencepiece", f"{SIZE}=6"]
   given = as_teacher(lab, "given-pieces", *asked)
-  labels = open_data(lab, "symmetric", *given).labels
+  labels = planned(lab, "symmetric", *given).vocabulary
   assert labels.kind == "sentencepiece" and len(labels.symbols) == 6
   assert labels.decode(labels.encode("a cab")) == "a cab"
-  assert open_data(lab, "symmetric", *given, *asked).labels == labels
+  assert planned(lab, "symmetric", *given, *asked).vocabulary == labels
   words = "with 7 classes, and .*given-pieces has sentencepiece, 6 classes: config.labels.name=auto"
   refused(lab, words, "symmetric", *given, asked[0], f"{SIZE}=7")
   foreign = manifest(lab, "foreign", ["a", "b z"])
@@ -137,14 +142,14 @@ def test_pieces_are_of_the_transcripts_that_the_teacher_reads(lab):
   config, _ = cli.parse(
     corpus.flags(lab, "symmetric", lab / "opened", *flags, f"--config.data.train={other}")
   )
-  data = build.open_data(config)
+  plan = plan_of(config)
   texts = [json.loads(row)["text"] for row in (lab / "train.jsonl").read_text().splitlines()]
   assert (
-    data.labels
+    plan.vocabulary
     == labels_lib.sentencepiece(texts, 6)
     != labels_lib.sentencepiece(["c a", "b", "c c a b"], 6)
   )
-  assert build.for_teacher(config, data)[1].labels == data.labels
+  assert plan.teacher.vocabulary == plan.vocabulary
 
 
 def test_teachers_of_other_lexicons_lie_apart(lab):
@@ -155,7 +160,7 @@ def test_teachers_of_other_lexicons_lie_apart(lab):
     config, folder = cli.parse(
       corpus.flags(lab, "symmetric", lab / "anywhere", *of_phonemes(lab, name))
     )
-    where.append(build.teacher_workdir(*build.for_teacher(config, build.open_data(config)), folder))
+    where.append(assembly.plan_run(config, folder).teacher.folder)
   assert where[0] == where[1] != where[2]
 
 
@@ -171,8 +176,8 @@ def test_words_without_pronunciation_are_counted(lab):
   for variant in ("ctc", "symmetric"):
     refused(lab, words, variant, *flags, *data)
   skip = "--config.labels.missing=skip"
-  mixed = open_data(lab, "symmetric", *flags, *data, skip, "--config.kd.scale=0.5")
-  for source in (mixed.train, mixed.teacher_train):
+  mixed = planned(lab, "symmetric", *flags, *data, skip, "--config.kd.scale=0.5")
+  for source in (mixed.data.train, mixed.teacher.data.train):
     assert source.texts == ["a", "c"] and len(source) == len(source.durations) == 2
     assert source.skipped == [
       ("audio/train-00.flac", "no pronunciation for 'd'"),
@@ -180,7 +185,7 @@ def test_words_without_pronunciation_are_counted(lab):
     ]
   assert mixed.facts()["train"]["broken"][1]["reason"] == "no pronunciation for 'e'"
   # Audio alone is not read: nothing is left out.
-  assert len(open_data(lab, "symmetric", *flags, *data, skip).train) == 4
+  assert len(planned(lab, "symmetric", *flags, *data, skip).data.train) == 4
   lost = manifest(lab, "lost", ["d"])
   refused(
     lab, "lost.jsonl: 1 word has no pronunciation.*=FILE$", "ctc", *flags, skip,
@@ -240,19 +245,19 @@ def test_a_heads_own_vocabulary_must_be_the_teachers(lab):
   config, _ = cli.parse([line[0], *student, *line[1:]])
   with config.unlocked():
     config.student = dict(
-      name="huggingface", source=str(source), pool=2, dropout=0.0, freeze_conv=False
+      name="huggingface", source=str(source), init="", pool=2, dropout=0.0, freeze_conv=False
     )
     config.training.spec_augment = False
   words = "the teacher to be trained and .*finetuned have other classes .*only .*has '<pad>', '<s>'"
   with pytest.raises(UserError, match=words):
-    build.open_data(config)
+    plan_of(config)
   with config.unlocked():
     config.teacher.source, config.labels.name = "none", "characters"
     config.kd.scale, config.data.train = 0.0, str(lab / "train.jsonl")
-  assert build.open_data(config).labels == labels_lib.characters(config.labels.alphabet)
+  assert plan_of(config).vocabulary == labels_lib.characters(config.labels.alphabet)
   with config.unlocked():
     config.labels.name = "auto"
-  assert build.open_data(config).labels.symbols == symbols
+  assert plan_of(config).vocabulary.symbols == symbols
 
 
 def test_steps_are_compiled_without_transcripts(lab):

@@ -1,4 +1,4 @@
-"""The selection of a config block with its schedule (build.make_selector)."""
+"""The selection of a config block with its schedule (objective.make_selector)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import selection
-from jaxkd.training import assembly as build
+from jaxkd.training import objective
 
 BLANK = 3
 LOGITS = jax.random.normal(jax.random.key(0), (3, 20, 4)) + 2 * jax.nn.one_hot(BLANK, 4)
@@ -25,7 +25,7 @@ def kd(name: str, *, start: int = 0, stop: int = 0, grow: int = 0, **fields) -> 
 
 def selector(block: ConfigDict, log_prior=None):
   """epoch -> bool[B, T], jitted once as in the train step: epoch is traced."""
-  select = jax.jit(build.make_selector(block, BLANK, log_prior))
+  select = jax.jit(objective.make_selector(block, BLANK, log_prior))
   return lambda epoch: np.asarray(select(LOGITS, MASK, KEY, jnp.int32(epoch)))
 
 

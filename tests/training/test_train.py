@@ -15,8 +15,8 @@ from jaxkd.commands import cli
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
-from jaxkd.models import blueprint
-from jaxkd.training import assembly as build
+from jaxkd.models import kept
+from jaxkd.training import assembly
 from jaxkd.training import loop as train
 from jaxkd.training import workdir
 
@@ -109,7 +109,7 @@ def test_metrics_log(finished):
 
 
 def test_finished_run_only_returns(lab, finished, monkeypatch):
-  monkeypatch.setattr(build, "build", lambda *args: pytest.fail("trained again"))
+  monkeypatch.setattr(assembly, "prepare", lambda *args: pytest.fail("trained again"))
   files = {p: p.stat().st_mtime for p in lab.rglob("hypotheses/*")}
   assert start(lab, "symmetric", "symmetric", "--config.data.workers=3")[0] == finished[0]
   assert {p: p.stat().st_mtime for p in lab.rglob("hypotheses/*")} == files
@@ -143,18 +143,19 @@ def test_workdir_of_other_data_is_refused(lab, finished):
 
 def test_workdir_in_use_is_refused(lab, finished):
   config, folder = cli.parse(corpus.flags(lab, "symmetric", lab / "symmetric"))
-  facts = files.read_json(folder / "data.json")
-  with workdir.claim(folder, config, facts), pytest.raises(UserError, match="in use by another"):
+  plan = assembly.plan_run(config, folder)
+  claim = workdir.claim(folder, config, plan.facts(), plan.vocabulary)
+  with claim, pytest.raises(UserError, match="in use by another"):
     train.run(config, folder)
 
 
 def test_shared_teacher_is_waited_for(lab, finished, teacher):
   config, folder = cli.parse(corpus.flags(lab, "standard", lab / "standard"))
-  config, data = build.for_teacher(config, build.open_data(config))
+  plan = assembly.plan_run(config, folder).teacher
   held, released = threading.Event(), []
 
   def hold():
-    with workdir.claim(teacher, config, data.facts()):
+    with workdir.claim(teacher, plan.config, plan.facts(), plan.vocabulary):
       held.set()
       time.sleep(0.5)
       released.append(time.monotonic())
@@ -162,7 +163,7 @@ def test_shared_teacher_is_waited_for(lab, finished, teacher):
   holder = threading.Thread(target=hold)
   holder.start()
   held.wait()
-  train.run(config, teacher, data, wait=True)
+  train.carry_out(plan, wait=True)
   assert released and time.monotonic() >= released[0]
   holder.join()
 
@@ -294,7 +295,7 @@ def test_variants_that_are_more_than_a_selection(lab, teacher, variant, flags):
   if variant == "warmup":
     assert rows[0]["selected"] == 1 and max(row["selected"] for row in rows[1:]) < 1
     assert rows[0]["kd"] <= 2
-  params = blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
+  params = kept.read(folder).load(mesh_lib.make_mesh()).params
   assert found["test"]["student"]["params"] == sum(x.size for x in jax.tree.leaves(params))
   again = evaluate_lib.evaluate(folder, str(lab / "test.jsonl"))
   assert again["student"] == found["test"]["student"]
@@ -319,7 +320,7 @@ def test_stop_between_epochs(lab, teacher, finished, monkeypatch):
   assert jsonl(folder / "metrics.jsonl") == jsonl(lab / "symmetric" / "metrics.jsonl")
   assert (found["test"], found["dev"]) == (finished[0]["test"], finished[0]["dev"])
   models = [
-    blueprint.load_finished(lab / n, mesh_lib.make_mesh())[1] for n in ("stopped", "symmetric")
+    kept.read(lab / n).load(mesh_lib.make_mesh()) for n in ("stopped", "symmetric")
   ]
   jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
@@ -351,7 +352,7 @@ def test_updates_without_numbers_end_the_run_with_what_was_in_them(lab, teacher)
 
 def test_final_parameters_are_whole(finished):
   _, folder = finished
-  params = blueprint.load_finished(folder, mesh_lib.make_mesh())[1].params
+  params = kept.read(folder).load(mesh_lib.make_mesh()).params
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(params))
 

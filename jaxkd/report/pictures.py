@@ -15,7 +15,7 @@ _BLANK = "#8a8a8a"
 
 
 @dataclasses.dataclass(frozen=True)
-class Posteriors:
+class Picture:
   """Teacher and student of one run on one utterance.
 
   Attributes:
@@ -35,7 +35,7 @@ class Posteriors:
   selected: np.ndarray | None
 
 
-def compute(run: Run, utterance: str) -> Posteriors:
+def compute(run: Run, utterance: str) -> Picture:
   """Runs both models of a finished run on an utterance of its test (else dev) data.
 
   Args:
@@ -45,56 +45,63 @@ def compute(run: Run, utterance: str) -> Posteriors:
   Raises:
     UserError: the data, the utterance or a model is not there any more.
   """
-  import jax
+  from jaxkd.inference.finished import FinishedRun
+  from jaxkd.inference.frames import frames
 
-  from jaxkd.data.audio import BrokenAudio
-  from jaxkd.devices import mesh
-  from jaxkd.models import blueprint
-  from jaxkd.training import assembly as build
-
-  devices = mesh.make_mesh()
-  config, student = blueprint.load_finished(run.folder, devices)
-  teacher = None
-  if run.teacher:
-    teacher = build.load_teacher(config, run.teacher, devices)
-  source = build.open_split(config, config.data.test or config.data.dev)
+  opened = FinishedRun(run.folder)
+  source = list(opened.splits().values())[-1]
   if utterance not in source.ids:
     raise UserError(f"{source.name} has no utterance '{utterance}' any more")
-  try:
-    audio = source.read(source.ids.index(utterance))
-  except BrokenAudio as error:
-    raise UserError(f"{source.name}: {utterance}: {error}") from error
-  batch = audio[None], np.array([len(audio)], np.int32)
-  outputs = [jax.device_get(model(*batch)) for model in (student, teacher) if model]
-  frames = min(int(out.mask.sum()) for out in outputs)
-  spoken = [np.asarray(jax.nn.softmax(out.logits[0, :frames])) for out in outputs]
+  models, alone = opened.models(), source.only([source.ids.index(utterance)])
+  spoken = next(frames(models, alone, opened.devices))
+  if spoken.host.broken:
+    raise UserError(f"{source.name}: {': '.join(spoken.host.broken[0])}")
+  row = next(i for i, ids in enumerate(spoken.host.ids) if ids)
+  logits = {}
+  for name in models:
+    out = spoken.my_rows(name)
+    logits[name] = out.logits[row][out.mask[row]]
+  size = min(map(len, logits.values()))
+  logits = {name: x[:size] for name, x in logits.items()}
   selected = None
-  if teacher and config.kd.scale > 0 and config.kd.get("loss") != "hypotheses":
-    selected = _selected(run, config, student.blank_id, outputs[1].logits[:, :frames])
-  return Posteriors(
-    student.labels,
+  if "teacher" in logits and _selects(opened.config.kd):
+    selected = _selected(opened, logits["teacher"][None])
+  spoken_by = {name: np.asarray(_softmax(x)) for name, x in logits.items()}
+  student = models["student"]
+  return Picture(
+    student.vocabulary.symbols,
     student.blank_id,
-    10 * round(len(audio) / 160 / frames / 10) or len(audio) / 16 / frames,
-    spoken[0],
-    spoken[1] if teacher else None,
+    student.frame_ms,
+    spoken_by["student"],
+    spoken_by.get("teacher"),
     selected,
   )
 
 
-def _selected(run: Run, config, blank_id: int, logits: np.ndarray) -> np.ndarray:
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  exponents = np.exp(logits - logits.max(-1, keepdims=True))
+  return exponents / exponents.sum(-1, keepdims=True)
+
+
+def _selects(kd) -> bool:
+  """Whether a run learns from frames of its teacher."""
+  return kd.scale > 0 and kd.loss != "hypotheses"
+
+
+def _selected(opened, logits: np.ndarray) -> np.ndarray:
   """f32[T]: weights in the last epoch of the run's selection, for logits f32[1, T, V]."""
   import jax
 
-  from jaxkd.training import assembly as build
+  from jaxkd.inference import priors
+  from jaxkd.training import objective
 
-  prior = None
-  if build.needs_log_prior(config):
-    places = [pathlib.Path(run.teacher) / build.LOG_PRIOR, run.folder / build.TEACHER_LOG_PRIOR]
-    path = next((p for p in places if p.exists()), places[-1])
+  kd, prior = opened.config.kd, None
+  if objective.needs_log_prior(kd):
+    path = priors.place(opened.teacher_source, opened.folder)
     prior = np.array(files.read_json(path), np.float32)
-  select = jax.jit(build.make_selector(config.kd, blank_id, prior))
-  key, mask = jax.random.key(run.results["seed"]), np.ones(logits.shape[:2], bool)
-  weights = select(logits, mask, key, config.training.epochs - 1)
+  select = jax.jit(objective.make_selector(kd, opened.vocabulary.blank_id, prior))
+  key, mask = jax.random.key(opened.results["seed"]), np.ones(logits.shape[:2], bool)
+  weights = select(logits, mask, key, opened.config.training.epochs - 1)
   return np.asarray(weights[0], np.float32)
 
 
@@ -141,7 +148,7 @@ def draw(found: list[dict], utterance: str, path: pathlib.Path) -> tuple[str | N
   return None, failed
 
 
-def _colours(pictures: list[Posteriors]) -> dict[str, str]:
+def _colours(pictures: list[Picture]) -> dict[str, str]:
   """Symbol → colour of the labels that are most probable somewhere."""
   mass: dict[str, float] = {}
   for picture in pictures:
@@ -154,7 +161,7 @@ def _colours(pictures: list[Posteriors]) -> dict[str, str]:
   return {s: plots.COLOURS[i % len(plots.COLOURS)] for i, s in enumerate(symbols)}
 
 
-def _panel(axes, picture: Posteriors, values: np.ndarray, colours: dict, title: str) -> None:
+def _panel(axes, picture: Picture, values: np.ndarray, colours: dict, title: str) -> None:
   """One model's posteriors over time."""
   step = picture.frame_ms
   edges = np.arange(len(values) + 1) * step

@@ -1,0 +1,83 @@
+"""Which vocabulary a run has: one decision, made from `config.labels` and from what models bring."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+
+from ml_collections import ConfigDict
+
+from jaxkd.errors import UserError
+from jaxkd.labels import lexicon as lexicon_lib
+from jaxkd.labels.phonemes import phonemes
+from jaxkd.labels.pieces import sentencepiece
+from jaxkd.labels.vocabulary import Vocabulary, characters, check_same
+
+# Transcripts that a run reads → its vocabulary.
+Choice = Callable[[Iterable[str]], Vocabulary]
+_FIX = "config.labels.name=auto takes the teacher's"
+
+
+def choose(
+  block: ConfigDict,
+  *,
+  teacher: tuple[str, Vocabulary] | None = None,
+  head: tuple[str, Vocabulary] | None = None,
+) -> Choice:
+  """Checks what can be checked, and returns what gives the vocabulary once transcripts are there.
+
+  A teacher's classes are the run's. Without one, a pre-trained model that has a head keeps it where
+  `block.name` is "auto". Else the classes are those that the block names; transcripts decide the
+  pieces of sentencepiece, and which of the words that sound alike is heard.
+
+  Args:
+    block: `config.labels`.
+    teacher: its name, and its vocabulary where it is known already.
+    head: of the model that is trained: its name and the vocabulary of its own head.
+
+  Raises:
+    UserError: classes that differ from the teacher's, a lexicon that cannot be read, or (by what is
+      returned) transcripts that sentencepiece cannot be trained on.
+  """
+  if teacher is not None:
+    vocabulary = _taught(block, *teacher)
+    if head is not None:
+      check_same(vocabulary, head[1], teacher[0], head[0])
+    return lambda texts: vocabulary
+  if block.name == "auto" and head is not None:
+    return lambda texts: head[1]
+  return _own(block)
+
+
+def _own(block: ConfigDict) -> Choice:
+  """The classes that the block names."""
+  if block.name == "sentencepiece":
+    return lambda texts: sentencepiece(texts, block.size)
+  if block.name == "phonemes":
+    words = lexicon_lib.Lexicon(())
+    if block.lexicon:
+      words = lexicon_lib.read(pathlib.Path(block.lexicon).expanduser())
+    if block.cmudict:
+      words = words.before(lexicon_lib.cmudict())
+    return lambda texts: phonemes(words.by_count(texts))
+  return lambda texts: characters(block.alphabet)
+
+
+def _taught(block: ConfigDict, source: str, given: Vocabulary) -> Vocabulary:
+  """The teacher's classes, which must be those that the block asks for, if it asks for any.
+
+  Of phonemes, the words that transcripts may have are the block's.
+  """
+  if block.name == "auto":
+    return given
+  if block.name == "sentencepiece":
+    if (given.kind, len(given.symbols)) != (block.name, block.size):
+      raise UserError(
+        f"config.labels asks for sentencepiece with {block.size} classes, and {source} has "
+        f"{given.kind}, {len(given.symbols)} classes: {_FIX}"
+      )
+    return given
+  own = _own(block)(())
+  check_same(given, own, source, "config.labels", fix=_FIX)
+  if own.kind != given.kind or own.kind != "phonemes":
+    return own
+  # Of words that sound alike the same one is heard from both.
+  return phonemes(own.lexicon.in_order_of(given.lexicon))

@@ -1,0 +1,146 @@
+"""A config's model block → its architecture, the structure for some classes, first parameters."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxkd.labels import Vocabulary
+from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.models.features import LogMel
+from jaxkd.models.huggingface import folder as huggingface
+from jaxkd.models.huggingface import weights
+from jaxkd.models.wav2vec2 import Wav2Vec2Config
+from jaxkd.types import SAMPLE_RATE_HZ
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """A model whose classes are not decided yet.
+
+  Attributes:
+    settings: its sizes.
+    features: what a Conformer reads; None for a model of the waveform.
+    description: of a Hugging Face model, which a workdir keeps to load and export it; else None.
+    folder: where the weights of a Hugging Face model lie; None where they are drawn or elsewhere.
+    head: name and classes of the folder's own head; None where it has none.
+  """
+
+  settings: ConformerConfig | Wav2Vec2Config
+  features: LogMel | None = None
+  description: dict | None = None
+  folder: pathlib.Path | None = None
+  head: tuple[str, Vocabulary] | None = None
+
+  @property
+  def frame_samples(self) -> int:
+    """Audio samples in an output frame."""
+    return self.settings.frame_samples
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    """Top-level parts whose parameters are not trained."""
+    return ("conv",) if getattr(self.settings, "freeze_conv", False) else ()
+
+  def structure(self, classes: int, project_to: int | None = None) -> tuple[Any, Any]:
+    """Graph definition and abstract parameters (`nnx.split`).
+
+    Args:
+      classes: of the head, the blank included.
+      project_to: width of a teacher's frames, for a Conformer's projection to compare them in.
+    """
+    if self.features is None:
+      return weights.structure(self.settings, classes)
+    return nnx.split(nnx.eval_shape(lambda: self._drawn(classes, project_to, jax.random.key(0))))
+
+  def first_params(
+    self, vocabulary: Vocabulary, project_to: int | None = None
+  ) -> Callable[[jax.Array], Any]:
+    """Typed key → parameters: drawn, or read from the folder, with a fresh head where need be."""
+    classes = len(vocabulary.symbols)
+    if self.features is not None:
+      return jax.jit(lambda key: nnx.state(self._drawn(classes, project_to, key), nnx.Param))
+    keeps_head = self.head is not None and self.head[1] == vocabulary
+
+    def read(key):
+      if not keeps_head:
+        log.info("%s: a fresh head for %d classes", self.folder, classes)
+      return weights.load(
+        self.folder, self.settings, classes, fresh_head=None if keeps_head else key
+      )
+
+    return read
+
+  def _drawn(self, classes: int, project_to: int | None, key: jax.Array) -> ConformerCTC:
+    return ConformerCTC(
+      self.settings, self.features, classes, rngs=nnx.Rngs(params=key), project_to=project_to
+    )
+
+
+def architecture(
+  block: ConfigDict,
+  features: ConfigDict,
+  *,
+  dtype: str,
+  remat: bool = False,
+  description: dict | None = None,
+) -> Architecture:
+  """What a model block describes.
+
+  Args:
+    block: `config.student` or `config.teacher.model`.
+    features: `config.features`.
+    dtype: of the arithmetic.
+    remat: layers are computed again for the gradient.
+    description: of a Hugging Face model whose folder is not looked for; None reads the folder.
+
+  Raises:
+    UserError: a Hugging Face folder that is not there or cannot be used.
+  """
+  if block.name == "conformer":
+    sizes = {k: v for k, v in _tuples(block).items() if k not in ("name", "init")}
+    settings = ConformerConfig(dtype=dtype, remat=remat, **sizes)
+    return Architecture(settings, LogMel(**features))
+  folder, head, where = None, None, block.source
+  if description is None:
+    folder = huggingface.folder_of(block.source)
+    description, where = huggingface.read_description(folder), str(folder)
+    if weights.has_head(folder):
+      head = block.source, huggingface.read_labels(folder)
+  settings = huggingface.model_config(
+    description,
+    where,
+    pool=block.pool,
+    dtype=dtype,
+    head_dropout=block.dropout,
+    freeze_conv=block.freeze_conv,
+  )
+  settings = dataclasses.replace(settings, remat=remat)
+  return Architecture(settings, None, description, folder, head)
+
+
+def encoder_width(graphdef, like) -> int:
+  """Numbers in a frame of a model's encoder output."""
+  audio = jax.ShapeDtypeStruct((1, SAMPLE_RATE_HZ), jnp.int16)
+  audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
+  encode = lambda params, *audio: nnx.merge(graphdef, params).encode(*audio)[0]
+  return jax.eval_shape(encode, like, audio, audio_len).shape[-1]
+
+
+def without_projection(params):
+  """Parameters of a model as it is kept: nothing that only its training needs."""
+  return nnx.State({name: part for name, part in params.items() if name != "projection"})
+
+
+def _tuples(block: ConfigDict) -> dict:
+  """A block's fields with every list as a tuple, since static settings must be hashable."""
+  deep = lambda x: tuple(deep(y) for y in x) if isinstance(x, (list, tuple)) else x
+  return {name: deep(value) for name, value in block.items()}

@@ -1,0 +1,125 @@
+"""`config.teacher.source` → a teacher: what it is first, and its parameters when they are needed."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxkd import files, teacher
+from jaxkd.devices import mesh, sharding
+from jaxkd.errors import UserError
+from jaxkd.labels import Vocabulary, check_same
+from jaxkd.models import kept
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.huggingface import folder as huggingface
+from jaxkd.models.huggingface import weights
+from jaxkd.teacher.ensemble import Ensemble, ensemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A teacher whose parameters are not read yet.
+
+  Attributes:
+    source: where it lies; several with commas between.
+    vocabulary: its classes.
+    frame_samples: audio samples in an output frame.
+    graphdef, like: its structure and abstract parameters.
+    load: reads the parameters and lays them out on devices.
+  """
+
+  source: str
+  vocabulary: Vocabulary
+  frame_samples: int
+  graphdef: Any
+  like: Any
+  load: Callable[[jax.sharding.Mesh], AcousticModel]
+
+
+def find(source: str, *, pool: int, dtype: str) -> Found:
+  """The teacher at a source: a finished workdir, a Hugging Face model, or an ensemble of several.
+
+  Args:
+    source: a folder, or org/name on the hub; several with commas between.
+    pool: 20 ms frames of a Hugging Face model that become one; a workdir has its own.
+    dtype: of a Hugging Face model's arithmetic.
+
+  Raises:
+    UserError: no teacher there, one that cannot be used, or several that do not go together.
+  """
+  names = members(source)
+  if len(names) > 1:
+    return _together(source, [find(name, pool=pool, dtype=dtype) for name in names])
+  if not _is_huggingface(source):
+    found = kept.read(pathlib.Path(source).expanduser())
+    structure = found.graphdef, found.like
+    return Found(
+      source, found.vocabulary, found.architecture.frame_samples, *structure, found.load
+    )
+  folder = huggingface.folder_of(source)
+  config, vocabulary = teacher.read_huggingface(folder, pool, dtype)
+  structure = weights.structure(config, len(vocabulary.symbols))
+  load = functools.partial(_from_huggingface, folder, pool, dtype)
+  return Found(source, vocabulary, config.frame_samples, *structure, load)
+
+
+def _from_huggingface(folder, pool: int, dtype: str, devices: jax.sharding.Mesh) -> AcousticModel:
+  place = lambda params: mesh.put(params, sharding.of_state(devices, params))
+  return teacher.from_huggingface(folder, pool, dtype=dtype, place=place)
+
+
+def _together(source: str, found: list[Found]) -> Found:
+  """An ensemble."""
+  first, *others = found
+  for other in others:
+    check_same(first.vocabulary, other.vocabulary, first.source, other.source)
+    if other.frame_samples != first.frame_samples:
+      raise UserError(
+        f"{first.source} has a frame every {first.frame_samples} samples, {other.source} every "
+        f"{other.frame_samples}: teachers that are averaged must have frames of one length"
+      )
+  whole = lambda: Ensemble([nnx.merge(f.graphdef, f.like) for f in found])
+  load = lambda devices: ensemble([f.load(devices) for f in found])
+  structure = nnx.split(nnx.eval_shape(whole))
+  return Found(source, first.vocabulary, first.frame_samples, *structure, load)
+
+
+def members(source: str) -> list[str]:
+  """The teachers of a source, which are several where commas stand between.
+
+  Raises:
+    UserError: one of them is empty.
+  """
+  found = [part.strip() for part in source.split(",")]
+  if not all(found):
+    raise UserError(f"config.teacher.source is {source!r}: teachers with single commas between")
+  return found
+
+
+def _is_huggingface(source: str) -> bool:
+  """Whether a teacher's source is a Hugging Face model and not a workdir.
+
+  Raises:
+    UserError: it is neither.
+  """
+  folder = pathlib.Path(source).expanduser()
+  if (folder / "results.json").exists():
+    return False
+  if not folder.is_dir():
+    if source.count("/") == 1 and not folder.parent.is_dir():
+      return True
+    raise UserError(
+      f"config.teacher.source is {source!r}: no such folder; it must be train, none, the workdir "
+      "of a finished run, or a model in Hugging Face's layout (a folder, or org/name on its hub)"
+    )
+  config = folder / "config.json"
+  if not config.exists() or "recipe" in files.read_json(config):
+    raise UserError(
+      f"{folder} is neither the workdir of a finished run (no results.json: run it to its end "
+      "first) nor a model in Hugging Face's layout (config.json, *.safetensors, vocab.json)"
+    )
+  return True

@@ -1,0 +1,164 @@
+"""Everything that training needs, as plain values and objects."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jaxkd import files
+from jaxkd.data import pipeline, plan
+from jaxkd.data.sources import Source
+from jaxkd.devices import mesh, sharding
+from jaxkd.inference.hypotheses import Hypotheses
+from jaxkd.labels import Vocabulary
+from jaxkd.models import kept
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.registry import Architecture
+from jaxkd.training import step as step_lib
+from jaxkd.training.objective import TRANSCRIPTS, Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The opened splits; None where the config names none."""
+
+  train: Source
+  dev: Source | None
+  test: Source | None
+
+  def splits(self) -> dict[str, Source]:
+    """Name → source of those that are there."""
+    found = {"train": self.train, "dev": self.dev, "test": self.test}
+    return {name: source for name, source in found.items() if source is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+  """A model that is to be trained.
+
+  Attributes:
+    graphdef, like: its structure and abstract parameters (`nnx.split`).
+    vocabulary: its classes.
+    params: typed key → first parameters: drawn, or read from a folder.
+    architecture: its sizes, and what a workdir keeps of a Hugging Face model.
+    frozen: top-level parts whose parameters are not trained.
+  """
+
+  graphdef: Any
+  like: Any
+  vocabulary: Vocabulary
+  params: Callable[[jax.Array], Any]
+  architecture: Architecture
+  frozen: tuple[str, ...] = ()
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes to a workdir what `kept.read` needs besides config, vocabulary and parameters."""
+    if self.architecture.description is not None:
+      files.write_json(folder / kept.DESCRIPTION, self.architecture.description)
+
+  def with_params(self, params) -> AcousticModel:
+    """The model in evaluation mode."""
+    return AcousticModel(
+      self.graphdef, params, self.vocabulary, self.architecture.frame_samples
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything that training needs.
+
+  Attributes:
+    workdir: where all is kept.
+    facts: of results.json: variant, recipe, kd_scale, seed.
+    seed: of all random numbers.
+    mesh: devices.
+    blueprint: of the model that is trained.
+    teacher: frozen, or None.
+    teacher_source: where it lies; "" for none.
+    objective, optimizer, schedule: what `step` and the log need.
+    data: the opened splits.
+    shapes: of training batches.
+    eval_shapes: of evaluation batches.
+    profile: first and last update that are traced, or None.
+    epochs, eval_every_epochs, save_every_steps: of the loop.
+    average: best checkpoints in the final model.
+    workers: processes that decode audio.
+    hypotheses: of the training data, where they are learnt from.
+    plan_options: of `plan.epoch_plan`.
+    noise_db: (low, high), or None.
+  """
+
+  workdir: pathlib.Path
+  facts: dict
+  seed: int
+  mesh: jax.sharding.Mesh
+  blueprint: Blueprint
+  teacher: AcousticModel | None
+  teacher_source: str
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  data: Data
+  shapes: tuple[plan.Shape, ...]
+  eval_shapes: tuple[plan.Shape, ...]
+  profile: tuple[int, int] | None
+  epochs: int
+  eval_every_epochs: int
+  save_every_steps: int
+  average: int
+  workers: int
+  hypotheses: Hypotheses | None
+  plan_options: dict
+  noise_db: tuple[float, float] | None
+
+  @property
+  def reads_text(self) -> bool:
+    """Whether the objective reads transcripts."""
+    return TRANSCRIPTS in self.objective.needs
+
+  def epoch_plan(self, epoch: int) -> list[plan.PlannedBatch]:
+    """Global batches of an epoch; the same in every process and after a resume."""
+    return plan.epoch_plan(
+      self.data.train.durations, self.shapes, seed=self.seed, epoch=epoch, **self.plan_options
+    )
+
+  def train_batches(self, epoch: int, planned, start: int):
+    """HostBatches of an epoch's plan from batch `start` on."""
+    return pipeline.batches(
+      self.data.train,
+      planned,
+      vocabulary=self.blueprint.vocabulary if self.reads_text else None,
+      hypotheses=self.hypotheses,
+      seed=self.seed,
+      epoch=epoch,
+      noise_db=self.noise_db,
+      start=start,
+      workers=self.workers,
+      shards=mesh.my_shards(self.mesh),
+    )
+
+  def batch_struct(self, shape: plan.Shape):
+    """Shapes of a global training batch."""
+    return mesh.batch_struct(shape, self.mesh, needs=self.objective.needs)
+
+  def init_state(self) -> step_lib.TrainState:
+    """A fresh model and optimiser, laid out on the mesh."""
+    key = jax.random.fold_in(jax.random.key(self.seed), 0x57D)
+    where = self.state_shardings
+    params = mesh.put(self.blueprint.params(key), where.params)
+    opt_state = jax.jit(self.optimizer.init, out_shardings=where.opt_state)(params)
+    state = step_lib.TrainState.fresh(params, opt_state, self.objective)
+    rest = mesh.put(state[2:], sharding.replicated(self.mesh))
+    return step_lib.TrainState(params, opt_state, *rest)
+
+  @property
+  def state_shardings(self) -> step_lib.TrainState:
+    """Where every array of the training state lies."""
+    like = self.blueprint.like
+    opt_state = jax.eval_shape(self.optimizer.init, like)
+    return sharding.of_state(
+      self.mesh, step_lib.TrainState.fresh(like, opt_state, self.objective)
+    )
