@@ -6,6 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Audio is at this rate everywhere; what is read at another is resampled.
+SAMPLE_RATE_HZ = 16_000
+
 
 class Batch(NamedTuple):
   """Utterances padded to one length; a filler row has `audio_len == 0`.

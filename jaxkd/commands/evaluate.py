@@ -10,7 +10,6 @@ import sys
 
 from absl import flags
 
-from jaxkd import console, files
 from jaxkd.commands import cli
 from jaxkd.errors import UserError
 

@@ -30,12 +30,12 @@ from jaxkd.devices import flops, hlo, mesh, observe, sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, characters
 from jaxkd.models import blueprint
-from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.models.huggingface import known
 from jaxkd.models.huggingface import weights as port
 from jaxkd.training import assembly as build
 from jaxkd.training import optim
 from jaxkd.training import step as step_lib
+from jaxkd.types import SAMPLE_RATE_HZ
 
 HELP = """\
 usage: python -m jaxkd.compile --config=configs/VARIANT.py[:RECIPE] --topology=CHIP:SHAPE

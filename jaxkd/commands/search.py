@@ -256,9 +256,9 @@ def _search_model(
     if kind == "lexicon_lm" and lm is None:
       continue
     search = lexicon_lib.LexiconSearch(tools.words, tools.vocabulary, lm)
-    prior = (
-      opened.log_prior(name) if any(settings.prior_scales) else np.zeros(len(tools.vocabulary.symbols))
-    )
+    prior = np.zeros(len(tools.vocabulary.symbols))
+    if any(settings.prior_scales):
+      prior = opened.log_prior(name)
     options, rows = _tune(search, prior, splits.get("dev"), settings, kind, name)
     grid += rows
     shown = dataclasses.asdict(options)

@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from jaxkd.models.features import SAMPLE_RATE_HZ
+from jaxkd.types import SAMPLE_RATE_HZ
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 MIN_SECONDS = 0.05  # two feature frames; less cannot hold a sound

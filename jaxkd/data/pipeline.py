@@ -12,12 +12,11 @@ from absl import flags
 
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.plan import PlannedBatch
-from jaxkd.devices.mesh import padded_rows
 from jaxkd.data.sources import Source
+from jaxkd.devices.mesh import padded_rows
 from jaxkd.errors import UserError
 from jaxkd.labels import UnknownSymbol, UnknownWords, Vocabulary
-from jaxkd.models.features import SAMPLE_RATE_HZ
-from jaxkd.types import Batch
+from jaxkd.types import SAMPLE_RATE_HZ, Batch
 
 log = logging.getLogger(__name__)
 _THREADS = 2

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd.models.features import SAMPLE_RATE_HZ
+from jaxkd.types import SAMPLE_RATE_HZ
 
 # Batches are as long as a multiple of this many samples, 40 ms: few lengths, whole frames.
 _GRID = SAMPLE_RATE_HZ // 25

@@ -19,7 +19,7 @@ import numpy as np
 from jaxkd import console
 from jaxkd.data import audio, cache
 from jaxkd.errors import UserError
-from jaxkd.models.features import SAMPLE_RATE_HZ
+from jaxkd.types import SAMPLE_RATE_HZ
 
 _VERSION = "1"  # of the index
 _INDEX = "utterances.jsonl"

@@ -61,9 +61,7 @@ class Remembered:
     return out
 
 
-def evaluation_shapes(
-  durations: np.ndarray, devices: jax.sharding.Mesh
-) -> tuple[plan.Shape, ...]:
+def evaluation_shapes(durations: np.ndarray, devices: jax.sharding.Mesh) -> tuple[plan.Shape, ...]:
   """Two shapes of batches, so that little is compiled, with as much audio for each device.
 
   Args:

@@ -80,9 +80,7 @@ def evaluate(
   """
   models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
   found = _Gathered(source, student, list(models))
-  said = frames(
-    models, source, devices, shapes=shapes, workers=workers, description=description
-  )
+  said = frames(models, source, devices, shapes=shapes, workers=workers, description=description)
   for spoken in said:
     found.add(spoken, devices, spikes)
   return found.result()

@@ -1,4 +1,4 @@
-"""Which vocabulary a run has: one decision, made from `config.labels` and from what models bring."""
+"""Which vocabulary a run has: one decision, of `config.labels` and of what models bring."""
 
 import pathlib
 from collections.abc import Callable, Iterable

@@ -94,9 +94,9 @@ class Vocabulary:
 
   def space_ids(self) -> tuple[int, ...]:
     """The class of the space between words; nothing where there is none."""
-    return tuple(
-      i for i, s in enumerate(self.symbols) if s == self.space and i != self.blank_id
-    )[:1]
+    return tuple(i for i, s in enumerate(self.symbols) if s == self.space and i != self.blank_id)[
+      :1
+    ]
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
     """Every class sequence that stands for a word inside a sentence, with what marks its end.

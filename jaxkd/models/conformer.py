@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxkd.devices import sharding
 from jaxkd.masks import length_mask
 from jaxkd.models import layers as layers_lib
 from jaxkd.models.augment import SpecAugment, spec_augment
-from jaxkd.models.features import LogMel, log_mel
+from jaxkd.models.features import HOP, LogMel, log_mel
 from jaxkd.types import FrameOutput
 
 
@@ -44,6 +45,11 @@ class ConformerConfig:
   frontend_pool: tuple[tuple[int, int], tuple[int, int]]
   dtype: str = "float32"
   remat: bool = False
+
+  @property
+  def frame_samples(self) -> int:
+    """Audio samples in an output frame: 640, which are 40 ms, where time is pooled by 2 twice."""
+    return HOP * math.prod(time for time, _ in self.frontend_pool)
 
 
 class Block(nnx.Module):

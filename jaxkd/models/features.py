@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.masks import length_mask, zero_padding
+from jaxkd.types import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
 _FFT = 512

@@ -52,9 +52,7 @@ class Kept:
       sharding.of_state(devices, self.like),
     )
     params = parameters.load_params(self.folder / FINAL, like)
-    return AcousticModel(
-      self.graphdef, params, self.vocabulary, self.architecture.frame_samples
-    )
+    return AcousticModel(self.graphdef, params, self.vocabulary, self.architecture.frame_samples)
 
 
 def read(folder: pathlib.Path) -> Kept:

@@ -7,6 +7,7 @@ lengths; `port.py` has the names of the weights. Only `nnx.Param` leaves; no key
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,11 @@ class Wav2Vec2Config:
     for kernel, stride in zip(self.conv_kernels[::-1], self.conv_strides[::-1], strict=True):
       samples = (samples - 1) * stride + kernel
     return samples
+
+  @property
+  def frame_samples(self) -> int:
+    """Audio samples in an output frame: 320 for each of the frames that are pooled, 20 ms."""
+    return math.prod(self.conv_strides) * self.pool
 
 
 class ConvLayer(nnx.Module):

@@ -1,4 +1,4 @@
-"""`config.teacher.source` → a teacher: what it is first, and its parameters when they are needed."""
+"""`config.teacher.source` → a teacher: what it is, and its parameters when they are needed."""
 
 import dataclasses
 import functools
@@ -57,9 +57,7 @@ def find(source: str, *, pool: int, dtype: str) -> Found:
   if not _is_huggingface(source):
     found = kept.read(pathlib.Path(source).expanduser())
     structure = found.graphdef, found.like
-    return Found(
-      source, found.vocabulary, found.architecture.frame_samples, *structure, found.load
-    )
+    return Found(source, found.vocabulary, found.architecture.frame_samples, *structure, found.load)
   folder = huggingface.folder_of(source)
   config, vocabulary = teacher.read_huggingface(folder, pool, dtype)
   structure = weights.structure(config, len(vocabulary.symbols))

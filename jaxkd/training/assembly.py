@@ -1,8 +1,8 @@
 """Config → a run, in one pass: each part is made by one function, in the order of the flow.
 
-`plan` checks everything and opens the data, before anything is trained: devices, teacher, student's
-architecture, data, vocabulary. `prepare` makes what asks a teacher that is there: hypotheses, prior,
-objective, batches, schedule. Nothing behind this file reads a config.
+`plan_run` checks everything and opens the data, before anything is trained: devices, teacher,
+architecture, data, vocabulary. `prepare` makes what asks a teacher that is there: hypotheses,
+prior, objective, batches, schedule. Nothing behind this file reads a config.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ def _options(config: ConfigDict) -> Options:
 def _check_specs(config: ConfigDict) -> None:
   """What can be said of the names of data before any is opened."""
   for field in ("train", "teacher_train", "dev", "test"):
-    check_spec(f"config.data.{field}", config.data[field], _options(config))
+    check_spec(f"data.{field}", config.data[field], _options(config))
 
 
 def _teacher(
@@ -212,7 +212,7 @@ def _check_init(init: str, architecture: Architecture, vocabulary: Vocabulary) -
       "of that run"
     )
   like = architecture.structure(len(vocabulary.symbols))[1]
-  parameters.check_same_shapes(there.like, like, there.folder)
+  parameters.check_same_arrays(there.folder / kept.FINAL, like)
 
 
 def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> Run:
@@ -243,9 +243,7 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
     speeds=tuple(training.speeds),
   )
   plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0)
-  first = plan.epoch_plan(
-    data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options
-  )
+  first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
   optimizer, schedule = _optimizer(training, len(first), blueprint.frozen)
   return Run(
     workdir=made.folder,

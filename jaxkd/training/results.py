@@ -5,8 +5,8 @@ import pathlib
 import jax
 from rich.table import Table
 
-from jaxkd import console, files
 from jaxkd import config as config_lib
+from jaxkd import console, files
 from jaxkd.devices import mesh
 from jaxkd.inference import finished, scoring
 from jaxkd.models import registry

@@ -61,9 +61,7 @@ class Blueprint:
 
   def with_params(self, params) -> AcousticModel:
     """The model in evaluation mode."""
-    return AcousticModel(
-      self.graphdef, params, self.vocabulary, self.architecture.frame_samples
-    )
+    return AcousticModel(self.graphdef, params, self.vocabulary, self.architecture.frame_samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +157,4 @@ class Run:
     """Where every array of the training state lies."""
     like = self.blueprint.like
     opt_state = jax.eval_shape(self.optimizer.init, like)
-    return sharding.of_state(
-      self.mesh, step_lib.TrainState.fresh(like, opt_state, self.objective)
-    )
+    return sharding.of_state(self.mesh, step_lib.TrainState.fresh(like, opt_state, self.objective))

@@ -19,10 +19,9 @@ from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
-from jaxkd.labels import UnknownSymbol, characters
 from jaxkd.inference.search.split import SplitFrames
+from jaxkd.labels import UnknownSymbol, characters
 from jaxkd.models import kept, parameters, registry
-from jaxkd.training import checkpoint
 
 WIDE = Options(beam=100_000, token_beam=100, threshold=1e6)
 

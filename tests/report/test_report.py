@@ -23,7 +23,6 @@ from jaxkd.models import kept, parameters, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.report import collect, command, pictures, tables
 from jaxkd.report.__main__ import main as command_line
-from jaxkd.training import checkpoint
 from report_runs import UTTERANCES, WORDS, config_of, references, write_run
 
 

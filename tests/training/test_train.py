@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 
 import corpus
-from jaxkd import files
 from jaxkd.commands import cli
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.models import kept
-from jaxkd.training import assembly
+from jaxkd.training import assembly, workdir
 from jaxkd.training import loop as train
-from jaxkd.training import workdir
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile", "compiled_once")]
 
@@ -319,9 +317,7 @@ def test_stop_between_epochs(lab, teacher, finished, monkeypatch):
   found, folder = start(lab, "symmetric", "stopped", flag)
   assert jsonl(folder / "metrics.jsonl") == jsonl(lab / "symmetric" / "metrics.jsonl")
   assert (found["test"], found["dev"]) == (finished[0]["test"], finished[0]["dev"])
-  models = [
-    kept.read(lab / n).load(mesh_lib.make_mesh()) for n in ("stopped", "symmetric")
-  ]
+  models = [kept.read(lab / n).load(mesh_lib.make_mesh()) for n in ("stopped", "symmetric")]
   jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
 

@@ -60,7 +60,8 @@ class SplitFrames:
   def error_rates(self, hypotheses: list[str]) -> dict:
     """{"wer", "cer", "words"} of a text for each utterance."""
     known = [i for i, reference in enumerate(self.references) if reference is not None]
-    return error_rates.error_rates([self.references[i] for i in known], [hypotheses[i] for i in known])
+    pairs = [[texts[i] for i in known] for texts in (self.references, hypotheses)]
+    return error_rates.error_rates(*pairs)
 
   def rows(self, nbests: list[NBest]) -> list[dict]:
     """Of a file of hypotheses: id, reference, hypothesis, nbest."""
@@ -77,10 +78,10 @@ class SplitFrames:
   def greedy(self, vocabulary: Vocabulary) -> Searched:
     """The best path of each utterance, with its log probability."""
     started, nbests = time.perf_counter(), []
-    for frames in self.log_probs:
-      path = frames.argmax(-1).astype(np.int32)
+    for log_probs in self.log_probs:
+      path = log_probs.argmax(-1).astype(np.int32)
       text = vocabulary.decode(collapse(path, blank_id=vocabulary.blank_id))
-      nbests.append([(text, frames.max(-1).sum())])
+      nbests.append([(text, log_probs.max(-1).sum())])
     return Searched(nbests, time.perf_counter() - started)
 
   def prefix_beam(self, vocabulary: Vocabulary, beam: int, count: int) -> Searched:

@@ -7,9 +7,9 @@ import pathlib
 from jaxkd.errors import UserError
 from jaxkd.files import write_json
 from jaxkd.labels import Vocabulary
-from jaxkd.models.features import SAMPLE_RATE_HZ
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import ACTIVATIONS, FAMILIES, Wav2Vec2Config
+from jaxkd.types import SAMPLE_RATE_HZ
 
 # What transformers assumes where config.json is silent.
 _DEFAULTS = {
