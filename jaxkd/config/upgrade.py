@@ -99,7 +99,7 @@ def flat(config: ConfigDict | dict) -> dict:
   Raises:
     UserError: what is stored is no config of this program.
   """
-  if isinstance(config, dict):
+  if not isinstance(config, ConfigDict):
     config = upgrade(config)
   return dict(_leaves(json.loads(json.dumps(config.to_dict()))))
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import corpus
-from jaxkd import config as config_lib
 from jaxkd.commands import cli
 from jaxkd.config import recipes
+from jaxkd.data import tfds
 from jaxkd.training import loop as train
 
 hf_models = pytest.importorskip("hf_models")
@@ -60,7 +60,7 @@ UTTERANCES = {
 }
 
 
-@pytest.mark.parametrize("recipe", config_lib.TFDS_CORPORA)
+@pytest.mark.parametrize("recipe", tfds.TFDS_CORPORA)
 def test_teacher_and_student_take_two_steps(lab, recipe, monkeypatch):
   monkeypatch.setenv("JAXKD_CACHE", str(lab / "cache"))
   seconds, parts = RUNS[recipe]
@@ -80,7 +80,7 @@ def test_teacher_and_student_take_two_steps(lab, recipe, monkeypatch):
   assert (teacher / "huggingface.json").exists() and (teacher / "log_prior.json").exists()
 
 
-@pytest.mark.parametrize("recipe", config_lib.TFDS_CORPORA)
+@pytest.mark.parametrize("recipe", tfds.TFDS_CORPORA)
 @pytest.mark.parametrize("variant", ["symmetric", "teacher", "ctc", "standard"])
 def test_full_size_recipes_pass_the_check(recipe, variant):
   config, _ = cli.parse(["jaxkd.main", f"--config={corpus.ROOT / 'configs' / variant}.py:{recipe}"])

@@ -260,3 +260,27 @@ def test_duration_in_milliseconds_does_not_size_the_batches(tmp_path):
   source = open_source(write_manifest(tmp_path / "m.jsonl", rows))
   assert source.ids == ["b.wav"]
   assert source.skipped == [("a.wav", "is shorter than the 200 s that the manifest says")]
+
+
+@pytest.mark.parametrize(
+  ("spec", "root", "words"),
+  [
+    ("demo:tset", "", ["config.data.dev is 'demo:tset'", "did you mean 'demo:test'", "unlabelled"]),
+    ("digits:nosplit", "there", ["config.data.dev is 'digits:nosplit'", "digits: and one of"]),
+    ("digits:test", "", ["config.data.root is ''", "free-spoken-digit-dataset"]),
+    ("prompts:", "", ["config.data.dev is 'prompts:'", "train, unlabelled, dev, test"]),
+    ("tedlium:", "", ["config.data.dev is 'tedlium:'", "a split"]),
+  ],
+)
+def test_names_that_no_corpus_has_are_known_before_anything_is_opened(spec, root, words):
+  with pytest.raises(UserError) as error:
+    sources.check_spec("data.dev", spec, Options(root=root))
+  line = str(error.value)
+  assert "\n" not in line and all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+  "spec", ["", "a.jsonl", "demo", "demo:train", "tedlium:train[:10%]", "x:y", "digits:dev"]
+)
+def test_other_names_may_be_right(spec):
+  sources.check_spec("data.dev", spec, Options(root="recordings"))

@@ -1,0 +1,39 @@
+"""Golden dumps: no default changes unseen, and today's recipes are yesterday's."""
+
+import pytest
+
+import golden_configs
+from jaxkd import config as config_lib
+
+
+@pytest.mark.parametrize("recipe", golden_configs.RECIPES)
+def test_recipes_and_variants_are_as_recorded(recipe):
+  path = golden_configs.FOLDER / f"{recipe}.txt"
+  found, wanted = golden_configs.dump(recipe), path.read_text() if path.exists() else ""
+  assert found == wanted, f"a default has changed: if that is meant, run {golden_configs.RENEW}"
+
+
+def test_no_dump_is_of_a_recipe_that_is_gone():
+  assert {p.stem for p in golden_configs.FOLDER.glob("*.txt")} == set(golden_configs.RECIPES)
+
+
+@pytest.mark.parametrize("recipe", config_lib.DATA)
+def test_recipes_without_a_size_are_what_they_were_before_there_were_sizes(recipe):
+  now = config_lib.stored(config_lib.base(recipe))
+  assert now.pop("schema") == 1
+  assert now["kd"].pop("loss") == "kl" and now["kd"].pop("hypotheses") == 10
+  assert now["student"].pop("init") == now["teacher"]["model"].pop("init") == ""
+  before = golden_configs.RECORDED[recipe]
+  before = before | {"kd": {k: v for k, v in before["kd"].items() if k != "hypotheses"}}
+  assert now == before
+
+
+@pytest.mark.parametrize("recipe", config_lib.DATA)
+def test_size_of_its_own_can_be_said(recipe):
+  data, size = config_lib.parts(recipe)
+  assert data == recipe
+  found, wanted = config_lib.base(f"{data}-{size}"), config_lib.base(recipe)
+  assert found.recipe == f"{data}-{size}" and wanted.recipe == recipe
+  with found.unlocked():
+    found.recipe = recipe
+  assert found.to_dict() == wanted.to_dict()
