@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config.check import check, profile_steps
 from jaxkd.config.fields import ALPHABET, FIELDS, SELECTIONS, Block, Field, allowed
-from jaxkd.config.recipes import DATA, RECIPES, SIZES, TINY_HOURS, base, parts
+from jaxkd.config.recipes import DATA, RECIPES, SIZES, base, parts
 from jaxkd.config.upgrade import SCHEMA, binding, flat, stored, upgrade
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
   "SCHEMA",
   "SELECTIONS",
   "SIZES",
-  "TINY_HOURS",
   "Row",
   "base",
   "binding",

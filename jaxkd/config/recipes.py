@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 from jaxkd.config import fields
 from jaxkd.errors import UserError
 
-TINY_HOURS = 10.0  # of training data: with more, size tiny is too small and its rows pad
-
 
 def conformer(layers, width, heads, dropout, channels, pool) -> ConfigDict:
   """The block of a student, or of a teacher that is trained from scratch."""

@@ -4,15 +4,15 @@ import jax
 import pytest
 
 from jaxkd import config as config_lib
-from jaxkd.labels import characters
-from jaxkd.models import blueprint
+from jaxkd.models import registry
 
 
 @pytest.mark.parametrize("size", config_lib.SIZES)
 def test_students_are_as_large_as_their_size_says(size):
   config = config_lib.base(f"manifest-{size}")
-  model = blueprint.make(config, characters(config.labels.alphabet))
-  found = sum(leaf.size for leaf in jax.tree.leaves(model.like)) / 1e6
+  model = registry.architecture(config.student, config.features, dtype=config.dtype)
+  _, like = model.structure(len(config.labels.alphabet) + 1)
+  found = sum(leaf.size for leaf in jax.tree.leaves(like)) / 1e6
   said = float(config_lib.SIZES[size].about.split(" M ")[0])
   assert found == pytest.approx(said, rel=0.1)
 
