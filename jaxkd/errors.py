@@ -1,5 +1,8 @@
 """What may end a command other than success: a user's mistake, or a signal."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
   """A mistake in what the user gave: one line with the field, the value, the choices and the fix.
@@ -19,3 +22,9 @@ class Interrupted(Exception):
   def __init__(self, signum: int):
     super().__init__(f"signal {signum}")
     self.signum = signum
+
+
+def did_you_mean(given: str, choices: Iterable[str]) -> str:
+  """Text in brackets that names the choice that was probably meant, else ""."""
+  near = difflib.get_close_matches(given, choices, n=1)
+  return f" (did you mean '{near[0]}'?)" if near else ""

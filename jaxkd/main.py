@@ -1,23 +1,23 @@
-"""python -m jaxkd.main --config=configs/VARIANT.py[:RECIPE] [--workdir=DIR] [--config.a.b=VALUE]"""
+"""python -m jaxkd.main --config=configs/VARIANT.py[:RECIPE] [--workdir=DIR] [--config.a.b=VALUE]
+
+The same as `jaxkd train`.
+"""
 
 import sys
 
-from jaxkd.commands import cli
+from jaxkd.commands.guard import guard
 
 
 def main(argv: list[str]) -> int:
-  """Trains what the config says and prints the table; returns the exit status."""
-  config, folder = cli.parse(argv)
-  from jaxkd.devices import mesh
-  from jaxkd.training import loop as train
-  from jaxkd.training import results
+  """Trains what the config says and prints the table; returns the exit status.
 
-  mesh.start_processes()
-  found = train.run(config, folder)
-  if mesh.is_first():
-    results.show(found, folder)
-  return 0
+  Args:
+    argv: as `sys.argv`.
+  """
+  from jaxkd.commands import line
+
+  return line.run("train", argv[1:], "python -m jaxkd.main")
 
 
 if __name__ == "__main__":
-  sys.exit(cli.guard(main))
+  sys.exit(guard(lambda: main(sys.argv)))

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 import corpus
-from jaxkd.commands import cli
+from jaxkd.config import overrides
 
 UTTERANCES = 40
 WORDS = 4
@@ -28,7 +28,7 @@ def spoil(reference: str, errors: int) -> str:
 def config_of(variant: str, *flags: str) -> dict:
   places = [f"--config.data.{s}={s}.jsonl" for s in ("train", "teacher_train", "dev", "test")]
   line = ["jaxkd.main", f"--config={corpus.ROOT}/configs/{variant}.py:manifest", *places, *flags]
-  return cli.parse(line)[0].to_dict()
+  return overrides.parse(line)[0].to_dict()
 
 
 def write_run(

@@ -1,7 +1,7 @@
 """The paper's grid: every pattern with every scale, three seeds, and CTC alone.
 
 n and the other settings are those of TED-LIUM in the paper, and for LibriSpeech its own.
-    python -m jaxkd.grid configs/grids/paper.py --recipe=digits --config.data.root=FOLDER
+    jaxkd grid paper --recipe=digits --config.data.root=FOLDER
 """
 
 

@@ -1,6 +1,6 @@
 """The question of the paper in few runs: which frames, with the CTC loss beside them and without.
 
-python -m jaxkd.grid configs/grids/small.py --recipe=demo
+jaxkd grid small --recipe=demo
 """
 
 

@@ -1,35 +1,35 @@
-"""python -m jaxkd.convert SOURCE [TARGET]
-
-Brings model folders into the form that the other commands and transformers read.
-"""
+"""jaxkd convert: model folders in the form that the other commands and transformers read."""
 
 import pathlib
 import shutil
-import sys
 
 from jaxkd import console
-from jaxkd.commands import cli
 from jaxkd.errors import UserError
 
-HELP = """\
-usage: python -m jaxkd.convert SOURCE [TARGET]
 
-  SOURCE  a finished workdir of configs/teacher.py: its model is written to TARGET (default
-          SOURCE/huggingface) in Hugging Face's layout, for transformers and for others
-          or a folder with pytorch_model*.bin: its weights are written to TARGET (default SOURCE) as
-          model.safetensors; needs torch
-"""
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = """\
+SOURCE is one of two:
+  a finished workdir of the variant teacher: its model is written in Hugging Face's
+    layout, for transformers and for others
+  a folder with pytorch_model*.bin: its weights are written as
+    model.safetensors; needs torch
+
+example: %(prog)s runs/teacher-manifest"""
+  parser.add_argument("source", metavar="SOURCE", type=pathlib.Path, help="a folder; see below")
+  parser.add_argument(
+    "target",
+    metavar="TARGET",
+    type=pathlib.Path,
+    nargs="?",
+    help="a folder (default SOURCE/huggingface for a workdir, else SOURCE)",
+  )
 
 
-def main(argv: list[str]) -> int:
+def run(args) -> int:
   """Converts and says where to; returns the exit status."""
-  if len(argv) == 1 or any(a in ("--help", "-h") for a in argv[1:]):
-    print(HELP, end="")
-    return 0
-  if len(argv) > 3 or any(a.startswith("-") for a in argv[1:]):
-    raise UserError("usage: python -m jaxkd.convert SOURCE [TARGET]")
-  source = pathlib.Path(argv[1]).expanduser()
-  target = pathlib.Path(argv[2]).expanduser() if len(argv) > 2 else None
+  source, target = (path and path.expanduser() for path in (args.source, args.target))
   if (source / "results.json").exists():
     target = target or source / "huggingface"
     export(source, target)
@@ -94,7 +94,3 @@ def from_pickles(source: pathlib.Path, weights: list[pathlib.Path], target: path
     for path in source.glob("*.json"):
       if not path.name.endswith(".index.json"):
         shutil.copy(path, target)
-
-
-if __name__ == "__main__":
-  sys.exit(cli.guard(main))

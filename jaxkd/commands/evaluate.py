@@ -1,46 +1,35 @@
-"""python -m jaxkd.evaluate --workdir=DIR --data=MANIFEST
+"""jaxkd evaluate: the figures of a finished run on other data.
 
-Evaluates the teacher and the final student of a finished run on any other data, and prints the
-block of figures that results.json has for a split as one JSON object on standard output.
+Prints the block that results.json has for a split as one JSON object on standard output.
 """
 
 import json
 import pathlib
-import sys
 
-from absl import flags
-
-from jaxkd.commands import cli
-from jaxkd.errors import UserError
-
-HELP = """\
-usage: python -m jaxkd.evaluate --workdir=DIR --data=DATA
-
-Evaluates teacher and student of a finished run; prints one JSON object on standard output.
-
-  DIR   workdir of a finished run
-  DATA  a manifest (JSON lines), a folder of audio (no error rates then), or corpus:split
-"""
+from jaxkd import console
 
 
-def main(argv: list[str]) -> int:
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = """\
+Prints one JSON object on standard output: teacher and student with their
+error rates.
+
+example: %(prog)s --workdir=runs/symmetric-demo --data=other.jsonl"""
+  parser.add_argument("--workdir", metavar="DIR", required=True, help="of a finished run")
+  parser.add_argument(
+    "--data",
+    required=True,
+    help="a manifest (JSON lines), a folder of audio (no error rates then), or corpus:split",
+  )
+
+
+def run(args) -> int:
   """Prints the figures; returns the exit status."""
-  values = flags.FlagValues()
-  flags.DEFINE_string("workdir", None, "", flag_values=values)
-  flags.DEFINE_string("data", None, "", flag_values=values)
-  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
-    print(HELP, end="")
-    return 0
-  try:
-    rest = values(argv)
-  except flags.Error as error:
-    raise UserError(" ".join(str(error).split())) from error
-  if len(rest) > 1 or not values.workdir or not values.data:
-    raise UserError("usage: python -m jaxkd.evaluate --workdir=DIR --data=MANIFEST")
   from jaxkd.devices import mesh
 
   mesh.start_processes()
-  found = evaluate(pathlib.Path(values.workdir), values.data)
+  found = evaluate(pathlib.Path(args.workdir), args.data)
   if mesh.is_first():
     print(json.dumps(found))
   return 0
@@ -72,7 +61,3 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
   )
   params = {name: model.parameter_count for name, model in models.items()}
   return results.split_figures(found, source, params)
-
-
-if __name__ == "__main__":
-  sys.exit(cli.guard(main))

@@ -1,48 +1,84 @@
-"""python -m jaxkd.grid configs/grids/GRID.py [--recipe=RECIPE] [--config.a.b=VALUE ...]
-
-Trains every run of a grid one after the other, beside one teacher, and ends in the report.
-"""
+"""jaxkd grid: every run of a grid one after the other, beside one teacher, then the report."""
 
 import dataclasses
 import importlib.util
 import itertools
 import logging
 import pathlib
-import sys
+import shlex
 import time
 
-from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
 from jaxkd import config as config_lib
 from jaxkd import console
-from jaxkd.commands import cli
+from jaxkd.commands import line
+from jaxkd.config import overrides as overrides_lib
 from jaxkd.errors import UserError
 
-log = logging.getLogger("jaxkd.grid")  # as a command its name is __main__
+log = logging.getLogger(__name__)
 
-HELP = """\
-usage: python -m jaxkd.grid configs/grids/GRID.py [--recipe=RECIPE] [--folder=DIR]
-                            [--unlabelled=DATA] [--only=NAMES] [--dry_run]
-                            [--config.FIELD=VALUE ...]
 
-Trains variants x scales x seeds one after the other and writes their report to FOLDER/report. The
-teacher is trained once; data and compiled programs are shared. The same command goes on where it
-was stopped, and leaves out what is finished.
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = """\
+Trains variants x scales x seeds one after the other and writes their report to
+FOLDER/report. The teacher is trained once; data and compiled programs are
+shared. The same command goes on where it was stopped, and leaves out what is
+finished. A single run of it is what --dry_run prints; with
+--config.teacher.source=DIR it has the grid's teacher.
 
-  GRID          defines get_grid(recipe): scales, seeds, and variants with the fields that vary
-  --recipe      data and sizes: {recipes} (default demo)
-  --folder      where all runs are kept (default runs/GRID-RECIPE)
-  --unlabelled  what runs without the CTC loss (kd.scale 1) train on instead of config.data.train;
-                the same command without it adds those runs on the same audio as the others
-  --only        names, or their beginnings, with commas between: ctc,symmetric-n2-scale1.0
-  --dry_run     print the command of each run, and run nothing
-  --config.…    for every run, as for python -m jaxkd.main
+example: %(prog)s small --recipe=demo"""
+  add = parser.add_argument
+  add(
+    "grid",
+    metavar="GRID",
+    help=f"one of {', '.join(overrides_lib.grids())}, or a file that "
+    "defines get_grid(recipe): scales, seeds, and variants with the fields that vary",
+  )
+  add("--recipe", default="demo", help=f"data and sizes: {', '.join(config_lib.RECIPES)}")
+  add("--folder", metavar="DIR", help="where all runs are kept (default runs/GRID-RECIPE)")
+  add(
+    "--unlabelled",
+    metavar="DATA",
+    default="",
+    help="what runs without the CTC loss (kd.scale 1) train on instead of config.data.train; "
+    "the same command without it adds those runs on the same audio as the others",
+  )
+  add(
+    "--only",
+    metavar="NAMES",
+    default="",
+    help="names, or their beginnings, with commas between: ctc,symmetric-n2-scale1.0",
+  )
+  add("--dry_run", action="store_true", help="print the command of each run, and run nothing")
+  parser.add_fields("for every run, as for jaxkd train")
 
-A single run of it is what --dry_run prints; with --config.teacher.source=DIR it has the grid's
-teacher.
-"""
+
+def run(args) -> int:
+  """Runs the grid; returns the exit status: 1 where a run failed."""
+  path, recipe = overrides_lib.find_grid(args.grid), args.recipe
+  cells = cells_of(load(path, recipe), recipe, tuple(args.config_fields), args.unlabelled)
+  cells = chosen(cells, args.only)
+  folder = pathlib.Path(args.folder or f"runs/{path.stem}-{recipe}")
+  if args.dry_run:
+    for cell in cells:
+      print(
+        line.pasted(), shlex.join(["train", f"--workdir={folder / cell.name}", *cell.arguments])
+      )
+    return 0
+  from jaxkd import report
+  from jaxkd.devices import mesh
+  from jaxkd.report import plots
+
+  plots.library()  # before hours of training rather than after
+  mesh.start_processes()
+  failed = train_all(cells, folder)
+  if mesh.is_first():
+    found = report.write(sorted(p.parent for p in folder.glob("*/config.json")), folder / "report")
+    console.out.print(f"report: {found}", highlight=False, markup=False, soft_wrap=True)
+  return 1 if failed else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +87,7 @@ class Cell:
 
   Attributes:
     name: of its workdir.
-    arguments: of `python -m jaxkd.main`, without the workdir.
+    arguments: of `jaxkd train`, without the workdir.
     config: that they give.
   """
 
@@ -60,59 +96,12 @@ class Cell:
   config: ConfigDict
 
 
-def main(argv: list[str]) -> int:
-  """Runs the grid; returns the exit status: 1 where a run failed."""
-  values, grid_path, overrides = _parse(argv)
-  recipe = values.recipe
-  cells = cells_of(load(grid_path, recipe), recipe, overrides, values.unlabelled)
-  cells = chosen(cells, values.only)
-  folder = pathlib.Path(values.folder or f"runs/{grid_path.stem}-{recipe}")
-  if values.dry_run:
-    for cell in cells:
-      print("python -m jaxkd.main", f"--workdir={folder / cell.name}", *cell.arguments)
-    return 0
-  from jaxkd import report
-  from jaxkd.devices import mesh
-  from jaxkd.report import plots
-
-  plots.library()  # before hours of training rather than after
-  mesh.start_processes()
-  failed = run(cells, folder)
-  if mesh.is_first():
-    found = report.write(sorted(p.parent for p in folder.glob("*/config.json")), folder / "report")
-    console.out.print(f"report: {found}", highlight=False, markup=False, soft_wrap=True)
-  return 1 if failed else 0
-
-
-def _parse(argv: list[str]):
-  """Flags, the grid's file, and what every run gets."""
-  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
-    print(HELP.format(recipes=", ".join(config_lib.RECIPES)), end="")
-    raise SystemExit(0)
-  values = flags.FlagValues()
-  flags.DEFINE_string("recipe", "demo", "", flag_values=values)
-  for name in ("folder", "unlabelled", "only"):
-    flags.DEFINE_string(name, "", "", flag_values=values)
-  flags.DEFINE_bool("dry_run", False, "", flag_values=values)
-  overrides = tuple(a for a in argv[1:] if a.startswith("--config."))
-  try:
-    rest = values([a for a in argv if a not in overrides])
-  except flags.Error as error:
-    raise UserError(" ".join(str(error).split())) from error
-  if len(rest) != 2:
-    raise UserError("one file with a grid is needed: python -m jaxkd.grid configs/grids/small.py")
-  return values, pathlib.Path(rest[1]), overrides
-
-
 def load(path: pathlib.Path, recipe: str) -> dict:
   """The grid of a file: `scales`, `seeds`, and `variants`: name → field → values.
 
   Raises:
-    UserError: no such file, or it defines no grid.
+    UserError: the file defines no grid.
   """
-  if not path.is_file():
-    choices = ", ".join(sorted(str(p) for p in pathlib.Path("configs/grids").glob("*.py")))
-    raise UserError(f"{path}: no such file" + (f"; grids: {choices}" if choices else ""))
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   try:
@@ -144,13 +133,13 @@ def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: st
 
 
 def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled: str) -> Cell:
-  given = [f"--config=configs/{variant}.py:{recipe}", *overrides, f"--config.seed={seed}"]
+  given = [f"--config={variant}:{recipe}", *overrides, f"--config.seed={seed}"]
   given += [f"--config.{field}={value}" for field, value in fields.items()]
   if scale is not None:
     given.append(f"--config.kd.scale={scale}")
-  if unlabelled and cli.parse(["", *given])[0].kd.scale == 1:
+  if unlabelled and overrides_lib.parse(["", *given])[0].kd.scale == 1:
     given.append(f"--config.data.train={unlabelled}")
-  config = cli.parse(["", *given])[0]
+  config = overrides_lib.parse(["", *given])[0]
   parts = [variant, *(f"{field.rpartition('.')[2]}{value}" for field, value in fields.items())]
   parts += [] if scale is None else [f"scale{scale}"]
   train = config_lib.train_data(config)
@@ -174,7 +163,7 @@ def chosen(cells: list[Cell], only: str) -> list[Cell]:
   return [cell for cell in cells if cell.name.startswith(tuple(beginnings))]
 
 
-def run(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
+def train_all(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
   """Trains what is not finished; a run that fails is left, and the others go on.
 
   Returns:
@@ -244,7 +233,3 @@ def table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
 
 def _wer(result: dict, split: str) -> float | None:
   return result.get(split, {}).get("student", {}).get("wer")
-
-
-if __name__ == "__main__":
-  sys.exit(cli.guard(main))

@@ -1,8 +1,4 @@
-"""python -m jaxkd.compile --config=configs/VARIANT.py:RECIPE --topology=v5e:2x4
-
-Compiles the train steps of a config at full size for a slice of TPUs, without one: libtpu's
-compiler runs on any machine. Prints for each step what it needs of a chip and how long it takes.
-"""
+"""Train steps at full size, compiled for TPUs that need not be there: memory, traffic, time."""
 
 import dataclasses
 import importlib.util
@@ -11,22 +7,21 @@ import math
 import os
 import pathlib
 import re
-import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
 from jaxkd import console
-from jaxkd.commands import cli
 from jaxkd.data import plan
-from jaxkd.devices import flops, hlo, mesh, observe, sharding
+from jaxkd.devices import flops, hlo, mesh, sharding
+from jaxkd.devices.chips import GIB, TPUS, Chip, topology_names
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, characters
 from jaxkd.models import blueprint
@@ -37,70 +32,11 @@ from jaxkd.training import optim
 from jaxkd.training import step as step_lib
 from jaxkd.types import SAMPLE_RATE_HZ
 
-HELP = """\
-usage: python -m jaxkd.compile --config=configs/VARIANT.py[:RECIPE] --topology=CHIP:SHAPE
-                               [--utterance_seconds=S,...] [--hours=H] [--config.FIELD=VALUE ...]
-
-Compiles the train step of the student, and of the teacher where the config trains it, for TPUs that
-need not be there; reads no data and fetches nothing. Prints memory, arithmetic, traffic and time.
-
-  SHAPE   of the slice, in chips; {topologies}, ...
-  S       length of the rows of a batch (default: the corpus's longest utterance, else 15); of
-          several, each is compiled
-  H       hours of audio in an epoch (default: the corpus's); without, no time for the whole recipe
-
-Fields that decide whether it fits; the teacher's are in --config.teacher.training:
-  --config.training.batch_seconds=300   of audio in a batch, on all chips together
-  --config.training.remat=True          layers are computed again for the gradient
-  --config.mesh.fsdp=8                  chips that large parameters are split over
-
-Status 2 where it does not fit. Needs pip install 'jaxkd[tpu]'.
-"""
-
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What one chip can do.
-
-  Attributes:
-    kind: JAX's name of it.
-    hbm: bytes of memory.
-    hbm_bandwidth: of it, bytes a second.
-    interconnect: bytes a second that it sends, over all of its links together.
-    clock_hz: of its cores: peak over what their matrix units do in a cycle.
-    topologies: some slices.
-  """
-
-  kind: str
-  hbm: float
-  hbm_bandwidth: float
-  interconnect: float
-  clock_hz: float
-  topologies: tuple[str, ...]
-
-  @property
-  def flops(self) -> float:
-    """Operations a second in bfloat16."""
-    return observe.PEAK_FLOPS[self.kind]
-
-
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; there the interconnect counts both directions. The
-# links of v4 are 6 of 50 GB/s (Jouppi et al. 2023, "TPU v4").
-_FLAT, _SOLID = ("2x2", "2x4", "16x16"), ("2x2x1", "2x2x2", "4x4x4")
-CHIPS = {
-  "v4": Chip("TPU v4", 32 * GIB, 1200e9, 300e9, 1.05e9, _SOLID),
-  "v5e": Chip("TPU v5 lite", 16 * GIB, 819e9, 200e9, 1.5e9, _FLAT),
-  "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 600e9, 1.75e9, _SOLID),
-  "v6e": Chip("TPU v6 lite", 32 * GIB, 1640e9, 400e9, 1.75e9, _FLAT),
-}
 # Recipe -> hours of its training data, and seconds of the longest utterance, rounded up.
 # Panayotov et al. 2015, table 1 and section 4 (cut to at most 35 s); Rousseau et al. 2014 (TED-LIUM
 # 2; the length is an assumption).
 CORPORA = {"librispeech": (960.9, 35.0), "tedlium": (207.0, 25.0)}
 _BOUNDS = ("arithmetic", "HBM", "the interconnect")
-_UTTERANCE_SECONDS = 15.0
 _LABELS_PER_SECOND = 20.0  # characters; the fastest utterance decides
 
 
@@ -158,52 +94,37 @@ class Program:
     return self.arguments + self.outputs + self.temporaries + self.code
 
 
-def main(argv: list[str]) -> int:
-  """Compiles and prints; returns the exit status."""
-  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
-    print(HELP.format(topologies=", ".join(_topology_names())), end="")
-    return 0
-  values = flags.FlagValues()
-  flags.DEFINE_string("topology", "", "", flag_values=values)
-  flags.DEFINE_list("utterance_seconds", None, "", flag_values=values)
-  flags.DEFINE_float("hours", None, "", 0.0, flag_values=values)
-  try:
-    rest = values(argv, known_only=True)
-  except flags.Error as error:
-    raise UserError(" ".join(str(error).split())) from error
-  config, _ = cli.parse(rest)
-  lengths = [_seconds(given) for given in values.utterance_seconds or ()]
-  chip, devices = slice_of(values.topology)
+def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: float | None) -> None:
+  """Compiles a config's steps and prints what they need.
+
+  Args:
+    config: of a run.
+    topology: of the slice, as in "v5e:2x4".
+    lengths: of the rows of a batch, in seconds; each is compiled.
+    hours: of audio in an epoch; None for the corpus's, where it is known.
+
+  Raises:
+    UserError: no such slice, no libtpu, or what does not fit and what helps.
+  """
+  chip, devices = slice_of(topology)
   where = mesh.make_mesh(config.mesh.fsdp, devices)
-  longest = CORPORA.get(config_lib.parts(config.recipe)[0], (None, _UTTERANCE_SECONDS))[1]
   _say(
-    f"{config.variant}:{config.recipe} on {where.size} × {values.topology.partition(':')[0]} "
-    f"({values.topology}), mesh: data {where.shape['data']} × fsdp {where.shape['fsdp']}, "
+    f"{config.variant}:{config.recipe} on {where.size} × {topology.partition(':')[0]} "
+    f"({topology}), mesh: data {where.shape['data']} × fsdp {where.shape['fsdp']}, "
     f"{config.dtype}"
   )
   refused = []
-  for step, seconds in itertools.product(steps_of(config), lengths or [longest]):
+  for step, seconds in itertools.product(steps_of(config), lengths):
     shape = shape_of(step.config, seconds)
     _say(_title(step, shape, where))
     program = compiled(step, shape, where)
-    hours = _known_hours(step.config) if values.hours is None else values.hours
-    for line in _lines(step, program, shape, chip, where, hours):
+    of_data = _known_hours(step.config) if hours is None else hours
+    for line in _lines(step, program, shape, chip, where, of_data):
       _say(f"  {line}")
     if program.refusal or program.hbm > chip.hbm:
       refused.append(f"{step.name} {_advice(step, program, shape, where)}")
   if refused:
-    raise UserError(f"on {values.topology}, " + "; ".join(refused))
-  return 0
-
-
-def _seconds(given: str) -> float:
-  try:
-    seconds = float(given)
-  except ValueError:
-    seconds = 0.0
-  if not 0.1 <= seconds <= 3600:
-    raise UserError(f"--utterance_seconds={given}: it must be numbers from 0.1 to 3600: 15,35")
-  return seconds
+    raise UserError(f"on {topology}, " + "; ".join(refused))
 
 
 def _known_hours(config: ConfigDict) -> float | None:
@@ -217,10 +138,6 @@ def _say(line: str) -> None:
   console.out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _topology_names() -> list[str]:
-  return [f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chip.topologies]
-
-
 def slice_of(topology: str) -> tuple[Chip, list]:
   """The chip of a slice such as "v5e:2x4", and its devices, one a chip.
 
@@ -228,8 +145,8 @@ def slice_of(topology: str) -> tuple[Chip, list]:
     UserError: no such slice, or no libtpu.
   """
   found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
-  wrong = f"--topology={topology}: it must be CHIP:SHAPE, such as {', '.join(_topology_names())}"
-  if not found or found[1] not in CHIPS:
+  wrong = f"--topology={topology}: it must be CHIP:SHAPE, such as {', '.join(topology_names())}"
+  if not found or found[1] not in TPUS:
     raise UserError(wrong)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("libtpu is not installed: pip install 'jaxkd[tpu]'")
@@ -252,7 +169,7 @@ def slice_of(topology: str) -> tuple[Chip, list]:
     described = topologies.get_topology_desc(topology, "tpu", **options)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise UserError(f"{wrong} ({' '.join(str(error).split())[:200]})") from error
-  return CHIPS[found[1]], described.devices
+  return TPUS[found[1]], described.devices
 
 
 def steps_of(config: ConfigDict) -> list[Step]:
@@ -471,7 +388,3 @@ def _advice(step: Step, program: Program, shape: plan.Shape, devices: Mesh) -> s
     help_.append(f"--config.{step.block}.batch_seconds={seconds:.0f}")
   help_.append("shorter utterances (--utterance_seconds)")
   return f"does not fit ({why}): try {', '.join(help_)}"
-
-
-if __name__ == "__main__":
-  sys.exit(cli.guard(main))

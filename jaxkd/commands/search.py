@@ -1,60 +1,35 @@
-"""python -m jaxkd.search --workdir=DIR [--lm=FILE.arpa|train|none] [--lexicon=FILE] …
+"""jaxkd search: the models of a finished run with lexicon and language model.
 
-Searches with the models of a finished run: greedily, by prefix beam, with a lexicon, and with a
-lexicon and a word language model. What weighs the parts is tuned on dev and then fixed for test.
-Writes search.json, hypotheses/<split>.<model>.search.jsonl and, with --lm=train, lm.arpa into the
-workdir, and prints a table.
+Searches greedily, by prefix beam, with a lexicon, and with a lexicon and a word language model.
+What weighs the parts is tuned on dev and then fixed for test. Writes search.json,
+hypotheses/<split>.<model>.search.jsonl and, with --lm=train, lm.arpa into the workdir, and prints
+a table.
 """
 
 import dataclasses
 import itertools
 import logging
 import pathlib
-import sys
 import time
 
 import numpy as np
-from absl import flags
 
 from jaxkd import console, files
-from jaxkd.commands import cli
+from jaxkd.commands import line
 from jaxkd.errors import UserError
 from jaxkd.inference.search import lexicon as lexicon_lib
 from jaxkd.inference.search import ngram
 from jaxkd.labels import Vocabulary
 from jaxkd.labels.text import normalise
 
-log = logging.getLogger("jaxkd.search")  # as a command its name is __main__
+log = logging.getLogger(__name__)
 MODELS = ("student", "teacher")
 _NBEST = 10
-HELP = """\
-usage: python -m jaxkd.search --workdir=DIR [--model=student|teacher|both]
-                              [--lm=FILE.arpa|train|none] [--lexicon=FILE] [--data=DATA]
-
-Searches with the models of a finished run: greedily, by prefix beam, with a lexicon, and with a
-lexicon and a word n-gram model; tunes on dev, then decodes test.
-
-  DIR        workdir of a finished run; search.json and the hypotheses go there
-  --model    which (default both)
-  --lm       an ARPA file (.gz too); train (default): estimated from the training transcripts of the
-             student or else of the teacher, kept as lm.arpa; none
-  --order    of the model that is estimated, 2 to 6 (default 4)
-  --lexicon  a file with a word a line (pronunciations behind it are not read: the run's labels say
-             how words are spelled); default: the words of the language model
-  --data     decoded instead of the run's test data: a manifest or corpus:split
-
-Tuned on dev, each a list:
-  --lm_weights=0.4,0.8,1.2,1.6,2.0   of log10 p
-  --prior_scales=0,0.1,0.3,0.5,0.7   of the model's log prior, which is subtracted
-  --word_scores=0                    added for every word
-
-The search: --beam=1024 --token_beam=12 --threshold=14 with a lexicon, --prefix_beam=16 without
-"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the command line says; see HELP."""
+  """What the command line says, and what is done where it says nothing."""
 
   models: tuple[str, ...] = MODELS
   lm: str = "train"
@@ -83,61 +58,75 @@ class Tools:
   lm: lexicon_lib.LanguageModel | None
 
 
-def main(argv: list[str]) -> int:
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  default = Settings()
+  parser.epilog = """\
+Lists have commas between their values, and every combination is tried on dev.
+
+example:
+  %(prog)s --workdir=runs/symmetric-demo \\\n    --lm=4gram.arpa.gz --lexicon=words.txt"""
+  add = parser.add_argument
+  add("--workdir", metavar="DIR", required=True, help="of a finished run; the results go there too")
+  add("--model", choices=(*MODELS, "both"), default="both", help="which")
+  add(
+    "--lm",
+    metavar="FILE",
+    default=default.lm,
+    help="an ARPA file (.gz too); train: estimated from the training transcripts of the student "
+    "or else of the teacher, kept as lm.arpa; none",
+  )
+  order = line.whole(2, 6)
+  add("--order", type=order, default=default.order, help="of the model that is estimated, 2 to 6")
+  add(
+    "--lexicon",
+    metavar="FILE",
+    default=default.lexicon,
+    help="a word a line (pronunciations behind it are not read: the run's labels say how words are "
+    "spelled); default: the words of the language model",
+  )
+  add(
+    "--data",
+    default=default.data,
+    help="decoded instead of the run's test data: a manifest or corpus:split",
+  )
+  tuned = parser.add_argument_group("tuned on dev, each a list")
+  for name, told in {
+    "lm_weights": "of log10 p",
+    "prior_scales": "of the model's log prior, which is subtracted",
+    "word_scores": "added for every word",
+  }.items():
+    shown = ",".join(f"{x:g}" for x in getattr(default, name))
+    tuned.add_argument(f"--{name}", metavar="LIST", type=_weights, default=shown, help=told)
+  with_lexicon = parser.add_argument_group("the search with a lexicon, and without")
+  whole, search = line.whole(1), default.search
+  for name, kind, value, told in (
+    ("beam", whole, search.beam, "hypotheses that are kept"),
+    ("token_beam", whole, search.token_beam, "classes that are tried in each frame"),
+    ("threshold", line.number(0), search.threshold, "below the best score, where others are left"),
+    ("prefix_beam", whole, default.prefix_beam, "prefixes that are kept without a lexicon"),
+  ):
+    with_lexicon.add_argument(f"--{name}", metavar="N", type=kind, default=f"{value:g}", help=told)
+
+
+_weights = line.several(line.number(-1e3, 1e3))
+
+
+def run(args) -> int:
   """Searches and prints the table; returns the exit status."""
-  if any(a in ("--help", "-h") for a in argv[1:]) or len(argv) == 1:
-    print(HELP, end="")
-    return 0
-  folder, settings = parse(argv)
-  show(run(folder, settings), folder)
+  names = ("lm", "order", "lexicon", "data", "prefix_beam")
+  names += ("lm_weights", "prior_scales", "word_scores")
+  settings = Settings(
+    models=MODELS if args.model == "both" else (args.model,),
+    search=lexicon_lib.Options(args.beam, args.token_beam, args.threshold),
+    **{name: getattr(args, name) for name in names},
+  )
+  folder = pathlib.Path(args.workdir)
+  show(search(folder, settings), folder)
   return 0
 
 
-def parse(argv: list[str]) -> tuple[pathlib.Path, Settings]:
-  """Workdir and settings of a command line.
-
-  Raises:
-    UserError: a flag or value that does not exist or fit.
-  """
-  values, default = flags.FlagValues(), Settings()
-  given = dict(flag_values=values)
-  flags.DEFINE_string("workdir", None, "", **given)
-  flags.DEFINE_enum("model", "both", [*MODELS, "both"], "", **given)
-  for name in ("lm", "lexicon", "data"):
-    flags.DEFINE_string(name, getattr(default, name), "", **given)
-  flags.DEFINE_integer("order", default.order, "", lower_bound=2, upper_bound=6, **given)
-  flags.DEFINE_integer("prefix_beam", default.prefix_beam, "", lower_bound=1, **given)
-  for name in ("beam", "token_beam"):
-    flags.DEFINE_integer(name, getattr(default.search, name), "", lower_bound=1, **given)
-  flags.DEFINE_float("threshold", default.search.threshold, "", lower_bound=0, **given)
-  lists = ("lm_weights", "prior_scales", "word_scores")
-  for name in lists:
-    flags.DEFINE_list(name, [str(x) for x in getattr(default, name)], "", **given)
-  try:
-    rest = values(argv)
-  except flags.Error as error:
-    raise UserError(" ".join(str(error).split())) from error
-  if len(rest) > 1 or not values.workdir:
-    raise UserError("usage: python -m jaxkd.search --workdir=DIR; see --help")
-  return pathlib.Path(values.workdir), Settings(
-    models=MODELS if values.model == "both" else (values.model,),
-    search=lexicon_lib.Options(values.beam, values.token_beam, values.threshold),
-    **{name: _numbers(name, values[name].value) for name in lists},
-    **{name: values[name].value for name in ("lm", "order", "lexicon", "data", "prefix_beam")},
-  )
-
-
-def _numbers(name: str, given: list[str]) -> tuple[float, ...]:
-  try:
-    found = tuple(dict.fromkeys(float(x) for x in given))
-  except ValueError:
-    found = ()
-  if not found or not all(abs(x) < 1e3 for x in found):
-    raise UserError(f"--{name}={','.join(given)}: it must be numbers between commas, such as 0.5,1")
-  return found
-
-
-def run(folder: pathlib.Path, settings: Settings) -> dict:
+def search(folder: pathlib.Path, settings: Settings) -> dict:
   """Searches with the models of a workdir; writes search.json and returns it.
 
   Args:
@@ -369,7 +358,3 @@ def _tuned(model: str, block: dict) -> str:
     f"{model}: LM weight {row['lm_weight']:g}, prior scale {row['prior_scale']:g}, "
     f"word score {row['word_score']:g} of {len(block['grid'])} tried on dev"
   )
-
-
-if __name__ == "__main__":
-  sys.exit(cli.guard(main))

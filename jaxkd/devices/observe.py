@@ -6,17 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-# Operations a second in bfloat16 without sparsity, by JAX's name of the device: from
-# cloud.google.com/tpu/docs and the data sheets of NVIDIA's SXM cards.
-PEAK_FLOPS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-  "NVIDIA H200": 989e12,
-}
+from jaxkd.devices.chips import PEAK_FLOPS
 
 
 class Profile:

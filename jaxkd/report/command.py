@@ -8,10 +8,10 @@ import re
 import shlex
 
 from jaxkd import config as config_lib
+from jaxkd.config import overrides
 from jaxkd.report.collect import Run
 from jaxkd.training import workdir
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Blocks that are replaced whole: a flag can change the fields of one, but not put another there.
 _TAGGED = ("kd.selection", "student", "teacher.model")
 
@@ -72,7 +72,7 @@ def _file_config(variant: str, recipe: str) -> dict:
   if recipe not in config_lib.RECIPES:
     return {}
   config = config_lib.base(recipe)
-  path = CONFIGS / f"{variant}.py"
+  path = overrides.configs_folder() / f"{variant}.py"
   if re.fullmatch(r"\w+", variant) and path.is_file():
     spec = importlib.util.spec_from_file_location(f"configs.{variant}", path)
     module = importlib.util.module_from_spec(spec)

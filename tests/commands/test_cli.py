@@ -12,14 +12,14 @@ import soundfile
 
 import corpus
 from jaxkd import console, main
-from jaxkd.commands import cli
+from jaxkd.config import overrides
 from jaxkd.errors import Interrupted, UserError
 
 CONFIGS = corpus.ROOT / "configs"
 
 
 def parse(*arguments: str):
-  return cli.parse(["jaxkd.main", *arguments])
+  return overrides.parse(["jaxkd.main", *arguments])
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ()])

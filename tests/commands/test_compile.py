@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxkd.commands import cli
 from jaxkd.commands import plan_tpu as compile_lib
-from jaxkd.config import recipes
+from jaxkd.config import overrides, recipes
 from jaxkd.devices import flops, hlo, mesh
 from jaxkd.errors import UserError
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
@@ -84,7 +83,7 @@ def test_a_full_size_step_has_the_operations_of_the_benchmarks_formula():
   spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "step.py")
   benchmark = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(benchmark)
-  config, _ = cli.parse(["", f"--config={ROOT}/configs/symmetric.py:tedlium"])
+  config, _ = overrides.parse(["", f"--config={ROOT}/configs/symmetric.py:tedlium"])
   devices = mesh.make_mesh(1, jax.devices()[:1])
   steps = {step.name: step for step in compile_lib.steps_of(config)}
   shape = compile_lib.shape_of(config, 8.0)._replace(rows=1)
@@ -259,7 +258,7 @@ def test_without_libtpu_its_installation_is_named(monkeypatch):
 
 def test_a_model_that_would_have_to_be_fetched_is_refused():
   source = "--config.teacher.model.source=facebook/hubert-xlarge-ll60k"
-  config, _ = cli.parse(["", f"--config={ROOT}/configs/symmetric.py:librispeech", source])
+  config, _ = overrides.parse(["", f"--config={ROOT}/configs/symmetric.py:librispeech", source])
   with pytest.raises(UserError, match="teacher.model.source .* facebook/hubert-large-ll60k"):
     compile_lib.steps_of(config)
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import corpus
-from jaxkd.commands import cli, grid
+from jaxkd.commands import grid
+from jaxkd.config import overrides
 from jaxkd.errors import UserError
 
 GRIDS = corpus.ROOT / "configs" / "grids"
@@ -23,7 +24,7 @@ def test_every_cell_of_the_grids_is_a_run(name, recipe):
   cells = grid.cells_of(found, recipe, (), "")
   assert len({cell.name for cell in cells}) == len(cells) > 5
   for cell in cells:
-    config = cli.parse(["jaxkd.main", *cell.arguments])[0]
+    config = overrides.parse(["jaxkd.main", *cell.arguments])[0]
     assert config.to_json() == cell.config.to_json()
     assert (config.kd.scale == 0) == (config.variant == "ctc")
     free = config.recipe == "demo" and config.kd.scale == 1
@@ -106,7 +107,7 @@ def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
   assert len(lines) == 13 and not (tmp_path / "runs").exists()
   assert all(line.startswith("python -m jaxkd.main --workdir=") for line in lines)
   for line in lines:
-    cli.parse(line.split()[2:])
+    overrides.parse(line.split()[2:])
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ import corpus
 import reference
 from jaxkd import config as config_lib
 from jaxkd import console, files
-from jaxkd.commands import cli, search
 from jaxkd.commands import evaluate as evaluate_lib
+from jaxkd.commands import search
+from jaxkd.config import overrides
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
@@ -304,7 +305,7 @@ def lab(tmp_path_factory):
   folder = tmp_path_factory.mktemp("lab")
   corpus.make(folder)
   alphabet = "--config.labels.alphabet= abc"
-  config, _ = cli.parse(corpus.flags(folder, "symmetric", folder / "student", alphabet))
+  config, _ = overrides.parse(corpus.flags(folder, "symmetric", folder / "student", alphabet))
   save(folder / "teacher", config_lib.for_teacher(config), {"teacher_workdir": None})
   save(folder / "student", config, {"teacher_workdir": "../teacher"})
   return folder

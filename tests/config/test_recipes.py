@@ -5,8 +5,8 @@ import json
 import pytest
 
 import corpus
-from jaxkd.commands import cli
-from jaxkd.config import recipes
+from jaxkd import config as config_lib
+from jaxkd.config import overrides, recipes
 from jaxkd.data import tfds
 from jaxkd.training import loop as train
 
@@ -65,7 +65,7 @@ def test_teacher_and_student_take_two_steps(lab, recipe, monkeypatch):
   monkeypatch.setenv("JAXKD_CACHE", str(lab / "cache"))
   seconds, parts = RUNS[recipe]
   sizes = [f"--config.{t}.batch_seconds={seconds}" for t in ("training", "teacher.training")]
-  config, folder = cli.parse(
+  config, folder = overrides.parse(
     shrunk(lab, "symmetric", recipe, *sizes, *parts, "--config.teacher.training.accumulate=1")
   )
   assert config.dtype == "bfloat16"
@@ -83,7 +83,9 @@ def test_teacher_and_student_take_two_steps(lab, recipe, monkeypatch):
 @pytest.mark.parametrize("recipe", tfds.TFDS_CORPORA)
 @pytest.mark.parametrize("variant", ["symmetric", "teacher", "ctc", "standard"])
 def test_full_size_recipes_pass_the_check(recipe, variant):
-  config, _ = cli.parse(["jaxkd.main", f"--config={corpus.ROOT / 'configs' / variant}.py:{recipe}"])
+  config, _ = overrides.parse(
+    ["jaxkd.main", f"--config={corpus.ROOT / 'configs' / variant}.py:{recipe}"]
+  )
   model = config.teacher.model
   assert (model.name, model.source, model.pool) == ("huggingface", "facebook/hubert-large-ll60k", 2)
   if variant != "teacher":

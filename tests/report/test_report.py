@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import corpus
 from jaxkd import report
-from jaxkd.commands import cli
+from jaxkd.config import overrides
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
 from jaxkd.labels import characters
@@ -229,7 +229,7 @@ def test_command_gives_the_config_again(tmp_path):
   python, dash_m, module, *line = shlex.split(command.command(run))
   assert (python, dash_m, module) == ("python", "-m", "jaxkd.main")
   line = [a.replace("=configs/", f"={corpus.ROOT}/configs/") for a in line]
-  config, folder = cli.parse([module, *line])
+  config, folder = overrides.parse([module, *line])
   assert config.to_dict() == config_of("symmetric", *flags)
   assert folder == tmp_path / "my run"
   assert sum(a.startswith("--config.") for a in line) == len(flags) + 4  # and four data fields

@@ -12,8 +12,9 @@ from flax import nnx
 import corpus
 import hf_models
 from jaxkd import teacher as teacher_lib
-from jaxkd.commands import cli, convert
+from jaxkd.commands import convert
 from jaxkd.commands import evaluate as evaluate_lib
+from jaxkd.config import overrides
 from jaxkd.data import audio
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
@@ -55,7 +56,7 @@ def finetune_flags(lab, name: str, *more: str) -> list[str]:
 
 
 def start(arguments: list[str]):
-  config, folder = cli.parse(arguments)
+  config, folder = overrides.parse(arguments)
   return train.run(config, folder), folder
 
 
@@ -94,7 +95,7 @@ def test_finetuned_model_is_a_workdir_with_its_prior(lab, teacher):
 
 def test_frozen_convolutions_stay_and_the_rest_moves(lab, teacher):
   now = dict(nnx.to_flat_state(params(teacher[1])))
-  config = cli.parse(finetune_flags(lab, "teacher"))[0]
+  config = overrides.parse(finetune_flags(lab, "teacher"))[0]
   model = registry.architecture(config.student, config.features, dtype=config.dtype)
   first = model.first_params(characters("ab"))(jax.random.key(0))
   # Softmax does not see the keys' bias: its gradient is rounding.
@@ -149,7 +150,7 @@ def test_folder_teaches_in_its_own_vocabulary(lab):
 
 
 def vocabulary(flags: list[str]):
-  return assembly.plan_run(*cli.parse(flags)).vocabulary
+  return assembly.plan_run(*overrides.parse(flags)).vocabulary
 
 
 def test_finetuned_folder_keeps_its_vocabulary(lab):

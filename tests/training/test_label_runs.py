@@ -9,9 +9,9 @@ import pytest
 import corpus
 from jaxkd import files
 from jaxkd import labels as labels_lib
-from jaxkd.commands import cli
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.commands import plan_tpu as compile
+from jaxkd.config import overrides
 from jaxkd.data import pipeline
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import open_source
@@ -41,12 +41,12 @@ def of_phonemes(lab, name: str = "lexicon") -> list[str]:
 
 
 def start(lab, variant: str, name: str, *more: str):
-  config, folder = cli.parse(corpus.flags(lab, variant, lab / name, *more))
+  config, folder = overrides.parse(corpus.flags(lab, variant, lab / name, *more))
   return train.run(config, folder), folder
 
 
 def planned(lab, variant: str, *more: str) -> assembly.Plan:
-  return plan_of(cli.parse(corpus.flags(lab, variant, lab / "opened", *more))[0])
+  return plan_of(overrides.parse(corpus.flags(lab, variant, lab / "opened", *more))[0])
 
 
 def plan_of(config) -> assembly.Plan:
@@ -67,7 +67,7 @@ def manifest(lab, name: str, texts: list[str]):
 
 def as_teacher(lab, name: str, *flags: str) -> list[str]:
   """The flag of a teacher with these labels; of its workdir there is what its classes need."""
-  config, folder = cli.parse(corpus.flags(lab, "ctc", lab / name, *flags, train_data(lab)))
+  config, folder = overrides.parse(corpus.flags(lab, "ctc", lab / name, *flags, train_data(lab)))
   folder.mkdir()
   plan_of(config).vocabulary.save(folder / kept.VOCABULARY)
   files.write_json(folder / "config.json", config.to_dict())
@@ -139,7 +139,7 @@ def test_a_given_teachers_pieces(lab):
 def test_pieces_are_of_the_transcripts_that_the_teacher_reads(lab):
   other = manifest(lab, "other", ["c a", "b", "c c a b"])
   flags = [f"{NAME}=sentencepiece", f"{SIZE}=6", "--config.kd.scale=0.5"]
-  config, _ = cli.parse(
+  config, _ = overrides.parse(
     corpus.flags(lab, "symmetric", lab / "opened", *flags, f"--config.data.train={other}")
   )
   plan = plan_of(config)
@@ -157,7 +157,7 @@ def test_teachers_of_other_lexicons_lie_apart(lab):
   (lab / "copied.txt").write_text(LEXICON)
   where = []
   for name in ("lexicon", "copied", "changed"):
-    config, folder = cli.parse(
+    config, folder = overrides.parse(
       corpus.flags(lab, "symmetric", lab / "anywhere", *of_phonemes(lab, name))
     )
     where.append(assembly.plan_run(config, folder).teacher.folder)
@@ -242,7 +242,7 @@ def test_a_heads_own_vocabulary_must_be_the_teachers(lab):
   student = [f"--config={corpus.ROOT / 'configs/symmetric.py'}:manifest"]
   line = corpus.flags(lab, "symmetric", lab / "head")
   line = [flag for flag in line if not flag.startswith(("--config.student", "--config="))]
-  config, _ = cli.parse([line[0], *student, *line[1:]])
+  config, _ = overrides.parse([line[0], *student, *line[1:]])
   with config.unlocked():
     config.student = dict(
       name="huggingface", source=str(source), init="", pool=2, dropout=0.0, freeze_conv=False
@@ -265,5 +265,5 @@ def test_steps_are_compiled_without_transcripts(lab):
     (of_phonemes(lab), 19),
     ([f"{NAME}=sentencepiece", f"{SIZE}=77"], 77),
   ):
-    config, _ = cli.parse(corpus.flags(lab, "symmetric", lab / "compiled", *flags))
+    config, _ = overrides.parse(corpus.flags(lab, "symmetric", lab / "compiled", *flags))
     assert {len(step.labels.symbols) for step in compile.steps_of(config)} == {classes}

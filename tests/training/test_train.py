@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import corpus
-from jaxkd.commands import cli
+from jaxkd import files
 from jaxkd.commands import evaluate as evaluate_lib
+from jaxkd.config import overrides
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.models import kept
@@ -30,7 +31,7 @@ def lab(tmp_path_factory):
 
 
 def start(lab, variant: str, name: str, *more: str):
-  config, folder = cli.parse(corpus.flags(lab, variant, lab / name, *more))
+  config, folder = overrides.parse(corpus.flags(lab, variant, lab / name, *more))
   return train.run(config, folder), folder
 
 
@@ -140,7 +141,7 @@ def test_workdir_of_other_data_is_refused(lab, finished):
 
 
 def test_workdir_in_use_is_refused(lab, finished):
-  config, folder = cli.parse(corpus.flags(lab, "symmetric", lab / "symmetric"))
+  config, folder = overrides.parse(corpus.flags(lab, "symmetric", lab / "symmetric"))
   plan = assembly.plan_run(config, folder)
   claim = workdir.claim(folder, config, plan.facts(), plan.vocabulary)
   with claim, pytest.raises(UserError, match="in use by another"):
@@ -148,7 +149,7 @@ def test_workdir_in_use_is_refused(lab, finished):
 
 
 def test_shared_teacher_is_waited_for(lab, finished, teacher):
-  config, folder = cli.parse(corpus.flags(lab, "standard", lab / "standard"))
+  config, folder = overrides.parse(corpus.flags(lab, "standard", lab / "standard"))
   plan = assembly.plan_run(config, folder).teacher
   held, released = threading.Event(), []
 

@@ -222,7 +222,7 @@ def _read_names(folder: pathlib.Path) -> dict:
     old = sorted(p.name for p in folder.glob("*.bin"))
     raise UserError(
       f"{folder}: no *.safetensors in it"
-      + (f"; python -m jaxkd.convert {folder} makes one of {old[0]}" if old else "")
+      + (f"; jaxkd convert {folder} makes one of {old[0]}" if old else "")
     )
   names = {}
   for path in paths:

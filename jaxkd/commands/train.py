@@ -1,0 +1,130 @@
+"""jaxkd train: a config in, a trained student and its error rates out.
+
+`python -m jaxkd.main` is the same command.
+"""
+
+import importlib.util
+import pathlib
+import shlex
+
+from jaxkd import config as config_lib
+from jaxkd import console, files
+from jaxkd.commands import line
+from jaxkd.config import overrides
+
+_EPILOG = """\
+Fields that are often set:
+  --config.data.train=PATH      what the student trains on: a manifest (JSON
+                                lines) or a folder of audio
+  --config.data.teacher_train=PATH
+                                transcribed, for a teacher that is trained here
+  --config.data.dev=PATH  --config.data.test=PATH
+  --config.teacher.source=DIR   a finished workdir as teacher instead, or a
+                                HuBERT, wav2vec 2.0, WavLM or data2vec model
+                                with CTC head in Hugging Face's layout
+  --config.labels.name=NAME     {labels}
+  --config.kd.scale=0.25        weight of distillation; CTC gets the rest (1: no
+                                transcripts)
+  --config.seed=1
+
+examples:
+  %(prog)s --config=symmetric:demo
+  %(prog)s --config=mine.py:manifest \\
+    --workdir=runs/mine --config.data.train=audio.jsonl"""
+
+
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = _EPILOG.format(labels=", ".join(config_lib.LABELS))
+  variants, recipes = ", ".join(overrides.variants()), ", ".join(config_lib.RECIPES)
+  parser.add_argument(
+    "--config",
+    metavar="VARIANT:RECIPE",
+    help=f"what is trained. VARIANT: {variants}; or a file that defines "
+    f"get_config(recipe). RECIPE is data and sizes: {recipes} (default the variant's own)",
+  )
+  parser.add_argument(
+    "--workdir",
+    metavar="DIR",
+    help="where everything is kept; the same command resumes there (default runs/VARIANT-RECIPE)",
+  )
+  parser.add_argument(
+    "--profile",
+    metavar="A:B",
+    help="writes an XLA trace of these updates to WORKDIR/profile (xprof, Perfetto)",
+  )
+  parser.add_argument(
+    "--fields",
+    metavar="RECIPE",
+    nargs="?",
+    const=config_lib.base().recipe,
+    help="print all fields of a config with their defaults, and train nothing",
+  )
+  parser.add_fields("a field of the config; see below")
+
+
+def run(args) -> int:
+  """Trains, and prints the table and what may be done next; returns the exit status."""
+  if args.fields is not None:
+    show_fields(args.fields)
+    return 0
+  config, folder = overrides.parse(as_config_flags(args))
+  from jaxkd.devices import mesh
+  from jaxkd.training import loop, results
+
+  mesh.start_processes()
+  found = loop.run(config, folder)
+  if mesh.is_first():
+    results.show(found, folder)
+    for command in next_steps(folder):
+      console.out.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+  return 0
+
+
+def as_config_flags(args) -> list[str]:
+  """What `overrides.parse` reads, of arguments that are checked, with no name of a program."""
+  names = ("config", "workdir", "profile")
+  given = {name: getattr(args, name, None) for name in names}
+  return ["", *(f"--{k}={v}" for k, v in given.items() if v is not None), *args.config_fields]
+
+
+def show_fields(recipe: str) -> None:
+  """Prints a table of a config's fields.
+
+  Raises:
+    UserError: no such recipe.
+  """
+  from rich.table import Table
+
+  table = Table(title=f"fields of the recipe {recipe}", title_justify="left")
+  for heading in ("--config.…", "default", "unit", "values", "what it is"):
+    table.add_column(heading, overflow="fold")
+  for row in config_lib.describe(recipe):
+    table.add_row(*map(str, row))
+  console.out.print(table, markup=False)
+
+
+def next_steps(workdir: pathlib.Path) -> list[str]:
+  """Commands that use a finished run, to be pasted where this one was given."""
+  here, data = shlex.quote(str(workdir)), files.read_json(workdir / "config.json")["data"]
+  steps = []
+  if other := data["dev"] or data["test"]:
+    steps.append(f"evaluate --workdir={here} --data={shlex.quote(other)}")
+  tunable = data["dev"] and importlib.util.find_spec("flashlight")
+  steps.append(f"search --workdir={here}" + ("" if tunable else " --lm=none"))
+  if importlib.util.find_spec("matplotlib"):
+    steps.append(f"report {_comparable(workdir)}")
+  return [f"{line.pasted()} {step}" for step in steps]
+
+
+def _comparable(workdir: pathlib.Path) -> str:
+  """The workdirs beside one, by a pattern, where a report can hold them together; else it alone."""
+
+  def test(folder: pathlib.Path):
+    return files.read_json(folder / "data.json").get("test", {}).get("fingerprint")
+
+  beside = [p.parent for p in workdir.absolute().parent.glob("*/results.json")]
+  if all((f / "data.json").exists() and test(f) == test(workdir) for f in beside):
+    parent = str(workdir.parent)
+    return "./*" if parent == "." else f"{shlex.quote(parent)}/*"
+  return shlex.quote(str(workdir))
