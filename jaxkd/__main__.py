@@ -13,7 +13,7 @@ def main() -> int:
 def _run() -> int:
   from jaxkd.commands import line
 
-  return line.main(sys.argv[1:])
+  return line.main(sys.argv[1:], log=True)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ def add_arguments(parser) -> None:
   """Adds what the command line may say."""
   parser.epilog = """\
 SOURCE is one of two:
-  a finished workdir of the variant teacher: its model is written in Hugging Face's
-    layout, for transformers and for others
+  a finished workdir of the variant teacher: its model is written in Hugging
+    Face's layout, for transformers and for others
   a folder with pytorch_model*.bin: its weights are written as
     model.safetensors; needs torch
 

@@ -6,7 +6,7 @@ Prints the block that results.json has for a split as one JSON object on standar
 import json
 import pathlib
 
-from jaxkd import console
+from jaxkd.commands import line
 
 
 def add_arguments(parser) -> None:
@@ -16,7 +16,9 @@ Prints one JSON object on standard output: teacher and student with their
 error rates.
 
 example: %(prog)s --workdir=runs/symmetric-demo --data=other.jsonl"""
-  parser.add_argument("--workdir", metavar="DIR", required=True, help="of a finished run")
+  parser.add_argument(
+    "--workdir", metavar="DIR", type=line.finished_run, required=True, help="of a finished run"
+  )
   parser.add_argument(
     "--data",
     required=True,
@@ -29,7 +31,7 @@ def run(args) -> int:
   from jaxkd.devices import mesh
 
   mesh.start_processes()
-  found = evaluate(pathlib.Path(args.workdir), args.data)
+  found = evaluate(args.workdir, args.data)
   if mesh.is_first():
     print(json.dumps(found))
   return 0

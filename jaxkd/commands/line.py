@@ -37,11 +37,12 @@ VERBS = {
 _FIELD_FLAGS = ("--config.", "-config.", "--noconfig.", "-noconfig.")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], *, log: bool = False) -> int:
   """Runs `jaxkd VERB …`; returns the exit status.
 
   Args:
     argv: what follows the program's name.
+    log: whether this process is the command's own, whose log goes to the user.
 
   Raises:
     UserError: no such verb, or what the verb raises.
@@ -54,16 +55,17 @@ def main(argv: list[str]) -> int:
     if argv[0].startswith("-"):
       raise UserError(f"{argv[0]}: a verb must come first, as in jaxkd train {argv[0]}; {known}")
     raise UserError(f"'{argv[0]}' is no verb of jaxkd{did_you_mean(argv[0], VERBS)}; {known}")
-  return run(argv[0], argv[1:], f"{_started_as()} {argv[0]}")
+  return run(argv[0], argv[1:], f"{_started_as()} {argv[0]}", log=log)
 
 
-def run(verb: str, argv: list[str], program: str) -> int:
+def run(verb: str, argv: list[str], program: str, *, log: bool = False) -> int:
   """Runs one verb; without arguments it prints its help.
 
   Args:
     verb: one of VERBS.
     argv: its arguments.
     program: what was typed before them.
+    log: as in `main`.
   """
   module = importlib.import_module(f"jaxkd.commands.{VERBS[verb].module}")
   parser = Parser(program, VERBS[verb].sentence)
@@ -72,9 +74,10 @@ def run(verb: str, argv: list[str], program: str) -> int:
     parser.print_help()
     return 0
   args = parser.parse(argv)
-  from jaxkd import console  # after what needs no colours
+  if log:
+    from jaxkd import console  # after what needs no colours
 
-  console.start_logging()
+    console.start_logging()
   return module.run(args)
 
 
@@ -155,6 +158,10 @@ class Parser(argparse.ArgumentParser):
     args.config_fields = fields
     return args
 
+  def print_help(self, file=None) -> None:
+    """Prints it; unlike argparse's own, a closed pipe is not passed over."""
+    print(self.format_help(), end="", file=file)
+
   def error(self, message: str):
     """Raises."""
     message = message.removeprefix("argument ").replace(
@@ -215,3 +222,13 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
 def several(one: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
   """A type of arguments: values between commas, each once."""
   return lambda given: tuple(dict.fromkeys(one(part) for part in given.split(",")))
+
+
+def finished_run(given: str) -> pathlib.Path:
+  """A type of arguments: the workdir of a finished run, looked at before JAX is loaded."""
+  folder = pathlib.Path(given).expanduser()
+  if not (folder / "results.json").exists():
+    raise UserError(
+      f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
+    )
+  return folder

@@ -67,7 +67,8 @@ Lists have commas between their values, and every combination is tried on dev.
 example:
   %(prog)s --workdir=runs/symmetric-demo \\\n    --lm=4gram.arpa.gz --lexicon=words.txt"""
   add = parser.add_argument
-  add("--workdir", metavar="DIR", required=True, help="of a finished run; the results go there too")
+  told = "of a finished run; the results go there too"
+  add("--workdir", metavar="DIR", type=line.finished_run, required=True, help=told)
   add("--model", choices=(*MODELS, "both"), default="both", help="which")
   add(
     "--lm",
@@ -121,8 +122,7 @@ def run(args) -> int:
     search=lexicon_lib.Options(args.beam, args.token_beam, args.threshold),
     **{name: getattr(args, name) for name in names},
   )
-  folder = pathlib.Path(args.workdir)
-  show(search(folder, settings), folder)
+  show(search(args.workdir, settings), args.workdir)
   return 0
 
 

@@ -11,14 +11,14 @@ def add_arguments(parser) -> None:
   """Adds what the command line may say."""
   parser.epilog = """\
 Compiles the train step of the student, and of the teacher where the config
-trains it, at full size; libtpu's compiler runs on any machine. Reads no data and
-fetches nothing. Prints memory, arithmetic, traffic and time. Status 2 where it
-does not fit. Needs pip install 'jaxkd[tpu]'.
+trains it, at full size; libtpu's compiler runs on any machine. Reads no data
+and fetches nothing. Prints memory, arithmetic, traffic and time. Status 2 where
+it does not fit. Needs pip install 'jaxkd[tpu]'.
 
 Fields that decide whether it fits (the teacher's: --config.teacher.training.…):
-  --config.training.batch_seconds=300   of audio in a batch, on all chips together
-  --config.training.remat=True          layers computed again for the gradient
-  --config.mesh.fsdp=8                  chips that parameters are split over
+  --config.training.batch_seconds=300  of audio in a batch, on all chips together
+  --config.training.remat=True         layers computed again for the gradient
+  --config.mesh.fsdp=8                 chips that parameters are split over
 
 example: %(prog)s --config=symmetric:tedlium --topology=v5e:2x4"""
   parser.add_argument("--config", metavar="VARIANT:RECIPE", required=True, help="as for train")

@@ -1,8 +1,9 @@
-"""A user's mistake is one line that says what to do, exit status 2, and nothing left behind."""
+"""One command line: verbs, their help, and mistakes that are one line and leave nothing behind."""
 
-import errno
 import json
 import os
+import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -11,120 +12,158 @@ import pytest
 import soundfile
 
 import corpus
+from jaxkd import config as config_lib
 from jaxkd import console, main
+from jaxkd.commands import line, search, train
 from jaxkd.config import overrides
-from jaxkd.errors import Interrupted, UserError
+from jaxkd.errors import UserError
 
 CONFIGS = corpus.ROOT / "configs"
 
 
-def parse(*arguments: str):
-  return overrides.parse(["jaxkd.main", *arguments])
+def jaxkd(*arguments: str, cwd: pathlib.Path, code: str = "") -> subprocess.CompletedProcess:
+  """`python -m MODULE …` of this checkout in another folder."""
+  environment = os.environ | {"PYTHONPATH": str(corpus.ROOT), "JAX_PLATFORMS": "cpu"}
+  how = ["-c", code] if code else ["-m"]
+  given = [sys.executable, *how, *arguments]
+  return subprocess.run(given, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ()])
-def test_help(arguments, capsys):
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_overview_names_every_verb(arguments, capsys):
+  assert line.main(arguments) == 0
+  text = capsys.readouterr().out
+  for name, verb in line.VERBS.items():
+    assert f"  {name}" in text and verb.sentence in text
+  assert "train --config=symmetric:demo" in text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("verb", line.VERBS)
+def test_help_fits_the_terminal(verb, columns, capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", str(columns))
+  monkeypatch.setattr(sys, "argv", ["jaxkd"])
+  assert line.main([verb]) == 0
+  text = capsys.readouterr().out
+  assert text.startswith(f"usage: jaxkd {verb} ") and line.VERBS[verb].sentence in text
+  assert f"jaxkd {verb} " in text.partition("example")[2]
+  assert max(map(len, text.splitlines())) <= columns
   with pytest.raises(SystemExit) as leave:
-    parse(*arguments)
-  assert leave.value.code == 0
+    line.main([verb, "--help"])
+  assert leave.value.code == 0 and capsys.readouterr().out == text
+
+
+def test_defaults_in_help_are_the_codes(capsys):
+  line.main(["search"])
+  text = " ".join(capsys.readouterr().out.split())
+  default = search.Settings()
+  for value in (default.order, default.search.beam, default.prefix_beam, default.lm):
+    assert f"(default {value})" in text
+  assert "0,0.1,0.3,0.5,0.7" in text
+  line.main(["train"])
+  text = " ".join(capsys.readouterr().out.split())
+  for name in (*config_lib.RECIPES, *overrides.variants()):
+    assert name in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_main_has_the_help_of_train(arguments, capsys):
+  try:
+    assert main.main(["jaxkd.main", *arguments]) == 0
+  except SystemExit as leave:
+    assert leave.code == 0
   text = capsys.readouterr().out
   assert "usage: python -m jaxkd.main" in text and "prompts" in text
-
-
-def test_defaults_and_overrides(monkeypatch):
-  monkeypatch.chdir(corpus.ROOT)
-  config, folder = parse("--config=configs/keep.py", "--config.kd.scale=0.25", "--config.seed=3")
-  assert (config.variant, config.recipe, str(folder)) == ("keep", "demo", "runs/keep-demo")
-  assert (config.kd.scale, config.seed) == (0.25, 3)
-  config, folder = parse("--config=configs/keep.py:prompts", "--workdir=elsewhere")
-  assert (config.recipe, str(folder)) == ("prompts", "elsewhere")
 
 
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    (["--config=configs/symetric.py"], ["configs/symetric.py", "no such file", "symmetric"]),
-    (["--config=configs/symmetric.py:dmeo"], ["unknown recipe 'dmeo'", "demo", "manifest"]),
-    (["--workdir=x"], ["--config=configs/VARIANT.py", "missing"]),
-    (["--config=configs/keep.py", "--wrkdir=x"], ["wrkdir"]),
-    (["--config=configs/keep.py", "more"], ["'more' is not a flag"]),
-    (
-      ["--config=configs/keep.py", "--config.kd.scael=0.5"],
-      ["config.kd.scael: no such field", "did you mean 'scale'", "temperature"],
-    ),
-    (
-      ["--config=configs/keep.py", "--config.kd.scale=0.5", "--config.trainig.epochs=1"],
-      ["config.trainig: no such field", "did you mean 'training'"],
-    ),
-    (
-      ["--config=configs/keep.py", "--config.kd.selection.n=1"],
-      ["config.kd.selection.n: 'keep' has no such field", "before, after"],
-    ),
-    (["--config=configs/keep.py", "--config.kd.scale=half"], ["half"]),
-    (["--config=configs/keep.py", "--config.kd.scale=2"], ["kd.scale", "2", "0 to 1"]),
-    (["--config=configs/keep.py", "--config.training.epochs=1.5"], ["1.5"]),
-    (["--config=configs/standard.py", "--config.kd.grow_epochs=2"], ["kd.grow_epochs"]),
-    (["--config=configs/keep.py:manifest"], ["data.train"]),
+    (["trian"], ["'trian' is no verb", "did you mean 'train'", "plan-tpu"]),
+    (["xyz"], ["'xyz' is no verb of jaxkd; the verbs are train, evaluate"]),
+    (["--config=symmetric"], ["a verb must come first, as in jaxkd train --config=symmetric"]),
+    (["train", "--workdir=x"], ["--config=VARIANT[:RECIPE] is missing"]),
+    (["train", "--config"], ["--config: expected one argument; see"]),
+    (["train", "--config=trim", "--wrkdir=x"], ["--wrkdir=x: no such flag", "'--workdir'"]),
+    (["train", "--config=trim", "more"], ["'more' is not a flag; see", "train --help"]),
+    (["train", "--config=tirm"], ["--config=tirm: no such file or variant", "'trim'"]),
+    (["train", "--config=trim", "--config.kd.scale", "2"], ["config.kd.scale is 2"]),
+    (["evaluate", "--data=x"], ["missing: --workdir; see", "evaluate --help"]),
+    (["evaluate", "--config.seed=1", "--data=x"], ["--config.seed=1: fields of a config are for"]),
+    (["evaluate", "--workdir=absent", "--data=x"], ["absent is not the workdir of a finished run"]),
+    (["search", "--workdir=absent"], ["absent is not the workdir of a finished run"]),
+    (["convert"] + ["x"] * 3, ["'x' is not a flag"]),
+    (["convert", "absent"], ["absent is neither a finished workdir"]),
+    (["report", "--out=x"], ["missing: WORKDIR; see"]),
+    (["grid", "smal"], ["smal: no such file or grid", "'small'", "grids: paper, small"]),
+    (["grid", "small", "--config.kd.scael=1", "--dry_run"], ["config.kd.scael: no such field"]),
+    (["plan-tpu", "--config=trim"], ["missing: --topology; see"]),
   ],
 )
-def test_wrong_command_lines(monkeypatch, arguments, words):
-  monkeypatch.chdir(corpus.ROOT)
+def test_mistakes_are_one_line_and_load_no_jax(tmp_path, monkeypatch, arguments, words):
+  monkeypatch.chdir(tmp_path)
   with pytest.raises(UserError) as error:
-    parse(*arguments)
-  line = str(error.value)
-  assert "\n" not in line
-  for word in words:
-    assert word in line
-
-
-@pytest.mark.parametrize(
-  ("text", "words"),
-  [
-    ("def get_config(:\n", "line 1"),
-    ("import nothing_of_this_name\n", "nothing_of_this_name"),
-    ("def get_config(recipe='demo'):\n  return 5\n", "get_config must return"),
-  ],
-)
-def test_broken_config_files(tmp_path, text, words):
-  path = tmp_path / "mine.py"
-  path.write_text(text)
-  with pytest.raises(UserError, match=words) as error:
-    parse(f"--config={path}")
+    line.main(arguments)
   assert "\n" not in str(error.value)
+  for word in words:
+    assert word in str(error.value)
+  assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-  ("raised", "status", "words"),
-  [
-    (UserError("config.x is 1"), 2, "error: config.x is 1"),
-    (OSError(errno.ENOSPC, "No space left on device"), 2, "error: no space left on device"),
-    (RuntimeError("write failed: No space left on device"), 2, "error: no space left"),
-    (KeyboardInterrupt(), 130, "interrupted"),
-    (Interrupted(2), 130, "the same command resumes"),
-    (Interrupted(15), 0, "the same command resumes"),
-  ],
-)
-def test_guard_makes_a_line_and_a_status(monkeypatch, capsys, raised, status, words):
-  monkeypatch.setattr(console, "err", console.Console(file=sys.stderr))
-  monkeypatch.setattr(console, "start_logging", lambda: None)
-  monkeypatch.setattr(cli, "_leave_at_once", lambda status: status)
+def test_help_and_mistakes_load_no_jax(tmp_path):
+  code = """
+import sys
+from jaxkd.commands import line
+from jaxkd.errors import UserError
 
-  def command(argv):
-    raise raised
-
-  assert cli.guard(command) == status
-  printed = capsys.readouterr()
-  assert words in printed.err and printed.err.count("\n") == 1 and not printed.out
+mistakes = [["trian"], ["train", "--config=tirm"], ["train", "--config=trim", "--config.x=1"],
+  ["evaluate", "--workdir=absent", "--data=x"], ["search", "--workdir=absent"], ["grid", "smal"],
+  ["convert", "absent"], ["plan-tpu", "--config=trim"]]
+for given in [[], *([verb] for verb in line.VERBS), ["grid", "small", "--dry_run"], *mistakes]:
+  try:
+    assert line.main(given) == 0 and given not in mistakes
+  except UserError:
+    assert given in mistakes
+  loaded = {"jax", "flax", "tensorflow", "torch"} & sys.modules.keys()
+  assert not loaded, (given, loaded)
+"""
+  done = jaxkd(cwd=tmp_path, code=code)
+  assert done.returncode == 0, done.stderr
 
 
-def test_other_errors_keep_their_traceback(monkeypatch):
-  monkeypatch.setattr(console, "start_logging", lambda: None)
+def test_values_may_stand_behind_a_space(monkeypatch):
+  """And one dash is as good as two: what absl's flags took is still taken."""
+  parser = line.Parser("jaxkd train", "")
+  train.add_arguments(parser)
+  for given in (
+    "--config symmetric:demo --config.kd.selection.n 4 --workdir w --config.training.remat",
+    "--config.kd.selection.n=4 --workdir=w --config=symmetric:demo --config.training.remat=True",
+    "-workdir=w -config=symmetric:demo -config.kd.selection.n=4 --config.training.remat=True",
+    "--config=keep --config=symmetric:demo --workdir=v --workdir=w --config.kd.selection.n=3 "
+    "--config.kd.selection.n=4 --noconfig.training.remat --config.training.remat",
+  ):
+    config, folder = overrides.parse(train.as_config_flags(parser.parse(shlex.split(given))))
+    assert (config.variant, config.recipe, str(folder)) == ("symmetric", "demo", "w"), given
+    assert config.kd.selection.n == 4 and config.training.remat is True, given
+  fields, rest = line.split_fields(["small", "--config.a", "-1.5", "--config.b= '", "--only=x"])
+  assert fields == ["--config.a=-1.5", "--config.b= '"] and rest == ["small", "--only=x"]
 
-  def command(argv):
-    raise ZeroDivisionError
 
-  with pytest.raises(ZeroDivisionError):
-    cli.guard(command)
+def test_fields_are_printed_as_a_table(monkeypatch, capsys):
+  rows = {
+    "demo": [
+      ("kd.scale", 1.0, "", "0 to 1", "weight of distillation"),
+      ("features.low_hz", 60.0, "Hz", "0 upwards", "lowest frequency [of the mel bins]"),
+    ]
+  }
+  monkeypatch.setattr(config_lib, "describe", rows.__getitem__, raising=False)
+  monkeypatch.setattr(console, "out", console.Console(file=sys.stdout, width=120))
+  for given in (["train", "--fields"], ["train", "--fields=demo"]):
+    assert line.main(given) == 0
+    text = capsys.readouterr().out
+    for row in rows["demo"]:
+      for value in row:
+        assert str(value) in text
 
 
 @pytest.fixture(scope="module")
@@ -160,27 +199,75 @@ def test_wrong_data_leaves_no_workdir(lab, tmp_path, flag, words):
   argv = corpus.flags(lab, "symmetric", tmp_path / "w", f"--config.data.{field}={lab / name}")
   with pytest.raises(UserError) as error:
     main.main(argv)
-  line = str(error.value)
-  assert "\n" not in line
+  told = str(error.value)
+  assert "\n" not in told
   for word in words:
-    assert word in line
+    assert word in told
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  "line",
+  "given",
   [
     ["jaxkd.main", f"--config={CONFIGS / 'trim.py'}", "--config.kd.temperature=0"],
-    ["jaxkd.evaluate", "--workdir=absent", "--data=absent.jsonl"],
-    ["jaxkd.evaluate", "--data=absent.jsonl"],
+    ["jaxkd", "train", "--config=trim:demo", "--config.kd.nope=1"],
+    ["jaxkd", "evaluate", "--workdir=absent", "--data=absent.jsonl"],
+    ["jaxkd", "evaluate", "--data=absent.jsonl"],
+    ["jaxkd", "evalute"],
   ],
 )
-def test_command_exits_with_one_line_and_status_2(line, tmp_path):
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  done = subprocess.run(
-    [sys.executable, "-m", *line], capture_output=True, text=True, cwd=tmp_path, env=environment
-  )
+def test_a_command_ends_with_one_line_and_status_2(given, tmp_path):
+  done = jaxkd(*given, cwd=tmp_path)
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
   assert not done.stdout and not list(tmp_path.iterdir())
+
+
+def finished(folder: pathlib.Path, *, dev: str = "demo:dev", test: str = "a") -> pathlib.Path:
+  """What `next_steps` reads of a finished run."""
+  folder.mkdir(parents=True)
+  for name, value in {
+    "config": {"data": {"dev": dev, "test": "demo:test"}},
+    "data": {"test": {"fingerprint": test}},
+    "results": {},
+  }.items():
+    (folder / f"{name}.json").write_text(json.dumps(value))
+  return folder
+
+
+def test_next_steps_are_commands_to_paste(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+  monkeypatch.setattr(line, "pasted", lambda: "jaxkd")
+  first = finished(pathlib.Path("my runs/a"))
+  assert train.next_steps(first) == [
+    "jaxkd evaluate --workdir='my runs/a' --data=demo:dev",
+    "jaxkd search --workdir='my runs/a'",
+    "jaxkd report 'my runs'/*",
+  ]
+  finished(pathlib.Path("my runs/b"), test="other")  # does not stand in one table with a
+  assert train.next_steps(first)[2] == "jaxkd report 'my runs/a'"
+  untuned = finished(tmp_path / "c", dev="")
+  assert train.next_steps(untuned)[:2] == [
+    f"jaxkd evaluate --workdir={untuned} --data=demo:test",
+    f"jaxkd search --workdir={untuned} --lm=none",
+  ]
+  assert train.next_steps(finished(pathlib.Path("d")))[2] == "jaxkd report ./*"
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  steps = train.next_steps(first)
+  assert len(steps) == 2 and steps[1].endswith("--lm=none")
+
+
+def test_next_steps_name_a_program_that_is_there(tmp_path, monkeypatch):
+  python = tmp_path / ".venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  monkeypatch.setattr(sys, "executable", str(python))
+  monkeypatch.setenv("PATH", str(python.parent))
+  monkeypatch.chdir(tmp_path)
+  assert line.pasted() == ".venv/bin/python -m jaxkd"
+  script = python.with_name("jaxkd")
+  script.write_text("#!/bin/sh\n")
+  script.chmod(0o755)
+  assert line.pasted() == "jaxkd"
+  monkeypatch.setattr(sys, "executable", "/other/bin/python")  # another environment's script
+  assert line.pasted() == "/other/bin/python -m jaxkd"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxkd.commands import line as command_line
 from jaxkd.commands import plan_tpu as compile_lib
 from jaxkd.config import overrides, recipes
 from jaxkd.devices import flops, hlo, mesh
@@ -209,7 +210,7 @@ SMALL = [
 
 
 def run(*arguments: str, config: str = "ctc.py:demo") -> int:
-  return compile_lib.main(["jaxkd.compile", f"--config={ROOT}/configs/{config}", *arguments])
+  return command_line.main(["plan-tpu", f"--config={ROOT}/configs/{config}", *arguments])
 
 
 @needs_libtpu
@@ -231,7 +232,7 @@ def test_a_step_is_compiled_for_a_slice_and_what_does_not_fit_is_told(capsys):
   [
     (["--topology=v9:2x4"], ["--topology=v9:2x4", "v5e:2x4", "v4:2x2x2"]),
     (["--topology="], ["--topology=", "v6e:2x2"]),
-    (["--topology=v5e:2x4", "--utterance_seconds=15,x"], ["--utterance_seconds=x", "3600"]),
+    (["--topology=v5e:2x4", "--utterance_seconds=15,x"], ["--utterance_seconds", "not x", "3600"]),
     (["--topology=v5e:2x4", "--hours=many"], ["hours", "many"]),
     (["--topology=v5e:2x4", "--topolgy=1"], ["topolgy"]),
     pytest.param(["--topology=v5e:3x5"], ["v5e:3x5", "v5e:2x4"], marks=needs_libtpu),
@@ -264,5 +265,5 @@ def test_a_model_that_would_have_to_be_fetched_is_refused():
 
 
 def test_help_names_topologies(capsys):
-  assert compile_lib.main(["jaxkd.compile", "--help"]) == 0
+  assert command_line.main(["plan-tpu"]) == 0
   assert "v5e:2x4" in capsys.readouterr().out

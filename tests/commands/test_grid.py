@@ -1,11 +1,13 @@
 """A grid: its cells and their names, one teacher for all, a second call, a run that fails."""
 
 import json
+import shlex
 
 import pytest
 
 import corpus
 from jaxkd.commands import grid
+from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.errors import UserError
 
@@ -58,7 +60,6 @@ def test_audio_without_transcripts_goes_to_runs_that_need_none():
 @pytest.mark.parametrize(
   ("text", "words"),
   [
-    (None, "no such file; grids: configs/grids/paper.py, configs/grids/small.py"),
     ("x = 1", "get_grid"),
     ("def get_grid(recipe):\n  return dict(scales=())", "must return a dict of scales, seeds"),
     ("def get_grid(recipe:", "SyntaxError"),
@@ -66,8 +67,7 @@ def test_audio_without_transcripts_goes_to_runs_that_need_none():
 )
 def test_wrong_grids_are_one_line(tmp_path, text, words):
   path = tmp_path / "mine.py"
-  if text is not None:
-    path.write_text(text)
+  path.write_text(text)
   with pytest.raises(UserError, match=words) as caught:
     grid.load(path, "demo")
   assert "\n" not in str(caught.value)
@@ -76,7 +76,10 @@ def test_wrong_grids_are_one_line(tmp_path, text, words):
 @pytest.mark.parametrize(
   ("variants", "words"),
   [
-    ({"symetric": {}}, "configs/symetric.py: no such file; variants in configs/: .*symmetric"),
+    (
+      {"symetric": {}},
+      "symetric: no such file or variant .*'symmetric'.*; variants: ctc",
+    ),
     ({"symmetric": {"kd.selection.m": (1,)}}, "kd.selection.m"),
     ({"symmetric": {"kd.selection.n": (-1,)}}, "kd.selection.n is -1"),
   ],
@@ -101,13 +104,14 @@ def test_only_some():
 
 
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
-  arguments = ["jaxkd.grid", str(GRIDS / "small.py"), "--dry_run", f"--folder={tmp_path / 'runs'}"]
-  assert grid.main(arguments) == 0
+  arguments = ["grid", str(GRIDS / "small.py"), "--dry_run", f"--folder={tmp_path / 'runs'}"]
+  assert command_line.main(arguments) == 0
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 13 and not (tmp_path / "runs").exists()
-  assert all(line.startswith("python -m jaxkd.main --workdir=") for line in lines)
   for line in lines:
-    overrides.parse(line.split()[2:])
+    arguments = shlex.split(line.removeprefix(f"{command_line.pasted()} train "))
+    config, folder = overrides.parse(["", *arguments])
+    assert folder.parent == tmp_path / "runs" and folder.name.startswith(config.variant)
 
 
 @pytest.mark.slow
@@ -120,8 +124,8 @@ def test_a_grid_ends_in_its_report_and_goes_on_where_it_was(tmp_path, capsys):
   file.write_text(f"def get_grid(recipe):\n  return {settings!r}\n")
   folder = tmp_path / "runs"
   flags = corpus.flags(tmp_path, "symmetric", folder)[3:]
-  line = ["jaxkd.grid", str(file), "--recipe=manifest", f"--folder={folder}", *flags]
-  assert grid.main(line) == 0
+  given = ["grid", str(file), "--recipe=manifest", f"--folder={folder}", *flags]
+  assert command_line.main(given) == 0
   results = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/results.json")}
   (teacher,) = (name for name in results if name.startswith("teacher-manifest-"))
   students = ["symmetric-scale1.0-unlabelled-s0", "symmetric-scale1.0-unlabelled-s1"]
@@ -131,6 +135,6 @@ def test_a_grid_ends_in_its_report_and_goes_on_where_it_was(tmp_path, capsys):
   # A second call computes nothing again.
   (folder / students[1] / "results.json").write_text("{")
   before = (folder / students[0] / "results.json").stat().st_mtime_ns
-  assert grid.main(line) == 1
+  assert command_line.main(given) == 1
   assert (folder / students[0] / "results.json").stat().st_mtime_ns == before
   assert "failed" in capsys.readouterr().err

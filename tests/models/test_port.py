@@ -313,7 +313,7 @@ def test_folder_without_weights(folder):
   (folder / "model.safetensors").unlink()
   assert "convert" not in refuse(folder, str(folder), "no *.safetensors")
   (folder / "pytorch_model.bin").write_bytes(b"")
-  refuse(folder, str(folder), "pytorch_model.bin", f"python -m jaxkd.convert {folder}")
+  refuse(folder, str(folder), "pytorch_model.bin", f"jaxkd convert {folder}")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 500, 60_000])

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 import corpus
 from jaxkd import report
+from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
@@ -22,7 +23,6 @@ from jaxkd.labels import characters
 from jaxkd.models import kept, parameters, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.report import collect, command, pictures, tables
-from jaxkd.report.__main__ import main as command_line
 from report_runs import UTTERANCES, WORDS, config_of, references, write_run
 
 
@@ -320,13 +320,13 @@ def test_missing_matplotlib_is_said(tmp_path, monkeypatch):
 
 
 def test_command_line(tmp_path, grid, no_plots, capsys):
-  assert command_line(["report", *map(str, grid), f"--out={tmp_path / 'report'}"]) == 0
+  assert command_line.main(["report", *map(str, grid), f"--out={tmp_path / 'report'}"]) == 0
   assert str(tmp_path / "report" / "report.html") in capsys.readouterr().out
-  assert command_line(["report", "--help"]) == 0 and "usage" in capsys.readouterr().out
-  with pytest.raises(UserError, match="Unknown command line flag 'ouch'"):
-    command_line(["report", "--ouch=1", "runs"])
-  with pytest.raises(UserError, match="usage"):
-    command_line(["report", "--out=x"])
+  assert command_line.main(["report", "--help"]) == 0 and "usage" in capsys.readouterr().out
+  with pytest.raises(UserError, match="--ouch=1: no such flag .*--out.*; see .*--help"):
+    command_line.main(["report", "--ouch=1", "runs"])
+  with pytest.raises(UserError, match="missing: WORKDIR"):
+    command_line.main(["report", "--out=x"])
 
 
 class Page(html.parser.HTMLParser):

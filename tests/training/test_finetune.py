@@ -12,8 +12,8 @@ from flax import nnx
 import corpus
 import hf_models
 from jaxkd import teacher as teacher_lib
-from jaxkd.commands import convert
 from jaxkd.commands import evaluate as evaluate_lib
+from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.data import audio
 from jaxkd.devices import mesh as mesh_lib
@@ -116,12 +116,12 @@ def test_student_learns_from_a_finetuned_workdir(lab, teacher):
   assert evaluated["student"] == found["test"]["student"]
   assert evaluated["teacher"] == found["test"]["teacher"]
   with pytest.raises(UserError, match="holds a Conformer"):
-    convert.main(["convert", str(folder)])
+    command_line.main(["convert", str(folder)])
 
 
 def test_exported_model_says_the_same(lab, teacher):
   name = "audio/test-00.flac"
-  assert convert.main(["convert", str(teacher[1])]) == 0
+  assert command_line.main(["convert", str(teacher[1])]) == 0
   folder = teacher[1] / "huggingface"
   ours = kept.read(teacher[1]).load(mesh_lib.make_mesh())
   again = teacher_lib.from_huggingface(folder, pool=2)

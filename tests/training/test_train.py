@@ -12,6 +12,7 @@ import pytest
 import corpus
 from jaxkd import files
 from jaxkd.commands import evaluate as evaluate_lib
+from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
@@ -190,7 +191,7 @@ def test_evaluate_gives_the_figures_of_the_run(lab, finished, split):
 
 def test_evaluate_prints_json_alone(lab, finished, capsys):
   line = ["evaluate", f"--workdir={lab / 'symmetric'}", f"--data={lab / 'test.jsonl'}"]
-  assert evaluate_lib.main(line) == 0
+  assert command_line.main(line) == 0
   found = json.loads(capsys.readouterr().out)
   assert found["student"] == finished[0]["test"]["student"]
 

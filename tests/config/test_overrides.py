@@ -1,0 +1,109 @@
+"""Command lines and the configs that they mean; a mistake in one is one line with the cure."""
+
+import pytest
+
+import corpus
+from jaxkd import config as config_lib
+from jaxkd.config import overrides
+from jaxkd.errors import UserError
+
+
+def parse(*arguments: str):
+  return overrides.parse(["jaxkd.main", *arguments])
+
+
+def test_defaults_and_overrides(monkeypatch):
+  monkeypatch.chdir(corpus.ROOT)
+  config, folder = parse("--config=configs/keep.py", "--config.kd.scale=0.25", "--config.seed=3")
+  assert (config.variant, config.recipe, str(folder)) == ("keep", "demo", "runs/keep-demo")
+  assert (config.kd.scale, config.seed) == (0.25, 3)
+  config, folder = parse("--config=configs/keep.py:prompts", "--workdir=elsewhere")
+  assert (config.recipe, str(folder)) == ("prompts", "elsewhere")
+
+
+def test_variants_have_names_in_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for given in ("symmetric:prompts", f"{corpus.ROOT}/configs/symmetric.py:prompts"):
+    config, folder = parse(f"--config={given}", "--config.kd.selection.n=4")
+    assert (config.variant, config.recipe) == ("symmetric", "prompts")
+    assert config.kd.selection.n == 4 and str(folder) == "runs/symmetric-prompts"
+  assert "symmetric" in overrides.variants() and overrides.grids() == ["paper", "small"]
+  assert overrides.find_grid("small") == corpus.ROOT / "configs" / "grids" / "small.py"
+
+
+def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = (
+    "from jaxkd import config\n\ndef get_config(recipe='demo'):\n  return config.base(recipe)\n"
+  )
+  (tmp_path / "trim").write_text(text)
+  assert parse("--config=trim")[0].kd.selection == config_lib.base().kd.selection
+  (tmp_path / "trim").unlink()
+  assert parse("--config=trim")[0].kd.selection.name == "trim"
+
+
+def test_configs_lie_in_an_installed_package_or_beside_it(tmp_path, monkeypatch):
+  module = tmp_path / "jaxkd" / "config" / "overrides.py"
+  monkeypatch.setattr(overrides, "__file__", str(module))
+  assert overrides.configs_folder() == tmp_path / "configs"
+  (tmp_path / "jaxkd" / "configs").mkdir(parents=True)
+  assert overrides.configs_folder() == tmp_path / "jaxkd" / "configs"
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["--config=configs/symetric.py"], ["configs/symetric.py", "no such file", "'symmetric'"]),
+    (
+      ["--config=symetric:demo"],
+      ["--config=symetric", "did you mean 'symmetric'", "variants: ctc"],
+    ),
+    (["--config=grids/small"], ["--config=grids/small: no such file or variant"]),
+    (["--config="], ["no such file or variant"]),
+    (["--config=configs/symmetric.py:dmeo"], ["unknown recipe 'dmeo'", "demo", "manifest"]),
+    (["--workdir=x"], ["--config=VARIANT", "missing", "symmetric:demo"]),
+    (["--config=configs/keep.py", "--wrkdir=x"], ["wrkdir"]),
+    (["--config=configs/keep.py", "more"], ["'more' is not a flag"]),
+    (
+      ["--config=configs/keep.py", "--config.kd.scael=0.5"],
+      ["config.kd.scael: no such field", "did you mean 'scale'", "temperature"],
+    ),
+    (
+      ["--config=keep", "--config.kd.scale=0.5", "--config.trainig.epochs=1"],
+      ["config.trainig: no such field", "did you mean 'training'"],
+    ),
+    (
+      ["--config=configs/keep.py", "--config.kd.selection.n=1"],
+      ["config.kd.selection.n: 'keep' has no such field", "before, after"],
+    ),
+    (["--config=configs/keep.py", "--config.kd.scale=half"], ["half"]),
+    (["--config=configs/keep.py", "--config.kd.scale=2"], ["kd.scale", "2", "0 to 1"]),
+    (["--config=configs/keep.py", "--config.training.epochs=1.5"], ["1.5"]),
+    (["--config=configs/standard.py", "--config.kd.grow_epochs=2"], ["kd.grow_epochs"]),
+    (["--config=configs/keep.py:manifest"], ["data.train"]),
+  ],
+)
+def test_wrong_command_lines(monkeypatch, arguments, words):
+  monkeypatch.chdir(corpus.ROOT)
+  with pytest.raises(UserError) as error:
+    parse(*arguments)
+  line = str(error.value)
+  assert "\n" not in line
+  for word in words:
+    assert word in line
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("def get_config(:\n", "line 1"),
+    ("import nothing_of_this_name\n", "nothing_of_this_name"),
+    ("def get_config(recipe='demo'):\n  return 5\n", "get_config must return"),
+  ],
+)
+def test_broken_config_files(tmp_path, text, words):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(UserError, match=words) as error:
+    parse(f"--config={path}")
+  assert "\n" not in str(error.value)
