@@ -16,7 +16,7 @@ and fetches nothing. Prints memory, arithmetic, traffic and time. Status 2 where
 it does not fit. Needs pip install 'jaxkd[tpu]'.
 
 Fields that decide whether it fits (the teacher's: --config.teacher.training.…):
-  --config.training.batch_seconds=300  of audio in a batch, on all chips together
+  --config.training.batch_seconds=300  of audio in a batch, over all chips
   --config.training.remat=True         layers computed again for the gradient
   --config.mesh.fsdp=8                 chips that parameters are split over
 

@@ -104,13 +104,19 @@ def test_ctrl_c_while_modules_are_loaded(tmp_path, program, module):
   assert done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1
 
 
-def test_a_closed_pipe_is_quiet(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [[], ["train", "--help"]])
+def test_a_closed_pipe_is_quiet(tmp_path, arguments, unbuffered):
   """As in `jaxkd train --help | head -1`."""
   read, write = os.pipe()
   os.close(read)
-  line = [sys.executable, "-m", "jaxkd", "train", "--help"]
   done = subprocess.run(
-    line, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
+    [sys.executable, "-m", "jaxkd", *arguments],
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=tmp_path,
+    env=environment() | {"PYTHONUNBUFFERED": unbuffered},
   )
   os.close(write)
   assert (done.returncode, done.stderr) == (1, "")
