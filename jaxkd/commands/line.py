@@ -32,7 +32,7 @@ VERBS = {
   "grid": Verb("grid", "Trains many runs beside one teacher and writes their report."),
   "report": Verb("report", "Compares finished runs: table, plots, one page."),
   "convert": Verb("convert", "Writes a model in Hugging Face's layout, or its weights anew."),
-  "plan-tpu": Verb("tpu", "Says what a run needs of TPUs, without one."),
+  "plan-tpu": Verb("plan_tpu", "Says what a run needs of TPUs, without one."),
 }
 _FIELD_FLAGS = ("--config.", "-config.", "--noconfig.", "-noconfig.")
 

@@ -1,97 +1,69 @@
-"""Train steps at full size, compiled for TPUs that need not be there: memory, traffic, time."""
+"""jaxkd plan-tpu: what the train steps of a config need of TPUs that need not be there."""
 
-import dataclasses
-import importlib.util
 import itertools
-import math
-import os
-import pathlib
-import re
-import time
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
 from jaxkd import console
-from jaxkd.data import plan
-from jaxkd.devices import flops, hlo, mesh, sharding
-from jaxkd.devices.chips import GIB, TPUS, Chip, topology_names
+from jaxkd.commands import line, train
+from jaxkd.config import overrides
+from jaxkd.devices import chips
+from jaxkd.devices.chips import GIB
 from jaxkd.errors import UserError
-from jaxkd.labels import Vocabulary, characters
-from jaxkd.models import blueprint
-from jaxkd.models.huggingface import known
-from jaxkd.models.huggingface import weights as port
-from jaxkd.training import assembly as build
-from jaxkd.training import optim
-from jaxkd.training import step as step_lib
-from jaxkd.types import SAMPLE_RATE_HZ
 
-# Recipe -> hours of its training data, and seconds of the longest utterance, rounded up.
+UTTERANCE_SECONDS = 15.0  # where nothing is known of the corpus
+# Data -> hours of its training split, and seconds of the longest utterance, rounded up.
 # Panayotov et al. 2015, table 1 and section 4 (cut to at most 35 s); Rousseau et al. 2014 (TED-LIUM
 # 2; the length is an assumption).
 CORPORA = {"librispeech": (960.9, 35.0), "tedlium": (207.0, 25.0)}
 _BOUNDS = ("arithmetic", "HBM", "the interconnect")
-_LABELS_PER_SECOND = 20.0  # characters; the fastest utterance decides
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One train step to compile.
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = """\
+Compiles the train step of the student, and of the teacher where the config
+trains it, at full size; libtpu's compiler runs on any machine. Reads no data
+and fetches nothing. Prints memory, arithmetic, traffic and time. Status 2 where
+it does not fit. Needs pip install 'jaxkd[tpu]'.
 
-  Attributes:
-    name: for people.
-    block: the config's block that says how it trains.
-    config: of the run that it belongs to.
-    student, like, frozen: structure and abstract parameters of what it trains, and the parts that
-      it does not.
-    teacher, teacher_like: of the frozen model beside it, or None.
-    labels: classes of both.
-  """
+Fields that decide whether it fits (the teacher's: --config.teacher.training.…):
+  --config.training.batch_seconds=300  of audio in a batch, over all chips
+  --config.training.remat=True         layers computed again for the gradient
+  --config.mesh.fsdp=8                 chips that parameters are split over
 
-  name: str
-  block: str
-  config: ConfigDict
-  student: object
-  like: object
-  frozen: tuple[str, ...]
-  teacher: object
-  teacher_like: object
-  labels: Vocabulary
+example: %(prog)s --config=symmetric:tedlium --topology=v5e:2x4"""
+  parser.add_argument("--config", metavar="VARIANT:RECIPE", required=True, help="as for train")
+  parser.add_argument(
+    "--topology",
+    metavar="CHIP:SHAPE",
+    required=True,
+    help=f"of the slice, in chips: {', '.join(chips.topology_names())}, ...",
+  )
+  parser.add_argument(
+    "--utterance_seconds",
+    metavar="LIST",
+    type=line.several(line.number(0.1, 3600)),
+    help="lengths of the rows of a batch, with commas between; each is compiled (default the "
+    f"corpus's longest utterance, else {UTTERANCE_SECONDS:g})",
+  )
+  parser.add_argument(
+    "--hours",
+    type=line.number(0),
+    help="of audio in an epoch (default the corpus's, where it is known); without, no time for the "
+    "whole recipe",
+  )
+  parser.add_fields("as for train")
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A compiled step; all of one chip.
-
-  Attributes:
-    arguments, outputs, temporaries, code: bytes of HBM; outputs without those that take the place
-      of arguments.
-    in_place: bytes of those.
-    flops: of matrix products and convolutions, over all chips.
-    cost: of a run.
-    compile_seconds: it took on this machine.
-    refusal: the compiler's reason where it does not fit, else "".
-  """
-
-  arguments: float
-  flops: float
-  compile_seconds: float
-  outputs: float = 0.0
-  in_place: float = 0.0
-  temporaries: float = 0.0
-  code: float = 0.0
-  cost: hlo.Cost | None = None
-  refusal: str = ""
-
-  @property
-  def hbm(self) -> float:
-    return self.arguments + self.outputs + self.temporaries + self.code
+def run(args) -> int:
+  """Compiles and prints; returns the exit status."""
+  config, _ = overrides.parse(train.as_config_flags(args))
+  known = CORPORA.get(config_lib.parts(config.recipe)[0], (None, UTTERANCE_SECONDS))[1]
+  show(config, args.topology, args.utterance_seconds or (known,), args.hours)
+  return 0
 
 
 def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: float | None) -> None:
@@ -106,7 +78,10 @@ def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: flo
   Raises:
     UserError: no such slice, no libtpu, or what does not fit and what helps.
   """
-  chip, devices = slice_of(topology)
+  from jaxkd.devices import mesh, slices
+  from jaxkd.training import ahead
+
+  chip, devices = slices.slice_of(topology)
   where = mesh.make_mesh(config.mesh.fsdp, devices)
   _say(
     f"{config.variant}:{config.recipe} on {where.size} × {topology.partition(':')[0]} "
@@ -114,10 +89,10 @@ def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: flo
     f"{config.dtype}"
   )
   refused = []
-  for step, seconds in itertools.product(steps_of(config), lengths):
-    shape = shape_of(step.config, seconds)
+  for step, seconds in itertools.product(ahead.steps_of(config), lengths):
+    shape = ahead.shape_of(step, seconds)
     _say(_title(step, shape, where))
-    program = compiled(step, shape, where)
+    program = ahead.compiled(step, shape, where)
     of_data = _known_hours(step.config) if hours is None else hours
     for line in _lines(step, program, shape, chip, where, of_data):
       _say(f"  {line}")
@@ -138,198 +113,12 @@ def _say(line: str) -> None:
   console.out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def slice_of(topology: str) -> tuple[Chip, list]:
-  """The chip of a slice such as "v5e:2x4", and its devices, one a chip.
+def _title(step, shape, devices) -> str:
+  import jax
 
-  Raises:
-    UserError: no such slice, or no libtpu.
-  """
-  found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
-  wrong = f"--topology={topology}: it must be CHIP:SHAPE, such as {', '.join(topology_names())}"
-  if not found or found[1] not in TPUS:
-    raise UserError(wrong)
-  if importlib.util.find_spec("libtpu") is None:
-    raise UserError("libtpu is not installed: pip install 'jaxkd[tpu]'")
-  # libtpu compiles only: it must not look for chips, nor for the services of a TPU's machine, nor
-  # mind a process that uses them.
-  jax.config.update("jax_platforms", "cpu")
-  for name, value in {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_LOG_DIR": "disabled",
-  }.items():
-    os.environ.setdefault(name, value)
-  sizes = [int(n) for n in found[2].split("x")]
-  options = {"chips_per_host_bounds": (min(sizes[0], 2), min(sizes[1], 2), 1)}
-  if found[1] == "v4":
-    options["chip_config_name"] = "megacore"  # the two cores of a chip are one device
-  try:
-    described = topologies.get_topology_desc(topology, "tpu", **options)
-  except (jax.errors.JaxRuntimeError, ValueError) as error:
-    raise UserError(f"{wrong} ({' '.join(str(error).split())[:200]})") from error
-  return TPUS[found[1]], described.devices
+  from jaxkd.devices.mesh import padded_rows
 
-
-def steps_of(config: ConfigDict) -> list[Step]:
-  """The train steps of a config: the student's, and the teacher's where it is trained here.
-
-  Raises:
-    UserError: a model whose structure is not known without fetching it, or cannot be used.
-  """
-  steps = []
-  if config.teacher.source == "train":
-    trained = config_lib.for_teacher(config)
-    labels = _labels(trained)
-    made = _structure(trained, labels, "teacher.model")
-    steps = [Step("teacher", "teacher.training", trained, *made, None, None, labels)]
-    teacher = made[:2]
-  elif config.teacher.source == "none":
-    labels, *teacher = _labels(config), None, None
-  else:
-    if not pathlib.Path(config.teacher.source).expanduser().is_dir():
-      raise UserError(
-        f"config.teacher.source is {config.teacher.source!r}: nothing is fetched here, so it must "
-        "be a folder, train or none"
-      )
-    labels, *teacher = blueprint.teacher_structure(
-      config.teacher.source, pool=config.teacher.pool, dtype=config.dtype
-    )
-  width = blueprint.encoder_width(*teacher) if build.warmup_epochs(config.kd) else None
-  if not build.asks_teacher(config.kd):
-    teacher = None, None
-  student = _structure(config, labels, "student", width)
-  return [*steps, Step("student", "training", config, *student, *teacher, labels)]
-
-
-def _is_elsewhere(block: ConfigDict) -> bool:
-  """Whether a model is on Hugging Face's hub and not in a folder."""
-  return block.name == "huggingface" and not pathlib.Path(block.source).expanduser().is_dir()
-
-
-def _labels(config: ConfigDict) -> Vocabulary:
-  if config.labels.name == "auto" and _is_elsewhere(config.student):
-    return characters(config.labels.alphabet)  # those that are known are pre-trained only
-  return blueprint.untrained_labels(config)
-
-
-def _structure(config: ConfigDict, labels: Vocabulary, path: str, project_to: int | None = None):
-  """Structure, abstract parameters and frozen parts of `config.student`, which stood at `path`."""
-  block = config.student
-  if not _is_elsewhere(block):
-    made = blueprint.make(config, labels, project_to)
-    return made.graphdef, made.like, made.frozen
-  if block.source not in known.DESCRIPTIONS:
-    raise UserError(
-      f"config.{path}.source is {block.source!r}: nothing is fetched here, so it must be a folder "
-      f"in Hugging Face's layout, or one of {', '.join(known.DESCRIPTIONS)}"
-    )
-  settings = blueprint.huggingface_config(config, known.DESCRIPTIONS[block.source], block.source)
-  frozen = ("conv",) if block.freeze_conv else ()
-  return *port.structure(settings, len(labels.symbols)), frozen
-
-
-def shape_of(config: ConfigDict, seconds: float) -> plan.Shape:
-  """Of a batch whose rows hold utterances of so many seconds, or are joined up to that."""
-  training = config.training
-  shapes = plan.shapes(
-    np.array([seconds]),
-    batch_seconds=training.batch_seconds,
-    buckets=1,
-    join_seconds=training.join_seconds,
-    labels_per_second=_LABELS_PER_SECOND if _reads_labels(config.kd) else 0.0,
-    speeds=tuple(training.speeds),
-  )
-  return shapes[-1]
-
-
-def _reads_labels(kd: ConfigDict) -> bool:
-  return kd.scale < 1 or build.takes_hypotheses(kd)
-
-
-def trace(step: Step, shape: plan.Shape, devices: Mesh):
-  """A step traced for a batch shape (`jax.stages.Traced`), and the shapes of its arguments."""
-  training, kd = step.config.training, step.config.kd
-  optimizer = optim.make_optimizer(
-    training.optimizer,
-    optim.three_part_schedule(training.lr, training.lr_parts, 1),
-    frozen=step.frozen,
-    **{k: training[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm", "accumulate")},
-  )
-  fresh = lambda params: step_lib.TrainState.fresh(params, optimizer.init(params))
-  state = jax.eval_shape(fresh, step.like)
-  where = sharding.of_state(devices, state)
-  everywhere = sharding.replicated(devices)
-  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
-  teacher = jax.tree.map(place, step.teacher_like, sharding.of_state(devices, step.teacher_like))
-  arguments = (
-    jax.tree.map(place, state, where),
-    teacher,
-    mesh.batch_struct(
-      shape.rows,
-      shape.samples,
-      shape.labels if kd.scale < 1 else 0,
-      devices,
-      hypothesis=shape.labels if build.takes_hypotheses(kd) else None,
-    ),
-    place(jnp.int32(0), everywhere),
-    place(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
-  )
-  update = step_lib.make_train_step(
-    step.student,
-    step.teacher,
-    _objective(step.config, step.labels),
-    optimizer,
-    mesh=devices,
-    state_shardings=where,
-  )
-  return update.trace(*arguments), arguments
-
-
-def compiled(step: Step, shape: plan.Shape, devices: Mesh) -> Program:
-  """Compiles a step for a batch shape on devices that need not be there."""
-  started = time.monotonic()
-  traced, arguments = trace(step, shape, devices)
-  found = dict(arguments=_nbytes(arguments), flops=flops.count(traced.jaxpr))
-  elapsed = lambda: time.monotonic() - started
-  try:
-    program = traced.lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    return Program(**found, compile_seconds=elapsed(), refusal=_first_line(error))
-  memory = program.memory_analysis()
-  return Program(
-    **found,
-    compile_seconds=elapsed(),
-    outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    in_place=memory.alias_size_in_bytes,
-    temporaries=memory.temp_size_in_bytes,
-    code=memory.generated_code_size_in_bytes,
-    cost=hlo.cost(program.as_text()),
-  )
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()[0]
-  return re.sub(r"(\d)G\b", r"\1 GiB", text.rstrip("."))
-
-
-def _nbytes(tree) -> float:
-  """Bytes of a tree's arrays on one device; keys are a few."""
-  arrays = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
-
-
-def _objective(config: ConfigDict, labels: Vocabulary) -> step_lib.Objective:
-  """With a prior that has no data behind it."""
-  log_prior = jnp.zeros(len(labels.symbols)) if build.needs_log_prior(config) else None
-  return build.make_objective(config, labels.blank_id, log_prior)
-
-
-def _title(step: Step, shape: plan.Shape, devices: Mesh) -> str:
-  rows = plan.padded_rows(shape.rows, devices.size)
+  rows = padded_rows(shape.rows, devices.size)
   seconds = shape.samples / SAMPLE_RATE_HZ
   text = f"{step.name}: {shape.rows} rows of {seconds:.1f} s"
   if rows > shape.rows:
@@ -375,7 +164,7 @@ def _lines(step, program, shape, chip, devices, hours) -> list[str]:
   return [*lines, f"compiled in {program.compile_seconds:.0f} s"]
 
 
-def _advice(step: Step, program: Program, shape: plan.Shape, devices: Mesh) -> str:
+def _advice(step, program, shape, devices) -> str:
   """What does not fit, and what helps."""
   why = program.refusal or f"{program.hbm / GIB:.2f} GiB are more than a chip has"
   help_ = []

@@ -99,7 +99,9 @@ def _selected(opened, logits: np.ndarray) -> np.ndarray:
   if objective.needs_log_prior(kd):
     path = priors.place(opened.teacher_source, opened.folder)
     prior = np.array(files.read_json(path), np.float32)
-  select = jax.jit(objective.make_selector(kd, opened.vocabulary.blank_id, prior))
+  select = jax.jit(
+    objective.make_selector(kd, blank_id=opened.vocabulary.blank_id, log_prior=prior)
+  )
   key, mask = jax.random.key(opened.results["seed"]), np.ones(logits.shape[:2], bool)
   weights = select(logits, mask, key, opened.config.training.epochs - 1)
   return np.asarray(weights[0], np.float32)

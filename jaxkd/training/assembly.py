@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
@@ -36,9 +35,9 @@ from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
 from jaxkd.training import objective as objective_lib
 from jaxkd.training import optim, workdir
-from jaxkd.training.objective import HYPOTHESES, TEACHER_ENCODINGS, TRANSCRIPTS, Objective
+from jaxkd.training.objective import TEACHER_ENCODINGS, Objective
 from jaxkd.training.run import Blueprint, Data, Run
-from jaxkd.types import SAMPLE_RATE_HZ
+from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 
 log = logging.getLogger(__name__)
 NBEST = "nbest.jsonl"
@@ -244,7 +243,7 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
   )
   plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0)
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
-  optimizer, schedule = _optimizer(training, len(first), blueprint.frozen)
+  optimizer, schedule = optim.of_training(training, len(first), blueprint.frozen)
   return Run(
     workdir=made.folder,
     facts=dict(
@@ -318,21 +317,6 @@ def _labels_per_second(source: Source, vocabulary: Vocabulary | None, nbest: Hyp
   if nbest is not None:
     counts = np.maximum(counts, nbest.longest() + 1)
   return float((counts / source.durations).max())
-
-
-def _optimizer(
-  training: ConfigDict, batches: int, frozen: tuple[str, ...]
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """The optimiser, and batch → learning rate."""
-  updates = max(1, training.epochs * batches // training.accumulate)
-  schedule = optim.three_part_schedule(training.lr, training.lr_parts, updates)
-  optimizer = optim.make_optimizer(
-    training.optimizer,
-    schedule,
-    frozen=frozen,
-    **{k: training[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm", "accumulate")},
-  )
-  return optimizer, lambda step: schedule(step // training.accumulate)
 
 
 def _eval_shapes(data: Data, devices: jax.sharding.Mesh) -> tuple[plan.Shape, ...]:

@@ -23,7 +23,6 @@ from jaxkd.teacher import sources as teachers
 from jaxkd.training import assembly, checkpoint, results, workdir
 from jaxkd.training import step as step_lib
 from jaxkd.training.assembly import Plan
-from jaxkd.training.objective import TEACHER_FRAMES
 from jaxkd.training.run import Run
 from jaxkd.types import SAMPLE_RATE_HZ
 
@@ -134,7 +133,7 @@ class _Loop:
     self.everywhere = sharding.replicated(run.mesh)
     key = jax.random.fold_in(jax.random.key(run.seed), 0x7A1)
     self.key = jax.jit(lambda: key, out_shardings=self.everywhere)()
-    asked = run.teacher if TEACHER_FRAMES in run.objective.needs else None
+    asked = run.teacher if run.objective.asks_teacher else None
     self.teacher_params = asked.params if asked else None
     self.teacher_graphdef = asked.graphdef if asked else None
     self.checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", keep_best=run.average)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 
 def three_part_schedule(rates, parts, total_steps: int) -> optax.Schedule:
@@ -62,3 +63,24 @@ def make_optimizer(
   if accumulate > 1:
     update = optax.MultiSteps(update, accumulate).gradient_transformation()
   return update
+
+
+def of_training(
+  training: ConfigDict, batches: int, frozen: tuple[str, ...]
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimiser of a `config.training` block, and batch → learning rate.
+
+  Args:
+    training: the block.
+    batches: in an epoch.
+    frozen: top-level parts of the parameters that do not change.
+  """
+  updates = max(1, training.epochs * batches // training.accumulate)
+  schedule = three_part_schedule(training.lr, training.lr_parts, updates)
+  optimizer = make_optimizer(
+    training.optimizer,
+    schedule,
+    frozen=frozen,
+    **{k: training[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm", "accumulate")},
+  )
+  return optimizer, lambda step: schedule(step // training.accumulate)

@@ -18,7 +18,8 @@ from jaxkd.models import kept
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.training import step as step_lib
-from jaxkd.training.objective import TRANSCRIPTS, Objective
+from jaxkd.training.objective import Objective
+from jaxkd.types import TRANSCRIPTS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ import json
 import pytest
 
 import corpus
-from jaxkd import config as config_lib
 from jaxkd.config import overrides, recipes
 from jaxkd.data import tfds
 from jaxkd.training import loop as train

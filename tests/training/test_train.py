@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import corpus
-from jaxkd import files
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
