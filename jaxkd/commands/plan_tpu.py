@@ -94,8 +94,8 @@ def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: flo
     _say(_title(step, shape, where))
     program = ahead.compiled(step, shape, where)
     of_data = _known_hours(step.config) if hours is None else hours
-    for line in _lines(step, program, shape, chip, where, of_data):
-      _say(f"  {line}")
+    for text in _lines(step, program, shape, chip, where, of_data):
+      _say(f"  {text}")
     if program.refusal or program.hbm > chip.hbm:
       refused.append(f"{step.name} {_advice(step, program, shape, where)}")
   if refused:
@@ -119,7 +119,7 @@ def _title(step, shape, devices) -> str:
   from jaxkd.devices.mesh import padded_rows
 
   rows = padded_rows(shape.rows, devices.size)
-  seconds = shape.samples / SAMPLE_RATE_HZ
+  seconds = shape.seconds
   text = f"{step.name}: {shape.rows} rows of {seconds:.1f} s"
   if rows > shape.rows:
     text += f", filled up to {rows} ({1 - shape.rows / rows:.0%} of the work is for nothing)"
@@ -156,7 +156,7 @@ def _lines(step, program, shape, chip, devices, hours) -> list[str]:
   ]
   if hours is not None:
     epochs = step.config.training.epochs
-    steps = epochs * hours * 3600 / (shape.rows * shape.samples / SAMPLE_RATE_HZ)
+    steps = epochs * hours * 3600 / (shape.rows * shape.seconds)
     lines.append(
       f"the recipe    {epochs} epochs of {hours:g} h, {steps:,.0f} such steps: "
       f"{steps * least / 3600:.3g} h at least, {steps * scheduled / 3600:.3g} h by the compiler"
@@ -173,7 +173,7 @@ def _advice(step, program, shape, devices) -> str:
   if devices.shape["fsdp"] < devices.size:
     help_.append(f"--config.mesh.fsdp={devices.size}")
   if shape.rows > devices.size:
-    seconds = devices.size * shape.samples / SAMPLE_RATE_HZ
+    seconds = devices.size * shape.seconds
     help_.append(f"--config.{step.block}.batch_seconds={seconds:.0f}")
   help_.append("shorter utterances (--utterance_seconds)")
   return f"does not fit ({why}): try {', '.join(help_)}"

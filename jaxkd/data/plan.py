@@ -27,6 +27,11 @@ class Shape(NamedTuple):
   samples: int
   labels: int
 
+  @property
+  def seconds(self) -> float:
+    """Of audio in a row, padding included."""
+    return self.samples / SAMPLE_RATE_HZ
+
 
 class PlannedBatch(NamedTuple):
   """What goes into a global batch.
@@ -207,4 +212,4 @@ def seconds_of(batch: PlannedBatch, durations: np.ndarray) -> tuple[float, float
     for row, speeds in zip(batch.rows, batch.speeds, strict=True)
     if row
   )
-  return real, batch.shape.rows * batch.shape.samples / SAMPLE_RATE_HZ
+  return real, batch.shape.rows * batch.shape.seconds

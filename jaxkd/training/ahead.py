@@ -1,4 +1,4 @@
-"""Train steps of a config at full size, compiled ahead of time for devices that need not be there."""
+"""A config's train steps at full size, compiled for devices that need not be there."""
 
 import dataclasses
 import math

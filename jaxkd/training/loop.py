@@ -24,7 +24,6 @@ from jaxkd.training import assembly, checkpoint, results, workdir
 from jaxkd.training import step as step_lib
 from jaxkd.training.assembly import Plan
 from jaxkd.training.run import Run
-from jaxkd.types import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_STEPS = 25
@@ -392,4 +391,4 @@ class _Loop:
 
 
 def _shape_names(shapes) -> str:
-  return ", ".join(f"{s.rows} × {s.samples / SAMPLE_RATE_HZ:.1f} s" for s in shapes)
+  return ", ".join(f"{s.rows} × {s.seconds:.1f} s" for s in shapes)
