@@ -37,7 +37,7 @@ example: %(prog)s small --recipe=demo"""
     help=f"one of {', '.join(overrides_lib.grids())}, or a file that "
     "defines get_grid(recipe): scales, seeds, and variants with the fields that vary",
   )
-  add("--recipe", default="demo", help=f"data and sizes: {', '.join(config_lib.RECIPES)}")
+  add("--recipe", default="demo", help=line.recipes())
   add("--folder", metavar="DIR", help="where all runs are kept (default runs/GRID-RECIPE)")
   add(
     "--unlabelled",

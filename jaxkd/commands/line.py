@@ -114,6 +114,13 @@ def pasted() -> str:
   return f"{shlex.quote(str(shown))} -m jaxkd"
 
 
+def recipes() -> str:
+  """What a recipe may be, for help."""
+  from jaxkd import config
+
+  return f"DATA or DATA-SIZE; DATA: {', '.join(config.DATA)}; SIZE: {', '.join(config.SIZES)}"
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
   """Help as wide as the terminal up to 100 columns, with the defaults that the code has."""
 

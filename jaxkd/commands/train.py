@@ -6,6 +6,7 @@
 import importlib.util
 import pathlib
 import shlex
+import textwrap
 
 from jaxkd import config as config_lib
 from jaxkd import console, files
@@ -36,12 +37,12 @@ examples:
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
   parser.epilog = _EPILOG.format(labels=", ".join(config_lib.LABELS))
-  variants, recipes = ", ".join(overrides.variants()), ", ".join(config_lib.RECIPES)
+  variants = ", ".join(overrides.variants())
   parser.add_argument(
     "--config",
     metavar="VARIANT:RECIPE",
     help=f"what is trained. VARIANT: {variants}; or a file that defines "
-    f"get_config(recipe). RECIPE is data and sizes: {recipes} (default the variant's own)",
+    f"get_config(recipe). RECIPE: {line.recipes()} (default the variant's own)",
   )
   parser.add_argument(
     "--workdir",
@@ -89,19 +90,17 @@ def as_config_flags(args) -> list[str]:
 
 
 def show_fields(recipe: str) -> None:
-  """Prints a table of a config's fields.
+  """Prints all fields of a config: name, default, unit, what it may be, and what it is.
 
   Raises:
     UserError: no such recipe.
   """
-  from rich.table import Table
-
-  table = Table(title=f"fields of the recipe {recipe}", title_justify="left")
-  for heading in ("--config.…", "default", "unit", "values", "what it is"):
-    table.add_column(heading, overflow="fold")
-  for row in config_lib.describe(recipe):
-    table.add_row(*map(str, row))
-  console.out.print(table, markup=False)
+  width = min(console.out.width, 100)
+  for name, default, unit, allowed, about in config_lib.describe(recipe):
+    shown = repr(default) if default == "" or " " in str(default) else default
+    told = about if allowed == "text" else f"{about}: {allowed}"
+    print(f"config.{name} = {shown} {unit}".rstrip())
+    print(textwrap.fill(told, width, initial_indent="    ", subsequent_indent="    "))
 
 
 def next_steps(workdir: pathlib.Path) -> list[str]:

@@ -62,7 +62,7 @@ def test_defaults_in_help_are_the_codes(capsys):
   assert "0,0.1,0.3,0.5,0.7" in text
   line.main(["train"])
   text = " ".join(capsys.readouterr().out.split())
-  for name in (*config_lib.RECIPES, *overrides.variants()):
+  for name in (*config_lib.DATA, *config_lib.SIZES, *overrides.variants()):
     assert name in text
 
 
@@ -149,21 +149,21 @@ def test_values_may_stand_behind_a_space(monkeypatch):
   assert fields == ["--config.a=-1.5", "--config.b= '"] and rest == ["small", "--only=x"]
 
 
-def test_fields_are_printed_as_a_table(monkeypatch, capsys):
-  rows = {
-    "demo": [
-      ("kd.scale", 1.0, "", "0 to 1", "weight of distillation"),
-      ("features.low_hz", 60.0, "Hz", "0 upwards", "lowest frequency [of the mel bins]"),
-    ]
-  }
-  monkeypatch.setattr(config_lib, "describe", rows.__getitem__, raising=False)
-  monkeypatch.setattr(console, "out", console.Console(file=sys.stdout, width=120))
-  for given in (["train", "--fields"], ["train", "--fields=demo"]):
-    assert line.main(given) == 0
-    text = capsys.readouterr().out
-    for row in rows["demo"]:
-      for value in row:
-        assert str(value) in text
+@pytest.mark.parametrize("given", [["--fields"], ["--fields=manifest-medium"]])
+def test_every_field_is_printed(given, capsys, monkeypatch):
+  monkeypatch.setattr(console, "out", console.Console(file=sys.stdout, width=80))
+  assert line.main(["train", *given]) == 0
+  printed = capsys.readouterr().out
+  rows = config_lib.describe(given[0].partition("=")[2] or "demo")
+  heads = [text for text in printed.splitlines() if not text.startswith(" ")]
+  for row, head in zip(rows, heads, strict=True):
+    assert head.startswith(f"config.{row.name} = ")
+    assert row.unit in head and str(row.default) in head
+  assert f"config.recipe = {rows[0].default}" in printed and rows[0].name == "recipe"
+  assert max(map(len, printed.splitlines())) <= 80
+  text = " ".join(printed.split())
+  assert all(" ".join(row.about.split()) in text for row in rows)
+  assert "config.training.epochs = " in printed and "config.data.root = ''" in printed
 
 
 @pytest.fixture(scope="module")
