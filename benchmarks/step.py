@@ -77,15 +77,14 @@ def ours(args):
   from flax import nnx
 
   from jaxkd.config import base, recipes
-  from jaxkd.models.augment import SpecAugment
   from jaxkd.models.conformer import ConformerConfig, ConformerCTC
   from jaxkd.models.features import LogMel
   from jaxkd.models.huggingface import folder as huggingface
   from jaxkd.models.huggingface import weights as port
   from jaxkd.models.wav2vec2 import Wav2Vec2CTC
+  from jaxkd.training import objective as objective_lib
   from jaxkd.training import optim
-  from jaxkd.training.assembly import make_selector
-  from jaxkd.training.step import Objective, TrainState, make_train_step
+  from jaxkd.training.step import TrainState, make_train_step
   from jaxkd.types import Batch
 
   classes = HUBERT_LARGE["vocab_size"]
@@ -100,10 +99,13 @@ def ours(args):
   make = lambda: ConformerCTC(config, LogMel(mels=MELS), classes, rngs=nnx.Rngs(1))
   graphdef = nnx.split(nnx.eval_shape(make))[0]
   params = jax.jit(lambda: nnx.state(make()))()
-  kd = base("tedlium").copy_and_resolve_references().unlock().kd
-  kd.selection = dict(name="symmetric", n=NEIGHBOURS)
-  masks = SpecAugment(time_mask_frames=20, freq_mask_bins=8)
-  objective = Objective(1.0, TEMPERATURE, make_selector(kd, 0), 0, masks, 0)
+  recipe = base("tedlium").copy_and_resolve_references().unlock()
+  recipe.kd.update(scale=1.0, temperature=TEMPERATURE)
+  recipe.kd.selection = dict(name="symmetric", n=NEIGHBOURS)
+  recipe.training.update(
+    spec_augment=True, spec_augment_from_epoch=0, time_mask_frames=20, freq_mask_bins=8
+  )
+  objective = objective_lib.make(recipe.kd, recipe.training, blank_id=0, log_prior=None)
   optimizer = optim.make_optimizer(
     "radam",
     lambda step: LEARNING_RATE,
@@ -114,8 +116,8 @@ def ours(args):
     clip_norm=0,
   )
   audio, audio_len = map(jnp.asarray, make_audio(args))
-  batch = Batch(audio, audio_len, jnp.zeros((args.rows, 0), jnp.int32), jnp.zeros_like(audio_len))
-  state = TrainState.fresh(params, optimizer.init(params))
+  batch = Batch(audio, audio_len)
+  state = TrainState.fresh(params, optimizer.init(params), objective)
   step = make_train_step(graphdef, teacher_graphdef, objective, optimizer)
   epoch, key = jnp.int32(0), jax.random.key(0)
   compiled = step.lower(state, teacher_params, batch, epoch, key).compile()

@@ -1,10 +1,15 @@
 """The values that travel between layers."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Parts of a batch that are there only where an objective asks for them.
+TRANSCRIPTS, HYPOTHESES = "transcripts", "hypotheses"
 
 # Audio is at this rate everywhere; what is read at another is resampled.
 SAMPLE_RATE_HZ = 16_000
@@ -16,7 +21,7 @@ class Batch(NamedTuple):
   Attributes:
     audio: i16[B, S], 16 kHz mono.
     audio_len: i32[B], real samples.
-    labels: i32[B, U], class ids; U is 0 where no transcript is read.
+    labels: i32[B, U], class ids; None where no transcript is read.
     label_len: i32[B], real labels; may exceed U only where it also exceeds the output frames, which
       makes the row infeasible for CTC.
     hypothesis: i32[B, U], class ids of what the teacher may have heard; None where that is not
@@ -26,10 +31,51 @@ class Batch(NamedTuple):
 
   audio: jax.Array
   audio_len: jax.Array
-  labels: jax.Array
-  label_len: jax.Array
+  labels: jax.Array | None = None
+  label_len: jax.Array | None = None
   hypothesis: jax.Array | None = None
   hypothesis_len: jax.Array | None = None
+
+
+class BatchField(NamedTuple):
+  """What one array of a `Batch` is.
+
+  Attributes:
+    dtype: NumPy's.
+    axes: names of its sizes.
+    need: what must be asked for to have it; None for what is always there.
+  """
+
+  dtype: type
+  axes: tuple[str, ...]
+  need: str | None = None
+
+
+BATCH_FIELDS = {
+  "audio": BatchField(np.int16, ("rows", "samples")),
+  "audio_len": BatchField(np.int32, ("rows",)),
+  "labels": BatchField(np.int32, ("rows", "labels"), TRANSCRIPTS),
+  "label_len": BatchField(np.int32, ("rows",), TRANSCRIPTS),
+  "hypothesis": BatchField(np.int32, ("rows", "labels"), HYPOTHESES),
+  "hypothesis_len": BatchField(np.int32, ("rows",), HYPOTHESES),
+}
+
+
+def batch_like(make, needs: Collection[str], **sizes: int) -> Batch:
+  """A batch of `make(shape, dtype)` in the place of each array, such as `np.zeros`.
+
+  Args:
+    make: of one array.
+    needs: of the objective; fields that none of them asks for are None.
+    **sizes: rows, samples and labels.
+  """
+  return Batch(
+    **{
+      name: make(tuple(sizes[axis] for axis in field.axes), field.dtype)
+      for name, field in BATCH_FIELDS.items()
+      if field.need is None or field.need in needs
+    }
+  )
 
 
 class FrameOutput(NamedTuple):
@@ -56,6 +102,11 @@ class WeightedSum:
 
   total: jax.Array
   weight: jax.Array
+
+  @classmethod
+  def zero(cls) -> "WeightedSum":
+    """Of nothing."""
+    return cls(jnp.zeros(()), jnp.zeros(()))
 
   def mean(self) -> jax.Array:
     """f32[]: total / max(weight, 1), so that an empty sum has mean 0."""

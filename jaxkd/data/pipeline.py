@@ -16,7 +16,7 @@ from jaxkd.data.sources import Source
 from jaxkd.devices.mesh import padded_rows
 from jaxkd.errors import UserError
 from jaxkd.labels import UnknownSymbol, UnknownWords, Vocabulary
-from jaxkd.types import SAMPLE_RATE_HZ, Batch
+from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS, Batch, batch_like
 
 log = logging.getLogger(__name__)
 _THREADS = 2
@@ -114,10 +114,9 @@ def _host_batch(numbered, *, source, vocabulary, hypotheses, seed, noise_db, sha
   rows, samples, label_room = planned.shape
   size = padded_rows(rows, count) // count
   mine = [row for shard in wanted for row in range(shard * size, (shard + 1) * size)]
-  audio = np.zeros((len(mine), samples), np.int16)
-  audio_len = np.zeros(len(mine), np.int32)
-  text = _Room(len(mine), label_room if vocabulary is not None else 0)
-  heard = _Room(len(mine), label_room)
+  given = {TRANSCRIPTS: vocabulary, HYPOTHESES: hypotheses}
+  needs = [need for need, found in given.items() if found is not None]
+  batch = batch_like(np.zeros, needs, rows=len(mine), samples=samples, labels=label_room)
   names, broken = [], []
   for place, row in enumerate(mine):
     parts, used = [], []
@@ -139,28 +138,22 @@ def _host_batch(numbered, *, source, vocabulary, hypotheses, seed, noise_db, sha
     joined = np.concatenate(parts)[:samples]
     if noise_db is not None:
       joined = _with_noise(joined, noise_db, np.random.default_rng([*seed, number, row]))
-    audio[place, : len(joined)] = joined
-    audio_len[place] = len(joined)
+    batch.audio[place, : len(joined)] = joined
+    batch.audio_len[place] = len(joined)
     if vocabulary is not None:
-      text.put(place, vocabulary.encode(" ".join(source.texts[u] for u in used)))
+      text = vocabulary.encode(" ".join(source.texts[u] for u in used))
+      _put(text, batch.labels, batch.label_len, place)
     if hypotheses is not None:
-      heard.put(place, hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1])))
-  drawn = (heard.ids, heard.lengths) if hypotheses is not None else ()
-  return HostBatch(Batch(audio, audio_len, text.ids, text.lengths, *drawn), tuple(names), broken)
+      heard = hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1]))
+      _put(heard, batch.hypothesis, batch.hypothesis_len, place)
+  return HostBatch(batch, tuple(names), broken)
 
 
-class _Room:
-  """Label sequences of a batch: `ids` i32[B, U] and `lengths` i32[B]."""
-
-  def __init__(self, rows: int, room: int):
-    self.ids = np.zeros((rows, room), np.int32)
-    self.lengths = np.zeros(rows, np.int32)
-
-  def put(self, row: int, labels: np.ndarray) -> None:
-    """What has no room could not have a CTC path either; its length says so."""
-    room = self.ids.shape[1]
-    self.ids[row, : len(labels)] = labels[:room]
-    self.lengths[row] = len(labels)
+def _put(labels: np.ndarray, into: np.ndarray, lengths: np.ndarray, row: int) -> None:
+  """What has no room could not have a CTC path either; its length says so."""
+  room = into.shape[1]
+  into[row, : len(labels)] = labels[:room]
+  lengths[row] = len(labels)
 
 
 def _at_speed(samples: np.ndarray, speed: float) -> np.ndarray:

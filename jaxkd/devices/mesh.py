@@ -1,9 +1,11 @@
 """Devices and processes: the mesh, who holds which rows, and what processes tell each other."""
 
+import functools
 import json
 import os
 import sys
 import threading
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jaxkd import console
 from jaxkd.devices import sharding
 from jaxkd.errors import UserError
-from jaxkd.types import Batch
+from jaxkd.types import Batch, batch_like
 
 # A process that is silent for so long is dead, and its run with it.
 _HEARTBEAT_SECONDS = 30
@@ -163,16 +165,19 @@ def my_rows(x: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def batch_struct(
-  rows: int, samples: int, labels: int, mesh: Mesh, *, hypothesis: int | None = None
-) -> Batch:
-  """Shapes of a global batch, for compiling ahead of time; `hypothesis` labels, or None of them."""
-  rows = padded_rows(rows, mesh.size)
-  shapes = [(rows, samples), (rows,), (rows, labels), (rows,)]
-  if hypothesis is not None:
-    shapes += [(rows, hypothesis), (rows,)]
+def batch_struct(shape, mesh: Mesh, *, needs: Collection[str]) -> Batch:
+  """Shapes of a global batch, for compiling ahead of time.
+
+  Args:
+    shape: `plan.Shape` of its batch: rows, samples, labels.
+    mesh: that its rows are split over, filled up so that they can be.
+    needs: of the objective.
+  """
   where = sharding.split_rows(mesh)
-  dtypes = [np.int16] + [np.int32] * (len(shapes) - 1)
-  return Batch(
-    *(jax.ShapeDtypeStruct(s, d, sharding=where) for s, d in zip(shapes, dtypes, strict=True))
+  return batch_like(
+    functools.partial(jax.ShapeDtypeStruct, sharding=where),
+    needs,
+    rows=padded_rows(shape.rows, mesh.size),
+    samples=shape.samples,
+    labels=shape.labels,
   )

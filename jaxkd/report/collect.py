@@ -26,7 +26,7 @@ class Run:
     train: identifies the training data, whatever its path was.
     labels: kind of the classes, such as characters.
     hypotheses: (split, model) → id → (reference or None, hypothesis), in the split's order.
-    metrics: rows of metrics.jsonl.
+    metrics: rows of metrics.jsonl, with the present names of terms.
     search: of search.json, or None.
   """
 
@@ -108,7 +108,7 @@ def _finished(folder: pathlib.Path, config: dict) -> Run:
     facts.get("fingerprint") or json.dumps(results["train"], sort_keys=True),
     (more["labels"] or {}).get("kind", "characters"),
     hypotheses,
-    _metrics(folder),
+    [_with_named_terms(row, config) for row in _metrics(folder)],
     more["search"],
   )
 
@@ -120,6 +120,12 @@ def _optional(path: pathlib.Path) -> dict | None:
 def _metrics(folder: pathlib.Path) -> list[dict]:
   path = folder / "metrics.jsonl"
   return files.read_jsonl(path, growing=True) if path.exists() else []
+
+
+def _with_named_terms(row: dict, config: dict) -> dict:
+  """A row of metrics.jsonl; older ones call every distillation loss kd, a warm-up's too."""
+  name = "hypotheses" if config.get("kd.hypotheses") else "kd/kl"
+  return {name if key == "kd" else key: value for key, value in row.items()}
 
 
 def _unfinished(folder: pathlib.Path, config: dict) -> str:

@@ -285,15 +285,17 @@ class _Loop:
   def _log(self, planned) -> dict:
     """Writes the means since the last call to metrics.jsonl and returns them for the bar."""
     terms = jax.device_get(self.state.terms)
-    zero = mesh_lib.put(step_lib.Terms.zero(), self.everywhere)
+    zero = mesh_lib.put(jax.tree.map(np.zeros_like, terms), self.everywhere)
     self.state = self.state._replace(terms=zero)
     position, step = self.position, int(self.state.step)
-    position.selected += float(terms.selected.total)
-    position.frames += float(terms.selected.weight)
-    position.infeasible += float(terms.infeasible.total)
-    self._stop_if_hopeless(terms.skipped, planned, step)
+    if "selected" in terms:
+      position.selected += float(terms["selected"].total)
+      position.frames += float(terms["selected"].weight)
+    if "infeasible" in terms:
+      position.infeasible += float(terms["infeasible"].total)
+    self._stop_if_hopeless(terms["skipped"], planned, step)
     row = {"step": step, "epoch": position.epoch, "lr": float(self.run_.schedule(step - 1))}
-    for name, term in zip(terms._fields, terms, strict=True):
+    for name, term in terms.items():
       if float(term.weight) > 0:
         row[name] = float(term.total / max(term.weight, 1))
     self.metrics.write(row)

@@ -10,14 +10,13 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxkd import selection
+import objectives
 from jaxkd.config import recipes
 from jaxkd.data import pipeline
 from jaxkd.data.plan import Shape, epoch_plan
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
 from jaxkd.errors import UserError
-from jaxkd.models.augment import SpecAugment
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import folder as huggingface
@@ -106,14 +105,12 @@ def trained(data: int, fsdp: int):
   mesh = make(data, fsdp)
   graphdef, params = nnx.split(student_model())
   teacher_graphdef, teacher_params = teacher_model()
-  select = lambda logits, mask, key, epoch: selection.random_blanks(
-    logits, mask, blank_id=0, ratio=2.0, key=key
-  )
-  objective = step_lib.Objective(0.5, 2.0, select, 0, SpecAugment(5, 2), 0)
+  selection = dict(name="random_blanks", ratio=2.0)
+  objective = objectives.make(0, scale=0.5, selection=selection, spec_augment=True)
   optimizer = optim.make_optimizer(
     "adamw", lambda step: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=1.0
   )
-  state = step_lib.TrainState.fresh(params, optimizer.init(params))
+  state = step_lib.TrainState.fresh(params, optimizer.init(params), objective)
   where = sharding.of_state(mesh, state)
   state = mesh_lib.put(state, where)
   teacher_params = mesh_lib.put(teacher_params, sharding.of_state(mesh, teacher_params))
@@ -127,7 +124,7 @@ def trained(data: int, fsdp: int):
   losses = []
   for _ in range(STEPS):
     state = compiled(state, teacher_params, *rest)
-    losses.append(float(state.terms.loss.total))
+    losses.append(float(state.terms["loss"].total))
   return compiled, np.diff([0.0, *losses]), state, teacher_params
 
 
@@ -139,8 +136,8 @@ def test_meshes_train_to_the_same_numbers(shape):
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   for a, b in zip(*map(jax.tree.leaves, (state.params, expected.params)), strict=True):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-5)
-  for a, b in zip(state.terms, expected.terms, strict=True):
-    np.testing.assert_allclose(a.weight, b.weight, rtol=1e-6)
+  for name, term in expected.terms.items():
+    np.testing.assert_allclose(state.terms[name].weight, term.weight, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def kd(name: str, *, start: int = 0, stop: int = 0, grow: int = 0, **fields) -> 
 
 def selector(block: ConfigDict, log_prior=None):
   """epoch -> bool[B, T], jitted once as in the train step: epoch is traced."""
-  select = jax.jit(objective.make_selector(block, BLANK, log_prior))
+  select = jax.jit(objective.make_selector(block, blank_id=BLANK, log_prior=log_prior))
   return lambda epoch: np.asarray(select(LOGITS, MASK, KEY, jnp.int32(epoch)))
 
 

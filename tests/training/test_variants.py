@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+import objectives
 import reference
 from jaxkd import files, losses, selection
 from jaxkd import teacher as teacher_lib
@@ -105,32 +106,19 @@ def make_batch(rows=4, frames=8, seed=0) -> Batch:
   return Batch(audio, audio_len, labels[0], lengths[0], labels[1], lengths[1])
 
 
-def everything(logits, mask, key, epoch):
-  del logits, key, epoch
-  return mask
-
-
-def objective(scale, select=everything, **options):
-  return step_lib.Objective(scale, 2.0, select, BLANK, None, 0, **options)
+NONBLANK = dict(name="nonblank")
 
 
 def distill(settings, batch, epoch=0, width=WIDTH):
   """Loss, terms and the gradient of a `Frames` beside another, wider one."""
   student, teacher = Frames(1, project_to=width + 2), Frames(2, width + 2)
   graphdef, params = nnx.split(student)
-  encoded, mask = teacher.encode(batch.audio, batch.audio_len)
-  taught = teacher.classify(encoded, mask)
+  taught = step_lib.teach(teacher, batch, settings.needs) if settings.asks_teacher else None
 
   def loss_fn(params):
-    return step_lib.distill_loss(
-      nnx.merge(graphdef, params),
-      taught,
-      batch,
-      jax.random.key(0),
-      jnp.int32(epoch),
-      settings,
-      encoded,
-    )
+    model = nnx.merge(graphdef, params)
+    args = batch, jax.random.key(0), jnp.int32(epoch), settings
+    return settings(step_lib.observe(model, taught, *args))
 
   (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
   return float(loss), terms, grads
@@ -138,10 +126,13 @@ def distill(settings, batch, epoch=0, width=WIDTH):
 
 def test_warmup_brings_encoders_together_and_then_is_over():
   batch = make_batch()
-  plain = distill(objective(1.0, nonblank), batch)
-  early, late = (distill(objective(1.0, nonblank, warmup_epochs=2), batch, e) for e in (1, 2))
+  plain = distill(objectives.make(BLANK, selection=NONBLANK), batch)
+  settings = objectives.make(BLANK, selection=NONBLANK, warmup=2)
+  first, early, late = (distill(settings, batch, epoch) for epoch in range(3))
   np.testing.assert_allclose(late[0], plain[0], rtol=1e-6)
-  np.testing.assert_allclose(late[1].selected.total, plain[1].selected.total)
+  for name in ("kd/kl", "selected"):
+    np.testing.assert_allclose(late[1][name].total, plain[1][name].total, rtol=1e-6)
+  assert float(late[1]["kd/cosine"].weight) == 0
   assert not late[2]["to"][...].any() and np.abs(late[2]["outer"][...]).max() > 0
   # Before: one minus the cosine of every real frame, which the head has no part in.
   student, teacher = Frames(1, project_to=WIDTH + 2), Frames(2, WIDTH + 2)
@@ -149,19 +140,16 @@ def test_warmup_brings_encoders_together_and_then_is_over():
   a, b = (np.asarray(x, np.float64) for x in (student.projection(a), teacher.encode(*batch[:2])[0]))
   cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
   np.testing.assert_allclose(early[0], (1 - cosine)[np.asarray(mask)].mean(), rtol=1e-4)
-  assert float(early[1].selected.mean()) == 1
+  np.testing.assert_allclose(first[0], early[0], rtol=1e-6)
+  assert float(early[1]["selected"].mean()) == 1 and float(early[1]["kd/kl"].weight) == 0
   assert np.abs(early[2]["to"][...]).max() > 0 and not early[2]["outer"][...].any()
 
 
-def nonblank(logits, mask, key, epoch):
-  del key, epoch
-  return selection.nonblank(logits, mask, blank_id=BLANK)
-
-
-def test_warmup_keeps_the_share_of_ctc():
-  batch = make_batch()
-  loss, terms, _ = distill(objective(0.25, warmup_epochs=1), batch)
-  np.testing.assert_allclose(loss, 0.25 * terms.kd.mean() + 0.75 * terms.ctc.mean(), rtol=1e-6)
+@pytest.mark.parametrize(("epoch", "name"), [(0, "kd/cosine"), (1, "kd/kl")])
+def test_warmup_keeps_the_share_of_ctc(epoch, name):
+  loss, terms, _ = distill(objectives.make(BLANK, scale=0.25, warmup=1), make_batch(), epoch)
+  expected = 0.25 * terms[name].mean() + 0.75 * terms["ctc"].mean()
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
@@ -178,39 +166,42 @@ def test_normalization_by_labels_is_the_authors_standard(case):
     lengths,
   )
   mask = jnp.ones((rows, frames), bool)
-  settings = step_lib.Objective(0.9, 2.0, everything, classes - 1, None, 0, by_labels=True)
+  settings = objectives.make(classes - 1, scale=0.9, normalization="labels")
   model = lambda *args, **options: FrameOutput(jnp.asarray(student), mask)
-  teacher_out = FrameOutput(jnp.asarray(teacher), mask)
-  loss, terms = step_lib.distill_loss(
-    model, teacher_out, batch, jax.random.key(0), jnp.int32(0), settings
-  )
+  taught = FrameOutput(jnp.asarray(teacher), mask), None
+  view = step_lib.observe(model, taught, batch, jax.random.key(0), jnp.int32(0), settings)
+  loss, terms = settings(view)
   # Theirs is divided by rows in the sum, and by labels after it.
   expected = float(wanted["kl_sum"]) / float(wanted["kl_norm"])
-  np.testing.assert_allclose(terms.kd.mean(), expected, rtol=1e-5)
+  np.testing.assert_allclose(terms["kd/kl"].mean(), expected, rtol=1e-5)
   ctc = float(wanted["ctc_sum"]) / float(wanted["ctc_norm"])
   np.testing.assert_allclose(loss, 0.9 * expected + 0.1 * ctc, rtol=1e-5)
 
 
 def test_hypotheses_are_ctc_targets_beside_transcripts():
   batch = make_batch()
-  settings = objective(0.75, None, hypotheses=True)
+  learnt = dict(loss="hypotheses", hypotheses=3)
+  settings = objectives.make(BLANK, scale=0.75, **learnt)
+  assert not settings.asks_teacher
   loss, terms, _ = distill(settings, batch)
   out = Frames(1)(batch.audio, batch.audio_len)
   frames = np.asarray(out.mask.sum(1))
   for term, labels, lengths in (
-    (terms.ctc, batch.labels, batch.label_len),
-    (terms.kd, batch.hypothesis, batch.hypothesis_len),
+    (terms["ctc"], batch.labels, batch.label_len),
+    (terms["hypotheses"], batch.hypothesis, batch.hypothesis_len),
   ):
     rows = [
       reference.ctc_forward(x[:t], y[:u], BLANK)
       for x, t, y, u in zip(np.asarray(out.logits), frames, labels, lengths, strict=True)
     ]
     np.testing.assert_allclose([term.total, term.weight], [sum(rows), lengths.sum()], rtol=1e-4)
-  np.testing.assert_allclose(loss, 0.75 * terms.kd.mean() + 0.25 * terms.ctc.mean(), rtol=1e-6)
+  expected = 0.75 * terms["hypotheses"].mean() + 0.25 * terms["ctc"].mean()
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  assert float(terms["infeasible"].weight) == 8 and "selected" not in terms
   # Nothing else of the teacher, and no transcript, is read at scale 1.
-  blind = batch._replace(labels=np.zeros((4, 0), np.int32), label_len=np.zeros(4, np.int32))
-  alone, _, _ = distill(objective(1.0, None, hypotheses=True), blind)
-  np.testing.assert_allclose(alone, terms.kd.mean(), rtol=1e-6)
+  blind = batch._replace(labels=None, label_len=None)
+  alone, _, _ = distill(objectives.make(BLANK, **learnt), blind)
+  np.testing.assert_allclose(alone, terms["hypotheses"].mean(), rtol=1e-6)
 
 
 def of(model: nnx.Module) -> teacher_lib.Teacher:
@@ -322,14 +313,13 @@ def test_train_step_of_a_warmup_moves_all_but_the_head():
   teacher_graphdef, teacher_params = nnx.split(Frames(2, WIDTH + 2))
   before = jax.device_get(params)
   optimizer = optax.sgd(0.3)
-  update = step_lib.make_train_step(
-    graphdef, teacher_graphdef, objective(1.0, warmup_epochs=1), optimizer
-  )
-  state = step_lib.TrainState.fresh(params, optimizer.init(params))
+  settings = objectives.make(BLANK, warmup=1)
+  update = step_lib.make_train_step(graphdef, teacher_graphdef, settings, optimizer)
+  state = step_lib.TrainState.fresh(params, optimizer.init(params), settings)
   distances = []
   for _ in range(20):
     state = update(state, teacher_params, make_batch(), jnp.int32(0), jax.random.key(0))
-    distances.append(float(state.terms.kd.mean()))  # of all updates so far
+    distances.append(float(state.terms["kd/cosine"].mean()))  # of all updates so far
   assert distances == sorted(distances, reverse=True) and distances[-1] < distances[0] - 0.01
   np.testing.assert_array_equal(state.params["outer"][...], before["outer"][...])
   for moved in ("inner", "to"):

@@ -1,0 +1,303 @@
+"""What an update minimises: named terms.
+
+A new distillation loss is one function here and one line in LOSSES.
+
+L = kd.scale · L_KD + (1 - kd.scale) · L_CTC; in a warm-up's first epochs its loss stands in L_KD's
+place. A term whose scale is 0 for good is not there, and nothing that only it needs is computed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxkd import losses, selection
+from jaxkd.models.augment import SpecAugment
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput, WeightedSum
+
+# What terms ask for, beside the parts of a batch.
+TEACHER_FRAMES = "teacher's frames"
+TEACHER_ENCODINGS = "teacher's encodings"
+
+# (teacher_logits f32[B,T,V], mask bool[B,T], key, epoch i32[]) -> bool or f32[B,T]
+Selector = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+# epoch i32[], counted from 0 -> f32[]
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+class View(NamedTuple):
+  """What terms look at, in one update; what none of them asks for is None.
+
+  Attributes:
+    output: of the model that is trained, whole.
+    student, teacher: both outputs, cut to the same frames.
+    student_encoded, teacher_encoded: [B, T, D], what the encoders say of these frames; the
+      student's is projected to the teacher's width.
+    batch: audio and targets.
+    key: typed key of this update for draws in selections; all terms have the same.
+    epoch: i32[], counted from 0.
+  """
+
+  output: FrameOutput
+  batch: Batch
+  key: jax.Array
+  epoch: jax.Array
+  student: FrameOutput | None = None
+  teacher: FrameOutput | None = None
+  student_encoded: jax.Array | None = None
+  teacher_encoded: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One figure of an update.
+
+  Attributes:
+    name: in the log.
+    scale: of its mean in the loss, a number or a schedule; None for what is only logged.
+    needs: what `compute` reads beside audio and the model's output.
+    compute: a pure function of what it looks at.
+  """
+
+  name: str
+  scale: float | Schedule | None
+  needs: frozenset[str]
+  compute: Callable[[View], WeightedSum]
+
+  def __call__(self, view: View) -> tuple[WeightedSum, jax.Array | float]:
+    """The figure, and its share of the loss; nothing at all while a schedule says 0."""
+    if not callable(self.scale):
+      found = self.compute(view)
+      return found, 0.0 if self.scale is None else self.scale * found.mean()
+    scale = self.scale(view.epoch)
+    # A branch: the gradient of `where` would multiply the unused side's NaN by 0.
+    found = jax.lax.cond(scale != 0, lambda: self.compute(view), WeightedSum.zero)
+    return found, scale * found.mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The loss of an update, and what the model's input goes through.
+
+  Attributes:
+    terms: with a scale: their scaled means add up to the loss.
+    measures: without one: only logged.
+    spec_augment: masks on the features; None for none.
+    spec_augment_from_epoch: first epoch with masks.
+  """
+
+  terms: tuple[Term, ...]
+  measures: tuple[Term, ...] = ()
+  spec_augment: SpecAugment | None = None
+  spec_augment_from_epoch: int = 0
+
+  def __post_init__(self):
+    if len(set(self.names)) < len(self.names):
+      raise ValueError(f"two terms have one name: {', '.join(self.names)}")
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of all terms and measures."""
+    return tuple(term.name for term in (*self.terms, *self.measures))
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """All that any of them asks for."""
+    return frozenset().union(*(term.needs for term in (*self.terms, *self.measures)))
+
+  @property
+  def asks_teacher(self) -> bool:
+    """Whether an update runs the teacher."""
+    return not self.needs.isdisjoint({TEACHER_FRAMES, TEACHER_ENCODINGS})
+
+  def __call__(self, view: View) -> tuple[jax.Array, dict[str, WeightedSum]]:
+    """The loss f32[] of a global batch, and every term and measure by its name."""
+    loss, found = jnp.zeros(()), {}
+    for term in (*self.terms, *self.measures):
+      found[term.name], share = term(view)
+      loss += share
+    return loss, found
+
+
+def make(
+  kd: ConfigDict, training: ConfigDict, *, blank_id: int, log_prior: jax.Array | None
+) -> Objective:
+  """The objective of a config.
+
+  Args:
+    kd: `config.kd`.
+    training: `config.training`.
+    blank_id: class of the blank.
+    log_prior: f32[V] of the teacher; None where `needs_log_prior` is False.
+  """
+  masks = None
+  if training.spec_augment:
+    masks = SpecAugment(
+      time_mask_frames=training.time_mask_frames, freq_mask_bins=training.freq_mask_bins
+    )
+  select = make_selector(kd, blank_id=blank_id, log_prior=log_prior)
+  terms = _terms(kd, select, blank_id)
+  wanted = Objective(terms).needs
+  measures = [Term("blank", None, frozenset(), lambda view: _blank_frames(view.output, blank_id))]
+  if targets := wanted & {TRANSCRIPTS, HYPOTHESES}:
+    measures.append(_infeasible(targets))
+  if TEACHER_FRAMES in wanted:
+    measures.append(_selected(select, kd.warmup))
+  return Objective(terms, tuple(measures), masks, training.spec_augment_from_epoch)
+
+
+def needs(kd: ConfigDict) -> frozenset[str]:
+  """What the objective of a `config.kd` block asks for, before there is a teacher or a label."""
+  unused = lambda *args: None
+  return Objective(_terms(kd, unused, blank_id=0)).needs
+
+
+def needs_log_prior(kd: ConfigDict) -> bool:
+  """Whether the selection of a `config.kd` block asks for the teacher's log prior."""
+  return TEACHER_FRAMES in needs(kd) and kd.selection.get("prior_scale", 0.0) > 0
+
+
+def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
+  scale, warmup, terms = kd.scale, kd.warmup, []
+  if scale > 0:
+    loss = kd.get("loss", "hypotheses" if kd.hypotheses else "kl")
+    scales = {loss: scale}
+    if warmup:
+      early = lambda epoch: jnp.where(epoch < warmup, scale, 0.0)
+      late = lambda epoch: jnp.where(epoch < warmup, 0.0, scale)
+      scales = {"cosine": early, loss: late}
+    terms = [LOSSES[name](kd, of_epoch, select, blank_id) for name, of_epoch in scales.items()]
+  if scale < 1:
+    terms.append(_ctc("ctc", 1 - scale, TRANSCRIPTS, blank_id))
+  return tuple(terms)
+
+
+def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
+  """KL between the frames that are selected, over their number or weight."""
+  del blank_id
+  temperature, by_labels = kd.temperature, kd.normalization == "labels"
+  asked = {TEACHER_FRAMES}
+  if by_labels:
+    asked.add(TRANSCRIPTS)
+
+  def compute(view: View) -> WeightedSum:
+    selected = _weights(select, view)
+    student, teacher = view.student.logits, view.teacher.logits
+    found = losses.kd_kl(student, teacher, selected, temperature=temperature)
+    if not by_labels:
+      return found
+    # The divisor of the authors' code: rows times target labels.
+    rows = (view.batch.audio_len > 0).sum(dtype=jnp.float32)
+    return WeightedSum(found.total, rows * view.batch.label_len.sum(dtype=jnp.float32))
+
+  return Term("kd/kl", scale, frozenset(asked), compute)
+
+
+def _cosine(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
+  """Distance of the encoders' outputs in all real frames."""
+  del kd, select, blank_id
+
+  def compute(view: View) -> WeightedSum:
+    return losses.cosine_distance(view.student_encoded, view.teacher_encoded, view.teacher.mask)
+
+  return Term("kd/cosine", scale, frozenset({TEACHER_FRAMES, TEACHER_ENCODINGS}), compute)
+
+
+def _hypotheses(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
+  """-log p of what the teacher may have heard."""
+  del kd, select
+  return _ctc("hypotheses", scale, HYPOTHESES, blank_id)
+
+
+# `kd.loss` -> (config.kd, scale, select, blank_id) -> Term; "cosine" is the warm-up's.
+LOSSES = {"kl": _kl, "hypotheses": _hypotheses, "cosine": _cosine}
+
+
+def _ctc(name: str, scale: float | Schedule, target: str, blank_id: int) -> Term:
+  """-log p of a target, over its labels; rows without a path are in neither."""
+
+  def compute(view: View) -> WeightedSum:
+    frames, labels, label_len = _lengths(view, target)
+    per_row = losses.ctc_loss(view.output.logits, frames, labels, label_len, blank_id=blank_id)
+    has_path = jnp.isfinite(per_row)
+    count = jnp.where(has_path, label_len, 0).sum(dtype=jnp.float32)
+    return WeightedSum(jnp.where(has_path, per_row, 0).sum(), count)
+
+  return Term(name, scale, frozenset({target}), compute)
+
+
+def _lengths(view: View, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Frames i32[B], and a target's labels i32[B, U] and their number i32[B]."""
+  batch, frames = view.batch, view.output.mask.sum(-1, dtype=jnp.int32)
+  if target == TRANSCRIPTS:
+    return frames, batch.labels, batch.label_len
+  return frames, batch.hypothesis, batch.hypothesis_len
+
+
+def _infeasible(targets: frozenset[str]) -> Term:
+  """Rows without a CTC path over real rows, of all targets together."""
+
+  def of_one(view: View, target: str) -> WeightedSum:
+    feasible = losses.ctc_is_feasible(*_lengths(view, target))
+    # A row without audio has no labels, and so a path.
+    rows = view.output.mask.any(-1).sum(dtype=jnp.float32)
+    return WeightedSum((~feasible).sum(dtype=jnp.float32), rows)
+
+  def compute(view: View) -> WeightedSum:
+    return sum((of_one(view, target) for target in sorted(targets)), WeightedSum.zero())
+
+  return Term("infeasible", None, targets, compute)
+
+
+def _selected(select: Selector, warmup: int) -> Term:
+  """Selected frames, or their weights, over real frames; a warm-up selects all of them."""
+
+  def compute(view: View) -> WeightedSum:
+    weights = _weights(select, view)
+    if warmup:
+      weights = jnp.where(view.epoch < warmup, view.teacher.mask, weights)
+    frames = view.teacher.mask.sum(dtype=jnp.float32)
+    return WeightedSum(weights.sum(dtype=jnp.float32), frames)
+
+  return Term("selected", None, frozenset({TEACHER_FRAMES}), compute)
+
+
+def _weights(select: Selector, view: View) -> jax.Array:
+  """bool or f32[B, T]."""
+  return select(view.teacher.logits, view.teacher.mask, view.key, view.epoch)
+
+
+def _blank_frames(output: FrameOutput, blank_id: int) -> WeightedSum:
+  """Frames whose best class is the blank over real frames."""
+  blank = (jnp.argmax(output.logits, -1) == blank_id) & output.mask
+  return WeightedSum(blank.sum(dtype=jnp.float32), output.mask.sum(dtype=jnp.float32))
+
+
+def make_selector(kd: ConfigDict, *, blank_id: int, log_prior: jax.Array | None) -> Selector:
+  """The selection of a `config.kd` block with its schedule.
+
+  Before `start_epoch` and from `stop_epoch` on every frame is selected (the paper's "delayed");
+  with `grow_epochs`, n is multiplied by epoch // grow_epochs (the paper's "growing"), epochs
+  counted from 0.
+  """
+  fields = dict(kd.selection)
+  name = fields.pop("name")
+  pattern = getattr(selection, name)
+  start, stop, grow = kd.start_epoch, kd.stop_epoch, kd.grow_epochs
+
+  def select(logits, mask, key, epoch):
+    options = dict(fields)
+    if grow:
+      options = {field: value * (epoch // grow) for field, value in options.items()}
+    if name == "random_blanks":
+      options["key"] = key
+    if log_prior is not None:
+      options["log_prior"] = log_prior
+    chosen = pattern(logits, mask, blank_id=blank_id, **options)
+    active = (epoch >= start) & ((epoch < stop) if stop else True)
+    return jnp.where(active, chosen, mask)
+
+  return select
