@@ -6,9 +6,11 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from ml_collections import ConfigDict
+
+from jaxkd import config as config_lib
 from jaxkd import files
 from jaxkd.errors import UserError
-from jaxkd.training import workdir
 
 SPLITS = ("dev", "test")
 MODELS = ("teacher", "student")
@@ -81,7 +83,7 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
       return LeftOut(folder, "not a workdir: its config.json is another program's")
     if not (folder / "results.json").exists():
       return LeftOut(folder, _unfinished(folder, config))
-    return _finished(folder, workdir.binding(config))
+    return _finished(folder, reproducing(config))
   except UserError as error:
     return LeftOut(folder, f"unreadable: {error}")
 
@@ -111,6 +113,13 @@ def _finished(folder: pathlib.Path, config: dict) -> Run:
     [_with_named_terms(row, config) for row in _metrics(folder)],
     more["search"],
   )
+
+
+def reproducing(config: ConfigDict | dict) -> dict:
+  """Dotted name → value of the fields that the result depends on, and where its data lay."""
+  bound = config_lib.binding(config)
+  is_data = lambda name: name.startswith("data.") and name != "data.workers"
+  return {k: v for k, v in config_lib.flat(config).items() if k in bound or is_data(k)}
 
 
 def _optional(path: pathlib.Path) -> dict | None:

@@ -9,8 +9,7 @@ import shlex
 
 from jaxkd import config as config_lib
 from jaxkd.config import overrides
-from jaxkd.report.collect import Run
-from jaxkd.training import workdir
+from jaxkd.report.collect import Run, reproducing
 
 # Blocks that are replaced whole: a flag can change the fields of one, but not put another there.
 _TAGGED = ("kd.selection", "student", "teacher.model")
@@ -78,4 +77,4 @@ def _file_config(variant: str, recipe: str) -> dict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(recipe)
-  return workdir.binding(json.loads(json.dumps(config.to_dict())))
+  return reproducing(config)

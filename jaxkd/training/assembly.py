@@ -90,6 +90,8 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   """
   config_lib.check(config)
   _check_specs(config)
+  if mesh.is_first():
+    workdir.check_usable(folder)
   opened = {} if opened is None else opened
   devices = mesh.make_mesh(config.mesh.fsdp)
   teacher = _teacher(config, folder, opened)
@@ -135,17 +137,14 @@ def _teacher(
 
 def _teacher_folder(made: Plan, beside: pathlib.Path) -> pathlib.Path:
   """Where a teacher lies: beside the student's workdir, the same for all that share it."""
-  binding = config_lib.binding(made.config)
-  prints = {
-    "data": made.facts()["train"]["fingerprint"],
-    "vocabulary": made.vocabulary.fingerprint(),
-  }
-  recipe = made.config.recipe
-  if (there := workdir.find_teacher(beside.parent, recipe, binding, prints)) is not None:
-    return there
-  key = json.dumps([binding, *prints.values()], sort_keys=True)
+  binding, recipe = config_lib.binding(made.config), made.config.recipe
+  prints = {split: facts["fingerprint"] for split, facts in made.facts().items()}
+  prints["labels"] = made.vocabulary.fingerprint()
+  key = json.dumps([binding, prints], sort_keys=True)
   digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-  return beside.parent / f"teacher-{recipe}-{digest}"
+  found = workdir.find_teacher(beside, recipe, binding, prints)
+  # Another process may see the folder earlier or later.
+  return pathlib.Path(mesh.agreed(str(found or beside.parent / f"teacher-{recipe}-{digest}")))
 
 
 def _name(teacher: "teachers.Found | Plan") -> str:

@@ -1,6 +1,7 @@
 """The folder of a run: who may use it, what it was started with, and the files it ends in."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -10,86 +11,243 @@ import subprocess
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from jaxkd import config as config_lib
 from jaxkd import files
 from jaxkd.errors import UserError
+from jaxkd.labels import Vocabulary
 
 log = logging.getLogger(__name__)
 _ARCHIVED = "$Format:%H$"  # see .gitattributes beside this file
-# Fields that change nothing about the result.
-_FREE_FIELDS = (
-  *("data.workers", "mesh.fsdp", "profile", "training.remat", "teacher.training.remat"),
-  "labels.lexicon",  # what is in it counts: see blueprint.check_workdir
-)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_IS_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_SHOWN = 3  # differences in a message
+
+
+def check_usable(folder: pathlib.Path) -> None:
+  """Makes a workdir where there is none.
+
+  Raises:
+    UserError: that cannot be, or it cannot be written to.
+  """
+  _lock_file(folder).close()
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: ConfigDict, data: dict, *, wait: bool = False):
-  """Holds a workdir for one process and one config.
+def claim(
+  folder: pathlib.Path,
+  config: ConfigDict,
+  data: dict,
+  vocabulary: Vocabulary,
+  *,
+  wait: bool = False,
+):
+  """Holds a workdir for one process and one run, which may be continued for more epochs.
 
   Args:
-    workdir: made if absent.
+    folder: made if absent.
     config: of the run.
     data: split → facts (name, utterances, fingerprint, …), as JSON-able values.
+    vocabulary: the classes of the model.
     wait: for another process that holds it, instead of raising.
 
   Raises:
-    UserError: another process holds it, or it belongs to another config or to other data.
+    UserError: another process holds it, it cannot be written, or it holds another run: of another
+      config, other data or other classes. The line says which command can.
   """
-  written = json.loads(json.dumps(config.to_dict()))
-  _compare(workdir / "config.json", binding(written), workdir)
-  _compare(workdir / "data.json", {k: v["fingerprint"] for k, v in data.items()}, workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / ".lock").open("w")
-  except OSError as error:
-    raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
-  with lock:
+  with _locked(folder, wait):
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      if not wait:
-        raise UserError(f"--workdir={workdir} is in use by another process") from None
-      log.info("waiting for another process that works in %s", workdir)
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    files.write_json(workdir / "config.json", written)
-    files.write_json(workdir / "data.json", data)
+      longer = _check_same_run(folder, config, data, vocabulary)
+      files.write_json(folder / "config.json", config_lib.stored(config))
+      files.write_json(folder / "data.json", data)
+      vocabulary.save(folder / "labels.json")
+    except OSError as error:
+      raise UserError(f"--workdir={folder} cannot be written: {error.strerror}") from error
+    if longer:
+      log.info("%s", longer)
     yield
 
 
-def _compare(path: pathlib.Path, now: dict, workdir: pathlib.Path) -> None:
+def finished(folder: pathlib.Path, epochs: int) -> dict | None:
+  """What results.json holds where the run is finished for so many epochs; else None.
+
+  A run that is continued for more epochs keeps its old results until it has new ones.
+
+  Raises:
+    UserError: a damaged results.json.
+  """
+  path = folder / "results.json"
   if not path.exists():
-    return
-  before = files.read_json(path)
-  if path.name == "config.json":
-    before = binding(before)
-  else:
-    before = {k: v["fingerprint"] for k, v in before.items()}
-  for field in sorted(before.keys() | now.keys()):
-    if before.get(field) != now.get(field):
-      what = (
-        f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
-        if path.name == "config.json"
-        else f"the data of '{field}' has changed"
-      )
-      raise UserError(
-        f"--workdir={workdir} holds a run of another config ({what}): "
-        "choose another --workdir or remove this one"
-      )
+    return None
+  found = files.read_json(path, kind=dict)
+  done = found.get("epochs", epochs)  # older results do not say
+  if isinstance(done, bool) or not isinstance(done, int):
+    raise UserError(f"{path} cannot be read: its epochs are {done!r}")
+  return found if done >= epochs else None
 
 
-def binding(config: dict) -> dict:
-  """Dotted name → value of the fields that the result depends on."""
-  return {k: v for k, v in _flat(config).items() if k not in _FREE_FIELDS}
+def find_teacher(
+  beside: pathlib.Path, recipe: str, binding: dict, fingerprints: dict[str, str]
+) -> pathlib.Path | None:
+  """The workdir of a teacher that was made as this one would be, by this version or an older one.
+
+  Args:
+    beside: a student's workdir; teachers lie in folders `teacher-*` next to it.
+    recipe: of the teacher.
+    binding: `config.binding` of the teacher's own run.
+    fingerprints: of its data by split, and of its vocabulary as "labels".
+
+  Returns:
+    A finished one where there are several; None where there is none.
+  """
+  found = [
+    folder
+    for folder in sorted(beside.parent.glob(f"teacher-{recipe}-*"))
+    if _is_made_so(folder, binding, fingerprints)
+  ]
+  return min(found, key=lambda f: not (f / "results.json").exists(), default=None)
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
+def _is_made_so(folder: pathlib.Path, binding: dict, fingerprints: dict[str, str]) -> bool:
+  """Whether a workdir has this config, data and vocabulary; damaged ones have not."""
+  try:
+    if _binding(folder / "config.json") != binding:
+      return False
+    there = _fingerprints(folder / "data.json")
+    there["labels"] = Vocabulary.load(folder / "labels.json").fingerprint()
+    return there == fingerprints
+  except UserError:
+    return False
+
+
+def _binding(path: pathlib.Path) -> dict:
+  try:
+    return config_lib.binding(files.read_json(path, kind=dict))
+  except UserError as error:
+    name = f"{path}: " if str(path) not in str(error) else ""
+    raise UserError(f"{name}{error}") from error
+
+
+def _fingerprints(path: pathlib.Path) -> dict[str, str]:
+  """Split → fingerprint of a data.json."""
+  try:
+    return {split: facts["fingerprint"] for split, facts in files.read_json(path, dict).items()}
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{path} cannot be read: a split has no fingerprint") from error
+
+
+def _check_same_run(
+  folder: pathlib.Path, config: ConfigDict, data: dict, vocabulary: Vocabulary
+) -> str | None:
+  """What to say of a run that goes on for more epochs than it was started with, or None.
+
+  Raises:
+    UserError: the workdir holds another run.
+  """
+  if not (folder / "config.json").exists():
+    return None
+  before, now = _binding(folder / "config.json"), config_lib.binding(config)
+  name = "training.epochs"
+  was, wanted = before[name], now[name]
+  if wanted > was:
+    before |= {name: wanted}
+  differences = [
+    f"config.{name} was {_shown(before, name)} and is {_shown(now, name)}"
+    for name in sorted(before.keys() | now.keys())
+    if before.get(name) != now.get(name)
+  ]
+  if (folder / "data.json").exists():
+    differences += _other_data(_fingerprints(folder / "data.json"), data)
+  path = folder / "labels.json"
+  same_classes = not path.exists() or Vocabulary.load(path) == vocabulary
+  if not same_classes:
+    differences.append("it has other classes or pronunciations, config.labels")
+  fits = same_classes and _model(before) == _model(now)
+  if differences:
+    more = len(differences) - _SHOWN
+    what = "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    raise UserError(
+      f"--workdir={folder} holds a run of another config ({what}): {_way_out(folder, fits)}"
+    )
+  return _longer(folder, was, wanted) if wanted > was else None
+
+
+def _shown(fields: dict, name: str) -> str:
+  return repr(fields[name]) if name in fields else "absent"
+
+
+def _other_data(before: dict[str, str], data: dict) -> list[str]:
+  """A line for every split that has changed, come or gone."""
+  now = {split: facts["fingerprint"] for split, facts in data.items()}
+  lines = []
+  for split in sorted(before.keys() | now.keys()):
+    if split not in now:
+      lines.append(f"there was data of '{split}' and is none")
+    elif split not in before:
+      lines.append(f"there was no data of '{split}' and is some")
+    elif before[split] != now[split]:
+      lines.append(f"the data of '{split}' has changed")
+  return lines
+
+
+def _model(fields: dict) -> dict:
+  """What the shapes of a model's parameters depend on."""
+  others = ("student.init", "student.dropout", "student.freeze_conv")
+  blocks = ("student.", "features.")
+  return {k: v for k, v in fields.items() if k.startswith(blocks) and k not in others}
+
+
+def _way_out(folder: pathlib.Path, fits: bool) -> str:
+  """The flags of a command that can do what this workdir cannot."""
+  number = 2
+  while (other := folder.with_name(f"{folder.name}-{number}")).exists():
+    number += 1
+  line = f"--workdir={other} starts a new one"
+  if fits and (folder / "results.json").exists():
+    line += f", and with --config.student.init={folder} it begins with the parameters of this one"
+  return line
+
+
+def _longer(folder: pathlib.Path, was: int, wanted: int) -> str:
+  rate = f"with the learning rate of a run of {wanted} epochs"
+  if not (folder / "results.json").exists():
+    return f"{wanted} epochs instead of {was}: goes on {rate}"
+  if not any(p.name.isdigit() for p in folder.glob("checkpoints/last/*")):
+    raise UserError(
+      f"--workdir={folder} cannot go on from epoch {was} to {wanted}, since its checkpoints are "
+      f"gone: {_way_out(folder, fits=True)}"
+    )
+  return f"{wanted} epochs instead of {was}: goes on from epoch {was} {rate}"
+
+
+def _lock_file(folder: pathlib.Path):
+  """The open file that is locked."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--workdir={folder} cannot be made: {error.strerror}") from error
+  try:
+    return (folder / ".lock").open("a")
+  except OSError as error:
+    raise UserError(f"--workdir={folder} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, wait: bool):
+  """Holds the lock of a workdir, which is made."""
+  with _lock_file(folder) as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno in _NO_LOCKS:
+        log.warning("%s: its file system has no locks: let no other process use it", folder)
+      elif error.errno not in _IS_HELD:
+        raise UserError(f"--workdir={folder} cannot be locked: {error.strerror}") from error
+      elif wait:
+        log.info("waiting for another process that works in %s", folder)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+      else:
+        raise UserError(f"--workdir={folder} is in use by another process") from None
+    yield
 
 
 def commit() -> str:
@@ -119,16 +277,17 @@ class MetricsLog:
   """
 
   def __init__(self, workdir: pathlib.Path, *, step: int, writes: bool = True):
-    """Drops rows after `step`; with `writes` False nothing is touched or written."""
+    """Drops rows after `step`; with `writes` False nothing is touched or written.
+
+    Raises:
+      UserError: a damaged line, other than a last one that a kill cut short.
+    """
     self._files = {}
     if not writes:
       return
     for name in ("metrics", "speed"):
       path = workdir / f"{name}.jsonl"
-      rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-      # A kill may cut the last line short.
-      kept = [r for r in rows if r.endswith("\n") and json.loads(r)["step"] <= step]
-      path.write_text("".join(kept))
+      files.write_bytes(path, _rows_up_to(path, step))
       self._files[name] = path.open("a")
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -148,3 +307,16 @@ class MetricsLog:
       self._board.close()
     for file in self._files.values():
       file.close()
+
+
+def _rows_up_to(path: pathlib.Path, step: int) -> bytes:
+  """The lines of a file of rows whose step is not after `step`."""
+  lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+  kept = []
+  for number, line in enumerate(lines, 1):
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line + b"\n")
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path}, line {number} is damaged: remove that line") from error
+  return b"".join(kept)

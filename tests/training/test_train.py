@@ -119,7 +119,7 @@ def test_finished_run_only_returns(lab, finished, monkeypatch):
   [
     ("symmetric", "--config.kd.temperature=3.0", "config.kd.temperature was 2.0 and is 3.0"),
     ("trim", "--config.seed=0", "config.kd.selection.n(ame)? was"),
-    ("symmetric", "--config.data.test=", "config.data.test was"),
+    ("symmetric", "--config.data.test=", "there was data of 'test' and is none"),
   ],
 )
 def test_workdir_of_another_config_is_refused(lab, finished, variant, flag, words):
