@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import subprocess
+import tempfile
 
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -24,12 +25,31 @@ _SHOWN = 3  # differences in a message
 
 
 def check_usable(folder: pathlib.Path) -> None:
-  """Makes a workdir where there is none.
+  """Tries whether a workdir can be made and written to, and leaves nothing behind.
 
   Raises:
-    UserError: that cannot be, or it cannot be written to.
+    UserError: it cannot.
   """
-  _lock_file(folder).close()
+  absent = [part for part in (folder, *folder.parents) if not part.exists()]
+  _make(folder)
+  try:
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise _unwritable(folder, error) from error
+  with contextlib.suppress(OSError):  # another process has begun to use it
+    for part in absent:
+      part.rmdir()
+
+
+def _make(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--workdir={folder} cannot be made: {error.strerror}") from error
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+  return UserError(f"--workdir={folder} cannot be written: {error.strerror}")
 
 
 @contextlib.contextmanager
@@ -61,7 +81,7 @@ def claim(
       files.write_json(folder / "data.json", data)
       vocabulary.save(folder / "labels.json")
     except OSError as error:
-      raise UserError(f"--workdir={folder} cannot be written: {error.strerror}") from error
+      raise _unwritable(folder, error) from error
     if longer:
       log.info("%s", longer)
     yield
@@ -220,15 +240,12 @@ def _longer(folder: pathlib.Path, was: int, wanted: int) -> str:
 
 
 def _lock_file(folder: pathlib.Path):
-  """The open file that is locked."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"--workdir={folder} cannot be made: {error.strerror}") from error
+  """The open file that is locked, in a workdir that is made."""
+  _make(folder)
   try:
     return (folder / ".lock").open("a")
   except OSError as error:
-    raise UserError(f"--workdir={folder} cannot be written: {error.strerror}") from error
+    raise _unwritable(folder, error) from error
 
 
 @contextlib.contextmanager

@@ -61,7 +61,8 @@ def test_results(finished, teacher):
   for split in ("test", "dev"):
     for model in ("teacher", "student"):
       figures = found[split][model]
-      assert set(figures) == {"wer", "cer", "words", "blank_rate", "blank_runs", "params"}
+      keys = {"wer", "cer", "words", "blank_rate", "blank_runs", "frame_ms", "params"}
+      assert set(figures) == keys
       assert figures["words"] == sum(
         len(row["text"].split()) for row in jsonl(folder.parent / f"{split}.jsonl")
       )

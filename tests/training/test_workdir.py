@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 
 import pytest
@@ -309,9 +310,9 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"--workdir={tmp_path / place} cannot be made: "):
       workdir.check_usable(tmp_path / place)
   workdir.check_usable(tmp_path / "deep" / "run")
-  assert (tmp_path / "deep" / "run").is_dir()
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
   # Permissions do not hold for root, who may run this.
-  monkeypatch.setattr(pathlib.Path, "open", lambda *_: fail(errno.EROFS))
+  monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: fail(errno.EROFS))
   with pytest.raises(UserError, match="run cannot be written: Read-only file system"):
     workdir.check_usable(tmp_path / "deep" / "run")
 
