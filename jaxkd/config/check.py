@@ -92,7 +92,7 @@ def _unknown(name: str, path: str, kind: str, node: Block | Kinds, known: Iterab
       + ", ".join(sorted(others))
     )
   owners = [f"'{k}'" for k, own in node.kinds.items() if name in own]
-  whose = f", which is of {' and '.join(owners)}" if owners else near(name, others)
+  whose = f" ({' and '.join(owners)} has it)" if owners else near(name, others)
   return f"{path}.{_plain(name)}: '{kind}' has no such field{whose}; its fields: " + (
     ", ".join(others) or "none"
   )

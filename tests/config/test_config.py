@@ -93,7 +93,11 @@ def changed(config, path: str, value):
     ("kd.selection", {"name": "symmetric", "m": 1, "n": 2}, ["kd.selection.m", "its fields: n"]),
     ("kd.selection", {"name": "threshold", "min_label_prob": 2.0}, ["min_label_prob", "0 to 1"]),
     ("kd.selection", {"n": 2}, ["kd.selection.name"]),
-    ("kd.selection", {"name": "trim", "n": 2}, ["'trim' has no such field", "of 'symmetric'"]),
+    (
+      "kd.selection",
+      {"name": "trim", "n": 2},
+      ["'trim' has no such field", "('symmetric' has it)"],
+    ),
     ("kd.selection", 5, ["kd.selection is 5", "block"]),
     ("kd.grow_epochs", 2, ["kd.grow_epochs", "all_frames"]),
     ("kd.loss", "hypothesis", ["'hypothesis'", "did you mean 'hypotheses'", "kl, hypotheses"]),
@@ -104,7 +108,7 @@ def changed(config, path: str, value):
     (
       "student.name",
       "huggingface",
-      ["config.student.", "'huggingface' has no such field", "of 'conformer'"],
+      ["config.student.", "'huggingface' has no such field", "('conformer' has it)"],
     ),
     ("kd.typo", 1, ["kd.typo", "no such field"]),
     ("dtype", "float16", ["dtype", "float16", "bfloat16"]),
