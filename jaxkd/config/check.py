@@ -1,6 +1,5 @@
 """The check that runs before anything expensive: every value against the table, then the rules."""
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config import fields, recipes
 from jaxkd.config.fields import Block, Field, Kinds
-from jaxkd.errors import UserError
+from jaxkd.errors import UserError, did_you_mean
 
 _SHOWN = 120  # characters of a value in a message
 
@@ -88,11 +87,11 @@ def _unknown(name: str, path: str, kind: str, node: Block | Kinds, known: Iterab
   others = [n for n in known if not (kind and n == "name")]
   if not kind:
     return (
-      f"{path}.{_plain(name)}: no such field{near(name, others)}; fields of {path}: "
+      f"{path}.{_plain(name)}: no such field{did_you_mean(name, others)}; fields of {path}: "
       + ", ".join(sorted(others))
     )
   owners = [f"'{k}'" for k, own in node.kinds.items() if name in own]
-  whose = f" ({' and '.join(owners)} has it)" if owners else near(name, others)
+  whose = f" ({' and '.join(owners)} has it)" if owners else did_you_mean(name, others)
   return f"{path}.{_plain(name)}: '{kind}' has no such field{whose}; its fields: " + (
     ", ".join(others) or "none"
   )
@@ -100,7 +99,7 @@ def _unknown(name: str, path: str, kind: str, node: Block | Kinds, known: Iterab
 
 def _check_field(path: str, value, field: Field) -> None:
   if not fits(value, field):
-    close = near(value, field.choices) if isinstance(value, str) else ""
+    close = did_you_mean(value, field.choices) if isinstance(value, str) else ""
     raise UserError(f"{path} is {_shown(value)}{close}: it must be {fields.allowed(field)}")
 
 
@@ -275,12 +274,6 @@ def profile_steps(profile: str) -> tuple[int, int] | None:
 def _require(ok: bool, path: str, value, wanted: str) -> None:
   if not ok:
     raise UserError(f"config.{path} is {_shown(value)}: it must be {wanted}")
-
-
-def near(name: str, choices: Iterable[str]) -> str:
-  """A question that names the choice that was probably meant; "" where none is like it."""
-  close = difflib.get_close_matches(str(name), list(choices), n=1)
-  return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _shown(value) -> str:

@@ -3,14 +3,13 @@
 `manifest-medium` is the data `manifest` with size `medium`; `manifest` alone has a size of its own.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from jaxkd.config import fields
-from jaxkd.errors import UserError
+from jaxkd.errors import UserError, did_you_mean
 
 
 def conformer(layers, width, heads, dropout, channels, pool) -> ConfigDict:
@@ -190,8 +189,7 @@ def parts(recipe: str) -> tuple[str, str]:
   if recipe in RECIPES:
     data, _, size = recipe.partition("-")
     return data, size or DATA[data].size
-  close = difflib.get_close_matches(str(recipe), RECIPES, n=1)
-  near = f" (did you mean '{close[0]}'?)" if close else ""
+  near = did_you_mean(str(recipe), RECIPES)
   raise UserError(
     f"unknown recipe {str(recipe)!r}{near}: choose DATA or DATA-SIZE, DATA one of "
     f"{', '.join(DATA)} and SIZE one of {', '.join(SIZES)}"

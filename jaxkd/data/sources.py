@@ -1,7 +1,6 @@
 """Manifests, folders of audio, named corpora and TFDS: lists of utterances that can be read."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from jaxkd import console
 from jaxkd.data import audio, corpora, digits, tfds
 from jaxkd.data.corpora import CORPORA, SPLITS
 from jaxkd.data.tfds import TFDS_CORPORA
-from jaxkd.errors import UserError
+from jaxkd.errors import UserError, did_you_mean
 
 # Decoded audio of smaller sources is kept in memory: 2 h are 230 MB.
 _KEEP_SECONDS = 7200.0
@@ -136,10 +135,9 @@ def check_spec(field: str, spec: str, options: corpora.Options) -> None:
   if not colon or corpus not in (*CORPORA, *TFDS_CORPORA):
     return
   if corpus in CORPORA and split not in SPLITS:
-    close = difflib.get_close_matches(split, SPLITS, n=1)
-    near = f" (did you mean '{corpus}:{close[0]}'?)" if close else ""
     raise UserError(
-      f"config.{field} is {spec!r}{near}: it must be {corpus}: and one of {', '.join(SPLITS)}"
+      f"config.{field} is {spec!r}{did_you_mean(split, SPLITS)}: it must be {corpus}: and one of "
+      + ", ".join(SPLITS)
     )
   if corpus in TFDS_CORPORA and not split:
     raise UserError(f"config.{field} is {spec!r}: it must be {corpus}: and a split of TFDS's")

@@ -265,7 +265,7 @@ def test_duration_in_milliseconds_does_not_size_the_batches(tmp_path):
 @pytest.mark.parametrize(
   ("spec", "root", "words"),
   [
-    ("demo:tset", "", ["config.data.dev is 'demo:tset'", "did you mean 'demo:test'", "unlabelled"]),
+    ("demo:tset", "", ["config.data.dev is 'demo:tset'", "did you mean 'test'", "unlabelled"]),
     ("digits:nosplit", "there", ["config.data.dev is 'digits:nosplit'", "digits: and one of"]),
     ("digits:test", "", ["config.data.root is ''", "free-spoken-digit-dataset"]),
     ("prompts:", "", ["config.data.dev is 'prompts:'", "train, unlabelled, dev, test"]),
