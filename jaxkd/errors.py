@@ -1,6 +1,5 @@
 """What may end a command other than success: a user's mistake, or a signal."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -26,5 +25,7 @@ class Interrupted(Exception):
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:
   """Text in brackets that names the choice that was probably meant, else ""."""
+  import difflib  # not when the module is: errors are known before all else
+
   near = difflib.get_close_matches(given, choices, n=1)
   return f" (did you mean '{near[0]}'?)" if near else ""

@@ -1,14 +1,12 @@
 """The one place where errors and signals become a line and an exit status.
 
-Imports nearly nothing: it is on before anything that takes time.
+Imports nearly nothing until it is on, and what it needs at the end only then.
 """
 
 import errno
 import os
-import select
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 
 from jaxkd.errors import Interrupted, UserError
@@ -61,6 +59,8 @@ def _unexpected(error: Exception) -> int:
     _say("error: no space left on device: free some and run the same command to resume")
     return _leave_at_once(2)
   if "JAXKD_PROCESSES" in os.environ:
+    import traceback
+
     traceback.print_exception(error)
     return _end(1)
   raise error
@@ -96,6 +96,8 @@ def _leave_at_once(status: int) -> int:
 
 def _nobody_reads() -> bool:
   """Whether standard output is a pipe that is closed at its other end."""
+  import select
+
   poll = select.poll()
   poll.register(1, 0)
   return any(event & select.POLLERR for _, event in poll.poll(0))
