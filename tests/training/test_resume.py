@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -31,6 +32,27 @@ def test_killed_run_goes_on_to_the_same_parameters(lab):
   assert not (folder / "results.json").exists()
   assert "resumed at epoch" in whole_runs.finish(line)
   whole_runs.assert_same(lab / "straight", folder)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(lab):
+  """Killed on its way, too."""
+  folder = lab / "longer"
+  shutil.copytree(lab / "teacher", folder)
+  first, before = results(folder), whole_runs.metrics(folder)
+  line = whole_runs.command(lab, "ctc", "longer", "--config.training.epochs=4")
+  process = whole_runs.start_and_wait_for_step(line, folder, whole_runs.steps(folder)[-1] + 1)
+  process.send_signal(signal.SIGKILL)
+  log = process.communicate()[1]
+  assert "4 epochs instead of 2: goes on from epoch 2 with the learning rate of a run of 4" in log
+  assert "resumed at epoch 2" in log
+  assert results(folder) == first
+  whole_runs.finish(line)
+  rows = whole_runs.metrics(folder)
+  assert rows[: len(before)] == before and results(folder)["epochs"] == 4
+  trained = [row for row in rows if "lr" in row]
+  assert [row["epoch"] for row in trained] == [0, 1, 2, 3]
+  assert [row["step"] for row in trained] == [n * trained[0]["step"] for n in (1, 2, 3, 4)]
+  assert trained[1]["lr"] < trained[2]["lr"]  # the short run's rate had come down
 
 
 def test_stopped_run_says_how_to_go_on_even_with_a_cut_checkpoint(lab):

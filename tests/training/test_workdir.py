@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tarfile
@@ -17,7 +16,6 @@ import threading
 import pytest
 
 import corpus
-import whole_runs
 from jaxkd import config as config_lib
 from jaxkd import files, labels
 from jaxkd.errors import UserError
@@ -426,29 +424,3 @@ def test_commit_is_known_in_an_archive_too(tmp_path):
   head = git("rev-parse", "HEAD").decode()[:10]
   assert found.strip() == head
   assert workdir.commit() in (head, f"{head}-dirty")
-
-
-@pytest.mark.slow
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
-  """Killed on its way, too."""
-  corpus.make(tmp_path)
-  folder, every = tmp_path / "run", "--config.checkpoint.every_steps=1"
-  line = lambda epochs: whole_runs.command(
-    tmp_path, "ctc", "run", every, f"--config.training.epochs={epochs}"
-  )
-  whole_runs.finish(line(2))
-  results = lambda: files.read_json(folder / "results.json")
-  first, before = results(), whole_runs.metrics(folder)
-  process = whole_runs.start_and_wait_for_step(line(4), folder, whole_runs.steps(folder)[-1] + 1)
-  process.send_signal(signal.SIGKILL)
-  log = process.communicate()[1]
-  assert "4 epochs instead of 2: goes on from epoch 2 with the learning rate of a run of 4" in log
-  assert "resumed at epoch 2" in log
-  assert results() == first
-  whole_runs.finish(line(4))
-  rows = whole_runs.metrics(folder)
-  assert rows[: len(before)] == before and results()["epochs"] == 4
-  trained = [row for row in rows if "lr" in row]
-  assert [row["epoch"] for row in trained] == [0, 1, 2, 3]
-  assert [row["step"] for row in trained] == [n * trained[0]["step"] for n in (1, 2, 3, 4)]
-  assert trained[1]["lr"] < trained[2]["lr"]  # the short run's rate had come down
