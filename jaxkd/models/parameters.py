@@ -1,5 +1,6 @@
 """A model's parameters on disk: written whole, read with checks, averaged."""
 
+import contextlib
 import pathlib
 import shutil
 
@@ -53,11 +54,23 @@ def load_params(folder: pathlib.Path, like):
   Raises:
     UserError: absent, damaged, or of another model.
   """
-  folder = folder.absolute()
-  found = folder if folder.exists() or not _fresh(folder).exists() else _fresh(folder)
-  try:
+  with _found(folder) as found:
     check_same_arrays(found, like)
     return read(found, like)
+
+
+def check_params(folder: pathlib.Path, like) -> None:
+  """Raises UserError where `load_params` would, as far as names and shapes say."""
+  with _found(folder) as found:
+    check_same_arrays(found, like)
+
+
+@contextlib.contextmanager
+def _found(folder: pathlib.Path):
+  """Where the parameters of a folder lie; all errors become UserErrors that name it."""
+  folder = folder.absolute()
+  try:
+    yield folder if folder.exists() or not _fresh(folder).exists() else _fresh(folder)
   except UserError:
     raise
   except Exception as error:  # Orbax raises many kinds for a damaged file
@@ -92,7 +105,7 @@ def check_same_arrays(folder: pathlib.Path, like) -> None:
         f"of shape {shapes[name]}" if name in shapes else "absent" for shapes in (there, here)
       )
       raise UserError(
-        f"{folder} is of another model: {name} is {found} there, and {wanted} by config.json"
+        f"{folder} is of another model: {name} is {found} there, and {wanted} by the config"
       )
 
 

@@ -210,7 +210,7 @@ def _check_init(init: str, architecture: Architecture, vocabulary: Vocabulary) -
       "of that run"
     )
   like = architecture.structure(len(vocabulary.symbols))[1]
-  parameters.check_same_arrays(there.folder / kept.FINAL, like)
+  parameters.check_params(there.folder / kept.FINAL, like)
 
 
 def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> Run:

@@ -52,24 +52,29 @@ def test_round_trip_replacement_and_damage(tmp_path):
     parameters.save_params(folder, tree(x))
     assert equal(parameters.load_params(folder, tree(0)), tree(x))
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
-  with pytest.raises(UserError, match=r"absent cannot be read: "):
-    parameters.load_params(tmp_path / "absent", tree(0))
+  parameters.check_params(folder, tree(0))
+  absent = tmp_path / "absent"
   damage(folder)
-  with pytest.raises(UserError, match=r"final cannot be read: "):
-    parameters.load_params(folder, tree(0))
+  for check in (parameters.load_params, parameters.check_params):
+    with pytest.raises(UserError, match=r"absent cannot be read: "):
+      check(absent, tree(0))
+    with pytest.raises(UserError, match=r"final cannot be read: "):
+      check(folder, tree(0))
 
 
 @pytest.mark.parametrize(
   ("other", "words"),
   [
     ({"w": jnp.zeros((32, 64))}, r"w is of shape \(64, 64\) there, and of shape \(32, 64\)"),
-    ({"more": jnp.zeros(3)}, r"more is absent there, and of shape \(3,\) by config.json"),
+    ({"more": jnp.zeros(3)}, r"more is absent there, and of shape \(3,\) by the config"),
   ],
 )
 def test_another_model_is_named(tmp_path, other, words):
   parameters.save_params(tmp_path / "final", tree(5))
   with pytest.raises(UserError, match=f"final is of another model: {words}"):
     parameters.load_params(tmp_path / "final", tree(0) | other)
+  with pytest.raises(UserError, match=f"final is of another model: {words}"):
+    parameters.check_params(tmp_path / "final", tree(0) | other)
 
 
 @pytest.mark.parametrize("moment", range(3))

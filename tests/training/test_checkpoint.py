@@ -135,7 +135,7 @@ def test_all_damaged_is_an_error_that_touches_nothing(saved):
   ("other", "words"),
   [
     ({"w": jnp.zeros((32, 64))}, r"w is of shape \(64, 64\) there, and of shape \(32, 64\)"),
-    ({"more": jnp.zeros(3)}, r"more is absent there, and of shape \(3,\) by config.json"),
+    ({"more": jnp.zeros(3)}, r"more is absent there, and of shape \(3,\) by the config"),
   ],
 )
 def test_another_model_is_named_and_untouched(saved, other, words):
