@@ -253,7 +253,7 @@ TRAINING = Block(
     "lr": Field(
       (7e-6, 5e-4, 5e-5, 1e-7),
       "learning rates, piecewise linear between these",
-      each=Field(1.0, low=0.0, above=True, high=1e3),
+      each=Field(1.0, low=0.0, above=True),
       sizes=(4,),
     ),
     "lr_parts": Field(
@@ -428,7 +428,11 @@ FIELDS = Block(
     "training": TRAINING,
     "profile": Field("", "updates to trace, such as 10:20; '' for none", bound=False),
     "checkpoint": Block(
-      {"every_steps": _count(500, "between saves, besides every evaluation", 1, unit="updates")}
+      {
+        "every_steps": _count(
+          500, "between saves, besides every evaluation", 1, unit="updates", bound=False
+        )
+      }
     ),
     "mesh": Block(
       {

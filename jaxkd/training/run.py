@@ -1,6 +1,7 @@
 """Everything that training needs, as plain values and objects."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from jaxkd.data.sources import Source
 from jaxkd.devices import mesh, sharding
 from jaxkd.inference.hypotheses import Hypotheses
 from jaxkd.labels import Vocabulary
-from jaxkd.models import kept
+from jaxkd.models import kept, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.training import step as step_lib
@@ -60,9 +61,16 @@ class Blueprint:
     if self.architecture.description is not None:
       files.write_json(folder / kept.DESCRIPTION, self.architecture.description)
 
+  @functools.cached_property
+  def _kept(self) -> Any:
+    """The structure without what only training needs."""
+    return self.architecture.structure(len(self.vocabulary.symbols))[0]
+
   def with_params(self, params) -> AcousticModel:
-    """The model in evaluation mode."""
-    return AcousticModel(self.graphdef, params, self.vocabulary, self.architecture.frame_samples)
+    """The model in evaluation mode, as it is kept."""
+    params = registry.without_projection(params)
+    frame_samples = self.architecture.frame_samples
+    return AcousticModel(self._kept, params, self.vocabulary, frame_samples)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_metrics_log(finished):
   steps = [row["step"] for row in rows]
   assert steps == sorted(steps) and {row["epoch"] for row in rows} == {0, 1}
   trained = [row for row in rows if "loss" in row]
-  assert all({"kd", "selected", "blank", "grad_norm", "lr"} <= set(row) for row in trained)
+  assert all({"kd/kl", "selected", "blank", "grad_norm", "lr"} <= set(row) for row in trained)
   assert all("ctc" not in row for row in trained)
   dev = [row for row in rows if "dev/wer" in row]
   assert len(dev) == 2 and dev[0]["dev/kl"] > 0
@@ -248,7 +248,7 @@ def test_other_variant_has_the_same_teacher(lab, teacher):
   assert found["teacher_workdir"] == f"../{teacher.name}" and found["kd_scale"] == 0.9
   assert (teacher / "results.json").stat().st_mtime == before
   assert len(list(lab.glob("teacher-*"))) == 1
-  assert any("ctc" in row and "kd" in row for row in jsonl(folder / "metrics.jsonl"))
+  assert any({"ctc", "kd/kl"} <= row.keys() for row in jsonl(folder / "metrics.jsonl"))
 
 
 def test_given_teacher_dev_without_transcripts_and_broken_audio(lab, teacher, tmp_path):
@@ -289,12 +289,18 @@ def test_variants_that_are_more_than_a_selection(lab, teacher, variant, flags):
   """None reads transcripts, and what only training needs is not kept."""
   flags = [flag.format(teacher=teacher) for flag in flags]
   found, folder = start(lab, variant, variant, *flags)
-  rows = [row for row in jsonl(folder / "metrics.jsonl") if "kd" in row]
-  assert all(np.isfinite(row["kd"]) and "ctc" not in row for row in rows)
+  rows = [row for row in jsonl(folder / "metrics.jsonl") if "loss" in row]
+  terms = {"hypotheses": [{"hypotheses"}], "warmup": [{"kd/cosine"}, {"kd/kl"}]}
+  assert all(np.isfinite(row["loss"]) for row in rows)
+  names = {"kd/kl", "kd/cosine", "hypotheses", "ctc"}
+  found_terms = [names & row.keys() for row in rows]
+  assert list(map(set, dict.fromkeys(map(frozenset, found_terms)))) == terms.get(
+    variant, [{"kd/kl"}]
+  )
   assert (folder / "nbest.jsonl").exists() == (variant == "hypotheses")
   if variant == "warmup":
     assert rows[0]["selected"] == 1 and max(row["selected"] for row in rows[1:]) < 1
-    assert rows[0]["kd"] <= 2
+    assert rows[0]["kd/cosine"] <= 2
   params = kept.read(folder).load(mesh_lib.make_mesh()).params
   assert found["test"]["student"]["params"] == sum(x.size for x in jax.tree.leaves(params))
   again = evaluate_lib.evaluate(folder, str(lab / "test.jsonl"))
