@@ -1,6 +1,6 @@
 """What an update minimises: named terms.
 
-A new distillation loss is one function here and one line in LOSSES.
+A new distillation loss is one function here, a line in LOSSES, and its name in config's LOSSES.
 
 L = kd.scale · L_KD + (1 - kd.scale) · L_CTC; in a warm-up's first epochs its loss stands in L_KD's
 place. A term whose scale is 0 for good is not there, and nothing that only it needs is computed.
@@ -163,12 +163,11 @@ def needs_log_prior(kd: ConfigDict) -> bool:
 def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
   scale, warmup, terms = kd.scale, kd.warmup, []
   if scale > 0:
-    loss = kd.get("loss", "hypotheses" if kd.hypotheses else "kl")
-    scales = {loss: scale}
+    scales = {kd.loss: scale}
     if warmup:
       early = lambda epoch: jnp.where(epoch < warmup, scale, 0.0)
       late = lambda epoch: jnp.where(epoch < warmup, 0.0, scale)
-      scales = {"cosine": early, loss: late}
+      scales = {"cosine": early, kd.loss: late}
     terms = [LOSSES[name](kd, of_epoch, select, blank_id) for name, of_epoch in scales.items()]
   if scale < 1:
     terms.append(_ctc("ctc", 1 - scale, TRANSCRIPTS, blank_id))

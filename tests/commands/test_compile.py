@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 
 from jaxkd.commands import line as command_line
-from jaxkd.commands import plan_tpu as compile_lib
 from jaxkd.config import overrides, recipes
-from jaxkd.devices import flops, hlo, mesh
+from jaxkd.devices import flops, hlo, mesh, slices
 from jaxkd.errors import UserError
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import known
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
+from jaxkd.training import ahead
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -86,12 +86,12 @@ def test_a_full_size_step_has_the_operations_of_the_benchmarks_formula():
   spec.loader.exec_module(benchmark)
   config, _ = overrides.parse(["", f"--config={ROOT}/configs/symmetric.py:tedlium"])
   devices = mesh.make_mesh(1, jax.devices()[:1])
-  steps = {step.name: step for step in compile_lib.steps_of(config)}
-  shape = compile_lib.shape_of(config, 8.0)._replace(rows=1)
+  steps = {step.name: step for step in ahead.steps_of(config)}
+  shape = ahead.shape_of(steps["student"], 8.0)._replace(rows=1)
   sizes = types.SimpleNamespace(rows=1, seconds=shape.samples / 16_000)
   expected = benchmark.gflop(sizes)
   found = {
-    name: flops.count(compile_lib.trace(step, shape, devices)[0].jaxpr) / 1e9
+    name: flops.count(ahead.trace(step, shape, devices)[0].jaxpr) / 1e9
     for name, step in steps.items()
   }
   assert found["student"] == pytest.approx(expected["step"], rel=0.02)
@@ -254,14 +254,14 @@ def test_mistakes_are_one_line(arguments, parts):
 def test_without_libtpu_its_installation_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"pip install 'jaxkd\[tpu\]'"):
-    compile_lib.slice_of("v5e:2x4")
+    slices.slice_of("v5e:2x4")
 
 
 def test_a_model_that_would_have_to_be_fetched_is_refused():
   source = "--config.teacher.model.source=facebook/hubert-xlarge-ll60k"
   config, _ = overrides.parse(["", f"--config={ROOT}/configs/symmetric.py:librispeech", source])
   with pytest.raises(UserError, match="teacher.model.source .* facebook/hubert-large-ll60k"):
-    compile_lib.steps_of(config)
+    ahead.steps_of(config)
 
 
 def test_help_names_topologies(capsys):

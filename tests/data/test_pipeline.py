@@ -1,5 +1,6 @@
 """Planned batches → arrays."""
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -8,7 +9,9 @@ from corpus import make_split, tone, write_manifest
 from jaxkd import labels as labels_lib
 from jaxkd.data import pipeline, plan, sources
 from jaxkd.data.corpora import Options
+from jaxkd.devices import mesh
 from jaxkd.errors import UserError
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS
 
 LABELS = labels_lib.characters(" abc")
 NOISE = (-30.0, -20.0)
@@ -86,7 +89,29 @@ def test_joined_utterances_are_equally_loud(tmp_path):
 def test_no_labels_are_read_without_classes(tmp_path):
   audio_only = open_manifest(make_split(tmp_path, "unlabelled", 3, text=False))
   batch = one(audio_only, batch_of((0, 1), (2,))).batch
-  assert batch.labels.shape == (2, 0) and not batch.label_len.any()
+  assert batch.labels is None and batch.label_len is None
+
+
+class Drawn:
+  """One label for every utterance."""
+
+  def draw(self, utterances, rng):
+    return np.zeros(len(utterances), np.int32)
+
+
+@pytest.mark.parametrize("needs", [(), (TRANSCRIPTS,), (HYPOTHESES,), (TRANSCRIPTS, HYPOTHESES)])
+def test_batches_are_what_steps_are_compiled_for(source, needs):
+  """Fields, shapes, dtypes and where they lie, with rows that fill up the devices."""
+  given = {TRANSCRIPTS: dict(vocabulary=LABELS), HYPOTHESES: dict(hypotheses=Drawn())}
+  options = {key: value for need in needs for key, value in given[need].items()}
+  planned, devices = batch_of((0, 1), (2,), (3,)), mesh.make_mesh()
+  host = one(source, planned, shards=mesh.my_shards(devices), **options)
+  batch = mesh.put_batch(host.batch, devices)
+  found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+  assert found == mesh.batch_struct(planned.shape, devices, needs=needs)
+  assert batch.audio.shape == (8, 40_000)
+  for need, field in ((TRANSCRIPTS, batch.labels), (HYPOTHESES, batch.hypothesis)):
+    assert field is None if need not in needs else field.shape == (8, 16)
 
 
 def test_more_labels_than_room_keep_their_true_count(source):

@@ -97,6 +97,20 @@ def test_rows_and_numbers(tmp_path, grid, no_plots):
   assert rows["teacher"]["role"] == "teacher" and float(rows["teacher"]["test_wer"]) == 1 / total
 
 
+@pytest.mark.parametrize(
+  ("variant", "name"), [("symmetric", "kd/kl"), ("hypotheses", "hypotheses")]
+)
+def test_metrics_of_older_runs_have_the_names_of_today(tmp_path, variant, name):
+  """They call every distillation loss kd."""
+  folder = write_run(tmp_path / "old", variant, errors=1)
+  old = [{"step": 1, "epoch": 0, "loss": 2.0, "kd": 2.5, "ctc": 0.5}, {"step": 1, "dev/kl": 1.0}]
+  new = [{"step": 2, "epoch": 0, "loss": 1.0, "kd/cosine": 1.5, "ctc": 0.5}]
+  rows = "".join(json.dumps(row) + "\n" for row in old + new)
+  (folder / "metrics.jsonl").write_text(rows)
+  expected = {"step": 1, "epoch": 0, "loss": 2.0, name: 2.5, "ctc": 0.5}
+  assert collect.read(folder).metrics == [expected, old[1], *new]
+
+
 def test_interval_narrows_with_seeds_that_err_apart(tmp_path, no_plots):
   """Utterances are drawn with all seeds' errors: four seeds with other errors average out."""
   apart = [[int(i % 4 == seed) for i in range(UTTERANCES)] for seed in range(4)]

@@ -11,6 +11,7 @@ import objectives
 import reference
 from jaxkd import files, losses, selection
 from jaxkd import teacher as teacher_lib
+from jaxkd.config import fields
 from jaxkd.data import plan
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
@@ -18,8 +19,10 @@ from jaxkd.errors import UserError
 from jaxkd.inference import hypotheses as hypotheses_lib
 from jaxkd.labels import characters
 from jaxkd.masks import length_mask
+from jaxkd.training import objective
 from jaxkd.training import step as step_lib
-from jaxkd.types import Batch, FrameOutput
+from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -143,6 +146,33 @@ def test_warmup_brings_encoders_together_and_then_is_over():
   np.testing.assert_allclose(first[0], early[0], rtol=1e-6)
   assert float(early[1]["selected"].mean()) == 1 and float(early[1]["kd/kl"].weight) == 0
   assert np.abs(early[2]["to"][...]).max() > 0 and not early[2]["outer"][...].any()
+
+
+def test_losses_that_a_config_may_name_are_those_of_the_table():
+  """And the warm-up's, which none names."""
+  assert {*fields.LOSSES, "cosine"} == set(objective.LOSSES)
+
+
+@pytest.mark.parametrize(
+  ("changes", "names", "needs"),
+  [
+    (dict(scale=0.0, warmup=2), "ctc", {TRANSCRIPTS}),
+    (dict(scale=1.0), "kd/kl", {TEACHER_FRAMES}),
+    (dict(scale=0.5, normalization="labels"), "kd/kl ctc", {TEACHER_FRAMES, TRANSCRIPTS}),
+    (dict(scale=1.0, warmup=2), "kd/cosine kd/kl", {TEACHER_FRAMES, TEACHER_ENCODINGS}),
+    (dict(scale=0.5, loss="hypotheses"), "hypotheses ctc", {HYPOTHESES, TRANSCRIPTS}),
+    (dict(scale=1.0, loss="hypotheses"), "hypotheses", {HYPOTHESES}),
+  ],
+)
+def test_terms_and_what_they_need(changes, names, needs):
+  """A term whose scale is 0 for good is not there, and nothing is asked for it."""
+  found = objectives.make(BLANK, **changes)
+  assert [term.name for term in found.terms] == names.split() and found.needs == needs
+  assert objective.needs(objectives.kd(**changes)) == needs
+  assert found.asks_teacher == (TEACHER_FRAMES in needs)
+  measures = {term.name for term in found.measures}
+  assert ("selected" in measures) == (TEACHER_FRAMES in needs) and "blank" in measures
+  assert ("infeasible" in measures) == bool(needs & {TRANSCRIPTS, HYPOTHESES})
 
 
 @pytest.mark.parametrize(("epoch", "name"), [(0, "kd/cosine"), (1, "kd/kl")])
