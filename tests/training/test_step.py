@@ -75,7 +75,7 @@ def of_objective(objective, batch, key, epoch=0):
     model = nnx.merge(graphdef, params)
     return objective(step_lib.observe(model, taught, batch, key, jnp.int32(epoch), objective))
 
-  (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  (loss, terms), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
   return loss, terms, grads["kernel"][...]
 
 

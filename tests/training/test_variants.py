@@ -123,7 +123,7 @@ def distill(settings, batch, epoch=0, width=WIDTH):
     args = batch, jax.random.key(0), jnp.int32(epoch), settings
     return settings(step_lib.observe(model, taught, *args))
 
-  (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  (loss, terms), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
   return float(loss), terms, grads
 
 
