@@ -9,11 +9,7 @@ from flax import nnx
 
 from jaxkd.devices import sharding
 from jaxkd.masks import same_frames
-from jaxkd.training.objective import (
-  TEACHER_ENCODINGS,
-  Objective,
-  View,
-)
+from jaxkd.training.objective import TEACHER_ENCODINGS, Objective, View
 from jaxkd.types import Batch, FrameOutput, WeightedSum
 
 

@@ -165,9 +165,12 @@ def _check_same_run(
   """
   if not (folder / "config.json").exists():
     return None
+  stored = files.read_json(folder / "config.json", kind=dict)
   before, now = _binding(folder / "config.json"), config_lib.binding(config)
   name = "training.epochs"
   was, wanted = before[name], now[name]
+  if stored.get("schema", 0) < config_lib.SCHEMA and finished(folder, wanted) is None:
+    _check_nothing_to_resume(folder)
   if wanted > was:
     before |= {name: wanted}
   differences = [
@@ -189,6 +192,21 @@ def _check_same_run(
       f"--workdir={folder} holds a run of another config ({what}): {_way_out(folder, fits)}"
     )
   return _longer(folder, was, wanted) if wanted > was else None
+
+
+def _check_nothing_to_resume(folder: pathlib.Path) -> None:
+  """A training state of an older version has other arrays: sums of terms that had no names.
+
+  Raises:
+    UserError: there is one.
+  """
+  saved = [p for p in (folder / "checkpoints" / "last").glob("*") if p.name.isdigit()]
+  if saved:
+    step = max(int(p.name) for p in saved)
+    raise UserError(
+      f"--workdir={folder} holds a run that an older version of jaxkd stopped at step {step}, and "
+      f"this one cannot resume it: finish it with that version, or {_way_out(folder, False)}"
+    )
 
 
 def _shown(fields: dict, name: str) -> str:

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 import objectives
 import reference
-from jaxkd import losses, selection
+from jaxkd import selection
 from jaxkd.devices import mesh, sharding
-from jaxkd.masks import length_mask, strided_len
+from jaxkd.masks import length_mask, same_frames, strided_len
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.training import optim
@@ -84,12 +84,12 @@ def assert_same(a, b, **tolerance):
     np.testing.assert_allclose(x, y, **(tolerance or {"rtol": 1e-6, "atol": 1e-7}))
 
 
-def test_align_cuts_to_the_shorter():
+def test_outputs_are_cut_to_the_shorter():
   logits = np.random.default_rng(0).normal(size=(2, 6, 3))
   a = FrameOutput(logits, np.arange(6) < np.array([[6], [4]]))
   b = FrameOutput(-logits[:, :5], np.arange(5) < np.array([[5], [3]]))
   for first, second in ((a, b), (b, a)):
-    out = step_lib.align(first, second)
+    out = same_frames(first, second)
     for cut, whole in zip(out, (first, second), strict=True):
       np.testing.assert_array_equal(cut.logits, whole.logits[:, :5])
       np.testing.assert_array_equal(cut.mask.sum(1), [5, 3])
@@ -277,29 +277,6 @@ def test_bfloat16_trains_in_float32_parameters():
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
   full = train(1, steps=3)
   np.testing.assert_allclose(state.terms["loss"].mean(), full.terms["loss"].mean(), rtol=0.05)
-
-
-def test_evaluation_reports_paths_blanks_and_divergence():
-  (graphdef, params), (teacher_graphdef, teacher_params) = (nnx.split(Matrix(s)) for s in (1, 2))
-  batch = make_batch()
-  student, teacher = (Matrix(s)(batch.audio, batch.audio_len) for s in (1, 2))
-  evaluate = step_lib.make_eval_step(graphdef, teacher_graphdef, blank_id=BLANK)
-  out = evaluate(params, teacher_params, batch)
-  for path, blank, model in (
-    (out.student_path, out.student_blank, student),
-    (out.teacher_path, out.teacher_blank, teacher),
-  ):
-    mask = np.asarray(model.mask)
-    expected = np.where(mask, np.asarray(model.logits).argmax(-1), BLANK)
-    np.testing.assert_array_equal(path, expected)
-    assert_same(blank, ((expected == BLANK)[mask].sum(), mask.sum()))
-  expected = losses.kd_kl(student.logits, teacher.logits, student.mask, temperature=1.0)
-  assert_same(out.kl, expected, rtol=1e-5)
-  for found, model in zip(out.aligned, (teacher, student), strict=True):
-    assert_same((found.logits, found.mask), (model.logits, model.mask), rtol=1e-5)
-  alone = step_lib.make_eval_step(graphdef, None, blank_id=BLANK)(params, None, batch)
-  np.testing.assert_array_equal(alone.student_path, out.student_path)
-  assert alone.teacher_path is None and alone.kl is None and alone.aligned is None
 
 
 def test_updates_without_finite_numbers_are_skipped_and_counted():

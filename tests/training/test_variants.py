@@ -10,15 +10,15 @@ from flax import nnx
 import objectives
 import reference
 from jaxkd import files, losses, selection
-from jaxkd import teacher as teacher_lib
 from jaxkd.config import fields
-from jaxkd.data import plan
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
 from jaxkd.inference import hypotheses as hypotheses_lib
 from jaxkd.labels import characters
 from jaxkd.masks import length_mask
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.teacher.ensemble import ensemble
 from jaxkd.training import objective
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES
@@ -234,19 +234,19 @@ def test_hypotheses_are_ctc_targets_beside_transcripts():
   np.testing.assert_allclose(alone, terms["hypotheses"].mean(), rtol=1e-6)
 
 
-def of(model: nnx.Module) -> teacher_lib.Teacher:
-  return teacher_lib.Teacher(*nnx.split(model), VOCABULARY)
+def of(model: nnx.Module) -> AcousticModel:
+  return AcousticModel(*nnx.split(model), VOCABULARY, FRAME)
 
 
 def test_ensemble_is_the_mean_of_probabilities():
   batch = make_batch()
   teachers = [of(Frames(seed, width)) for seed, width in ((1, 4), (2, 6), (3, 4))]
-  found = teacher_lib.ensemble(teachers)(batch.audio, batch.audio_len)
+  found = ensemble(teachers)(batch.audio, batch.audio_len)
   each = [t(batch.audio, batch.audio_len) for t in teachers]
   mean = np.mean([jax.nn.softmax(out.logits) for out in each], 0)
   np.testing.assert_allclose(jax.nn.softmax(found.logits), mean, atol=1e-6)
   np.testing.assert_array_equal(found.mask, each[0].mask)
-  alone = teacher_lib.ensemble([teachers[1]] * 2)(batch.audio, batch.audio_len)
+  alone = ensemble([teachers[1]] * 2)(batch.audio, batch.audio_len)
   np.testing.assert_allclose(alone.logits, jax.nn.log_softmax(each[1].logits), atol=1e-5)
 
 
@@ -260,7 +260,7 @@ class Shorter(Frames):
 
 def test_ensemble_is_cut_to_the_shortest():
   batch = make_batch()
-  found = teacher_lib.ensemble([of(Frames(1)), of(Shorter(2))])(batch.audio, batch.audio_len)
+  found = ensemble([of(Frames(1)), of(Shorter(2))])(batch.audio, batch.audio_len)
   mask = np.asarray(Frames(1)(batch.audio, batch.audio_len).mask)
   np.testing.assert_array_equal(found.mask, mask[:, 1:])
   assert found.logits.shape[1] == mask.shape[1] - 1
@@ -275,11 +275,8 @@ def make_source() -> Source:
 
 def find(path, source=None, count=3):
   source = source or make_source()
-  planned = plan.evaluation_plan(
-    source.durations, plan.shapes(source.durations, batch_seconds=9.0, buckets=1)
-  )
   devices = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  return hypotheses_lib.find(of(Frames(1)), source, planned, path, devices, count=count)
+  return hypotheses_lib.find(of(Frames(1)), source, path, devices, count=count)
 
 
 def test_hypotheses_are_found_once_and_kept(tmp_path):

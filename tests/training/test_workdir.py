@@ -424,3 +424,19 @@ def test_commit_is_known_in_an_archive_too(tmp_path):
   head = git("rev-parse", "HEAD").decode()[:10]
   assert found.strip() == head
   assert workdir.commit() in (head, f"{head}-dirty")
+
+
+def test_a_state_of_an_older_version_is_one_line(tmp_path):
+  claimed(tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  before = {k: v for k, v in json.loads(path.read_text()).items() if k != "schema"}
+  path.write_text(json.dumps(before))
+  claimed(tmp_path / "run")  # nothing was saved
+  path.write_text(json.dumps(before))
+  (tmp_path / "run" / "checkpoints" / "last" / "40").mkdir(parents=True)
+  words = r"an older version of jaxkd stopped at step 40.*--workdir=.*run-2 starts a new one"
+  with pytest.raises(UserError, match=words):
+    claimed(tmp_path / "run")
+  assert "schema" not in json.loads(path.read_text())
+  files.write_json(tmp_path / "run" / "results.json", {})
+  claimed(tmp_path / "run")
