@@ -1,4 +1,4 @@
-"""Lengths and masks; True is real data everywhere."""
+"""Lengths and masks, and how arrays meet; True is real data everywhere."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,14 @@ import jax.numpy as jnp
 from jaxkd.types import FrameOutput
 
 
+def lift(x, ndim: int):
+  """x[...] as [1, …, 1, ...] with so many axes, to meet an array of more of them."""
+  return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
 def length_mask(lengths: jax.Array, size: int) -> jax.Array:
   """bool[..., size], True at positions below i32[...] `lengths`."""
-  return jnp.arange(size) < lengths[..., None]
+  return lift(jnp.arange(size), lengths.ndim + 1) < lengths[..., None]
 
 
 def strided_len(lengths, stride: int):

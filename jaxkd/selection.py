@@ -13,7 +13,7 @@ A *label frame* is one whose most probable class is not the blank.
 import jax
 import jax.numpy as jnp
 
-from jaxkd.masks import dilate
+from jaxkd.masks import dilate, lift
 
 
 def all_frames(logits: jax.Array, mask: jax.Array, *, blank_id: int) -> jax.Array:
@@ -39,6 +39,7 @@ def nonblank(
     prior_scale: 0.5 in the paper.
   """
   if log_prior is not None:
+    log_prior = lift(jnp.asarray(log_prior), logits.ndim)
     logits = jax.nn.log_softmax(logits.astype(jnp.float32)) - prior_scale * log_prior
   return mask & (jnp.argmax(logits, axis=-1) != blank_id)
 
@@ -105,7 +106,7 @@ def soft(
 def _label_mass(logits, mask, blank_id: int) -> jax.Array:
   """f32[B, T]: 1 - p(blank) at temperature 1."""
   scores = jnp.where(mask[..., None], logits.astype(jnp.float32), 0)
-  is_blank = jnp.arange(scores.shape[-1]) == blank_id
+  is_blank = lift(jnp.arange(scores.shape[-1]) == blank_id, scores.ndim)
   # Summed over labels: 1 - p(blank) would lose a small mass to rounding.
   return jnp.where(is_blank, 0, jax.nn.softmax(scores)).sum(-1)
 

@@ -147,14 +147,14 @@ def _lattice(logit_len, labels, label_len, frames: int) -> _Lattice:
   repeats = _repeats(labels) & length_mask(label_len, size)
   states = jnp.arange(size + 1)
   # Frames that the labels before each blank take, and those from each label on.
-  before = states + jnp.pad(jnp.cumsum(repeats, 1), ((0, 0), (1, 0)))
+  before = states[None] + jnp.pad(jnp.cumsum(repeats, 1), ((0, 0), (1, 0)))
   needed = jnp.take_along_axis(before, label_len[:, None], 1)
   last = logit_len[:, None] - 1 - needed
   mandatory = jnp.pad(repeats, ((0, 0), (0, 1)))
-  blank_last = jnp.where(states < label_len[:, None], last + before + mandatory, -1)
-  blank_last = jnp.where(states == label_len[:, None], frames, blank_last)
-  label_last = jnp.where(states[1:] <= label_len[:, None], last + before[:, 1:], -1)
-  skip = ~repeats & (states[:-1] > 0)
+  blank_last = jnp.where(states[None] < label_len[:, None], last + before + mandatory, -1)
+  blank_last = jnp.where(states[None] == label_len[:, None], frames, blank_last)
+  label_last = jnp.where(states[None, 1:] <= label_len[:, None], last + before[:, 1:], -1)
+  skip = ~repeats & (states[None, :-1] > 0)
   skips = jnp.stack([skip, jnp.roll(skip, -1, 1)[:, ::-1]])
   ends = jnp.stack([jnp.zeros_like(label_len), size - label_len])
 
@@ -170,7 +170,7 @@ def _lattice(logit_len, labels, label_len, frames: int) -> _Lattice:
   rate = jnp.clip(label_len / jnp.maximum(logit_len, 1), 1e-3, 0.99)
   enter = jnp.round(jnp.log2(4 * rate**2 / (1 - rate**2))).astype(jnp.int32)
   return _Lattice(
-    start=(states == ends[..., None]).astype(jnp.float32).swapaxes(1, 2),
+    start=(states[None, None] == ends[..., None]).astype(jnp.float32).swapaxes(1, 2),
     blank=both(before, blank_last),
     label=both(before[:, 1:] - 1, label_last),
     skip=skips.swapaxes(1, 2),
@@ -209,7 +209,7 @@ def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
 
   2^gain is a guess of 1 / probability, which keeps the states near 1.
   """
-  enter = _power_of_two(lattice.enter)
+  enter = _power_of_two(lattice.enter)[None, None]
 
   def step(state, frame):
     blank, label, exponent = state
@@ -230,9 +230,9 @@ def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
   state, (label, onward, exponents) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
   done = state[0][0].sum(0) + state[1][0].sum(0)
   total, scales = _scales(exponents)
-  sound = (scales - _exponent(done) <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
+  sound = (scales - _exponent(done)[None] <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
   # A path that is in a label has entered it in both directions.
-  scales = _power_of_two(jnp.clip(scales - lattice.enter, -126, 127)) / done
+  scales = _power_of_two(jnp.clip(scales - lattice.enter[None], -126, 127)) / done[None]
   log_p = jnp.log(done) + (total - lattice.entered) * jnp.log(2.0)
   return (log_p, label, onward, scales), sound
 
@@ -275,7 +275,7 @@ def _sum_log_paths(lattice: _Lattice, blank_probs, label_probs):
   state, (label, onward, tops) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
   done = jax.nn.logsumexp(jnp.concatenate([state[0][0], state[1][0]]), 0)
   total, scales = _scales(tops)
-  return done + total, jnp.exp(label + onward[::-1, ::-1] + (scales - done)[:, None])
+  return done + total, jnp.exp(label + onward[::-1, ::-1] + (scales - done[None])[:, None])
 
 
 def _exponent(x: jax.Array) -> jax.Array:

@@ -65,6 +65,7 @@ def _stretches(key, size, limit, slots, most, width):
   widths = jax.random.randint(width_key, (slots,), 0, width + 1)
   free = jnp.maximum(limit - widths, 0) + 1
   starts = jnp.floor(jax.random.uniform(start_key, (slots,)) * free).astype(jnp.int32)
-  used = jnp.arange(slots) < count
+  starts, widths = starts[None], widths[None]
+  used = jnp.arange(slots)[None] < count
   positions = jnp.arange(size)[:, None]
   return ((positions >= starts) & (positions < starts + widths) & used).any(-1)

@@ -92,7 +92,7 @@ def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
   # Masked, or the last sample would echo into the first one of the padding.
   audio = jnp.where(real, audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
   window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
-  return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window)
+  return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window[None, None])
 
 
 def _kaldi_power(audio: jax.Array, size: int) -> jax.Array:
@@ -103,7 +103,7 @@ def _kaldi_power(audio: jax.Array, size: int) -> jax.Array:
   frames = frames - 0.97 * before
   turns = 2 * np.pi * np.arange(WINDOW) / (WINDOW - 1)
   window = ((0.5 - 0.5 * np.cos(turns)) ** 0.85).astype(np.float32)
-  return _power(frames * window)
+  return _power(frames * window[None, None])
 
 
 def _power(frames: jax.Array) -> jax.Array:

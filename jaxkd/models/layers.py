@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.masks import length_mask, strided_len, zero_padding
+from jaxkd.masks import length_mask, lift, strided_len, zero_padding
 
 _glorot = nnx.initializers.glorot_uniform()
 
@@ -33,7 +33,12 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+    return add_bias(x @ self.kernel[...].astype(x.dtype), self.bias)
+
+
+def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
+  """x[..., D] plus bias[D], in the type of x."""
+  return x + lift(bias[...].astype(x.dtype), x.ndim)
 
 
 def standardise(x: jax.Array, axis: int = -1, eps: float = 1e-5) -> jax.Array:
@@ -53,7 +58,8 @@ class LayerNorm(nnx.Module):
 
   def __call__(self, x: jax.Array, axis: int = -1) -> jax.Array:
     """x[..., D], normalised over `axis`: the channels, or 1 for each channel over time."""
-    return (standardise(x, axis, self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+    scale, bias = (lift(p[...], x.ndim) for p in (self.scale, self.bias))
+    return (standardise(x, axis, self.eps) * scale + bias).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):
@@ -85,9 +91,7 @@ class ConvModule(nnx.Module):
 
   def __call__(self, x: jax.Array, mask: jax.Array, rate: float, key) -> jax.Array:
     y = jax.nn.glu(self.gated(self.norm(x)))
-    y = depthwise(zero_padding(y, mask), self.depthwise[...]) + self.depthwise_bias[...].astype(
-      y.dtype
-    )
+    y = add_bias(depthwise(zero_padding(y, mask), self.depthwise[...]), self.depthwise_bias)
     y = self.pointwise(jax.nn.silu(self.inner_norm(y)))
     return dropout(y, rate, key)
 
@@ -99,7 +103,8 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """
   taps, frames = kernel.shape[0], x.shape[1]
   padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
-  return sum(padded[:, i : i + frames] * kernel[i].astype(x.dtype) for i in range(taps))
+  taken = lambda i: padded[:, i : i + frames] * kernel[i][None, None].astype(x.dtype)
+  return sum(taken(i) for i in range(taps))
 
 
 class RelativeAttention(nnx.Module):
@@ -123,7 +128,7 @@ class RelativeAttention(nnx.Module):
     attention_key, out_key = _split(key, 2)
     qkv = self.qkv(self.norm(x)).reshape(batch, frames, 3, self.heads, -1)
     q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # [B, H, T, D / H]
-    bias = lambda p: p[...].astype(x.dtype)[:, None]
+    bias = lambda p: p[...].astype(x.dtype)[None, :, None]
     scores = (q + bias(self.content_bias)) @ k.swapaxes(2, 3)
     scores += self._by_distance(q + bias(self.position_bias), frames)
     scores = scores.astype(jnp.float32) * (width // self.heads) ** -0.5
@@ -147,8 +152,8 @@ class RelativeAttention(nnx.Module):
 def _spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
   """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, clip(i - j)]."""
   i = jnp.arange(frames)
-  distance = jnp.clip(i[:, None] - i, -clip, clip) + clip
-  return jnp.take_along_axis(scores, distance[(None,) * (scores.ndim - 2)], -1)
+  distance = jnp.clip(i[:, None] - i[None], -clip, clip) + clip
+  return jnp.take_along_axis(scores, lift(distance, scores.ndim), -1)
 
 
 def _spread_forward(scores, frames, clip):
@@ -159,7 +164,7 @@ def _spread_backward(frames, clip, _, cotangent):
   """Sums of diagonals: a shear by reshaping, since a scatter is slow on every device."""
   lead = cotangent.shape[:-2]
   i = jnp.arange(frames)
-  distance = i[:, None] - i
+  distance = lift(i[:, None] - i[None], cotangent.ndim)
   middle = jnp.where(abs(distance) < clip, cotangent, 0)
   # Key j = i - d of row i becomes column d + clip: pad the keys by clip, then row i starts at i.
   padded = jnp.pad(middle, [(0, 0)] * len(lead) + [(0, 0), (clip, clip)])
@@ -178,7 +183,7 @@ _spread.defvjp(_spread_forward, _spread_backward)
 def _sinusoids(positions: jax.Array, width: int) -> jax.Array:
   """f32[P, width]: sines of each position, then cosines, of wavelengths from 2π to 20000π."""
   rates = 10_000 ** (-jnp.arange(0, width, 2) / width)
-  angles = positions[:, None] * rates
+  angles = positions[:, None] * rates[None]
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[:, :width]
 
 
@@ -206,8 +211,7 @@ class FrontEnd(nnx.Module):
     for layer in range(4):
       mask = length_mask(length, x.shape[1])[..., None, None]
       x = jnp.where(mask, x, 0)
-      bias = self.biases[layer][...].astype(x.dtype)
-      x = jax.nn.relu(conv3x3(x, self.kernels[layer][...]) + bias)
+      x = jax.nn.relu(add_bias(conv3x3(x, self.kernels[layer][...]), self.biases[layer]))
       if layer in (1, 3):
         time, mel = self.pools[layer // 2]
         # Zero is below nothing that follows a ReLU, so padding never wins.

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxkd.devices import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
-from jaxkd.models.layers import LayerNorm, Linear, dropout, largest, standardise
+from jaxkd.models.layers import LayerNorm, Linear, add_bias, dropout, largest, standardise
 from jaxkd.types import FrameOutput
 
 ACTIVATIONS = {
@@ -133,7 +133,7 @@ class ConvLayer(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     x = convolve(x, self.kernel[...], stride=self.stride)
     if hasattr(self, "bias"):
-      x = x + self.bias[...].astype(x.dtype)
+      x = add_bias(x, self.bias)
     if self.over == "layer":
       x = self.norm(x)
     elif self.over == "group":
@@ -173,7 +173,7 @@ class PositionConv(nnx.Module):
       norm = jnp.sqrt((kernel**2).sum((1, 2), keepdims=True))
       kernel = kernel * (self.gain[...][:, None, None] / norm)
     y = convolve(x, kernel, padding=taps // 2, groups=self.groups)[:, : x.shape[1]]
-    y = y + self.bias[...].astype(y.dtype)
+    y = add_bias(y, self.bias)
     if not hasattr(self, "gain"):
       y = standardise(y).astype(x.dtype)
     return ACTIVATIONS[self.activation](y)
@@ -223,7 +223,7 @@ class Layer(nnx.Module):
     q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
     bias = None
     if distance_bias is not None:
-      bias = (self._gate(x.reshape(heads))[..., None] * distance_bias).astype(x.dtype)
+      bias = (self._gate(x.reshape(heads))[..., None] * distance_bias[None]).astype(x.dtype)
     mixed = attention(q, k, v, bias, mask, self.config.attention_dropout, key)
     return self.out(mixed.reshape(x.shape))
 
@@ -231,7 +231,7 @@ class Layer(nnx.Module):
     """f32[B, H, M] of x[B, M, H, D / H]: how much of the distance bias a query takes (WavLM)."""
     pairs = self.gate(x).astype(jnp.float32).reshape(*x.shape[:3], 2, 4).sum(-1)
     a, b = jnp.moveaxis(jax.nn.sigmoid(pairs), -1, 0)
-    return (a * (b * self.gate_scale[...] - 1) + 2).swapaxes(1, 2)
+    return (a * (b * self.gate_scale[...][None, None] - 1) + 2).swapaxes(1, 2)
 
 
 def attention(q, k, v, bias, mask, rate: float, key: jax.Array | None) -> jax.Array:
@@ -347,7 +347,7 @@ class Wav2Vec2CTC(nnx.Module):
 
   def _mask_spans(self, x, mask, key):
     config, (time_key, feature_key) = self.config, jax.random.split(key)
-    embedding = self.mask_embedding[...].astype(x.dtype)
+    embedding = self.mask_embedding[...].astype(x.dtype)[None, None]
     x = jnp.where(spans(time_key, mask, *config.time_mask)[..., None], embedding, x)
     channels = jnp.ones((x.shape[0], x.shape[2]), bool)
     return jnp.where(spans(feature_key, channels, *config.feature_mask)[:, None], 0, x)

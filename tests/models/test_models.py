@@ -12,6 +12,7 @@ from flax import nnx
 
 import padding
 import reference
+from jaxkd.masks import length_mask
 from jaxkd.models import conformer, layers
 from jaxkd.models.augment import SpecAugment
 from jaxkd.models.features import LogMel
@@ -104,7 +105,7 @@ def test_front_end_does_not_read_padding(pools):
 
   def apply(params, x, mask):
     frames, lengths = nnx.merge(graphdef, params)(x, mask.sum(1))
-    return frames, jnp.arange(frames.shape[1]) < lengths[:, None]
+    return frames, length_mask(lengths, frames.shape[1])
 
   mask = padding.length_masks((22, 0, 9, 1, 13), 22)
   padding.check(apply, params, 2 * normal(5, 22, 12), mask, longer=11)

@@ -305,7 +305,7 @@ def test_gated_distance_bias_equals_wavlm(saved, monkeypatch):
     batch, frames, _ = x.shape
     heads = x.reshape(batch, frames, 4, -1)
     bias = wav2vec2.distance_bias(module.distances[...], frames, 800)
-    got = layer_at(module, index)._gate(heads)[..., None] * bias
+    got = layer_at(module, index)._gate(heads)[..., None] * bias[None]
     np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=ATOL)
     assert np.std(expected) > 0.05
 
@@ -360,7 +360,8 @@ def test_pool_is_a_maximum_over_real_encoder_frames(saved):
   np.testing.assert_array_equal(out.mask.sum(1), [-(-n // pool) for n in counts])
   for row, count in enumerate(counts):
     blocks = [frames[row, i : min(i + pool, count)].max(0) for i in range(0, count, pool)]
-    expected = np.array(blocks) @ np.asarray(module.head.kernel[...]) + module.head.bias[...]
+    kernel, bias = (np.asarray(p[...]) for p in (module.head.kernel, module.head.bias))
+    expected = np.array(blocks) @ kernel + bias
     np.testing.assert_allclose(out.logits[row][: len(blocks)], expected, atol=ATOL)
     np.testing.assert_array_equal(out.mask[row], np.arange(out.mask.shape[1]) < len(blocks))
 
