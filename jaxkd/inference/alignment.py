@@ -135,7 +135,7 @@ def spike_offsets(
   feasible = jnp.isfinite(teacher.score) & jnp.isfinite(student.score)
   counted = (length_mask(label_len, labels.shape[1]) & feasible[:, None])[..., None]
   offsets = (student.first - teacher.first)[..., None]
-  bins = jnp.arange(-REACH, REACH + 1)
+  bins = jnp.arange(-REACH, REACH + 1)[None, None]
   return SpikeOffsets(
     histogram=((jnp.clip(offsets, -REACH, REACH) == bins) & counted).sum((0, 1), jnp.int32),
     total=jnp.where(counted, offsets, 0).sum(dtype=jnp.int32),

@@ -91,7 +91,7 @@ def _search(logits, mask, *, blank_id: int, beam: int):
   log_p, order = jax.lax.top_k(end.total, beam)
   found = log_p > _NONE
   lengths = jnp.where(found, end.length[order], 0)
-  inside = jnp.arange(frames) < lengths[:, None]
+  inside = jnp.arange(frames)[None] < lengths[:, None]
   return jnp.where(inside, end.labels[order], blank_id), lengths, log_p
 
 
@@ -104,15 +104,16 @@ def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
 
   # Sequences that stay: by a blank, by their last label again, or as what a parent becomes by it.
   blank = total + log_p[blank_id]
-  arriving = jnp.where(last[:, None] == last, state.blank[:, None], total[:, None])
+  arriving = jnp.where(last[:, None] == last[None], state.blank[:, None], total[:, None])
   arriving = jnp.where(child, arriving, _NONE).max(0, initial=_NONE)
   label = jnp.logaddexp(state.label, arriving) + of_last
 
   # Sequences that grow: by the best labels, unless that is a sequence of the beam already.
   others = jnp.where(jnp.arange(len(log_p)) == blank_id, _NONE, log_p)
   added_log_p, added = jax.lax.top_k(others, choices)
-  grown = jnp.where(last[:, None] == added, state.blank[:, None], total[:, None]) + added_log_p
-  known = (child[:, :, None] & (last[:, None] == added)).any(1)
+  repeats = last[:, None] == added[None]
+  grown = jnp.where(repeats, state.blank[:, None], total[:, None]) + added_log_p[None]
+  known = (child[:, :, None] & repeats[None]).any(1)
   grown = jnp.where(known, _NONE, grown).reshape(-1)
 
   scores = jnp.concatenate([blank, label, grown])
@@ -127,7 +128,7 @@ def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
   symbol = added[(slots - beam) % choices]
   length = state.length[source]
   labels = state.labels[source]
-  grows = ~stays[:, None] & (jnp.arange(room) == length[:, None])
+  grows = ~stays[:, None] & (jnp.arange(room)[None] == length[:, None])
   pick = lambda staying, growing: jnp.where(
     stays, staying[jnp.minimum(slots, beam - 1)], growing[jnp.maximum(slots - beam, 0)]
   )
@@ -141,8 +142,9 @@ def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
 
 def _child_of(state: _Beam) -> jax.Array:
   """bool[K, K]: [i, j] where sequence j is sequence i and one label more, both in use."""
-  inside = jnp.arange(state.labels.shape[1]) < state.length[:, None, None]
-  same = ((state.labels[:, None] == state.labels) | ~inside).all(-1)
+  labels, length = state.labels, state.length
+  inside = jnp.arange(labels.shape[1])[None] < length[:, None]
+  same = ((labels[:, None] == labels[None]) | ~inside[:, None]).all(-1)
   used = state.total > _NONE
-  longer = state.length[:, None] + 1 == state.length
-  return same & longer & used[:, None] & used
+  longer = length[:, None] + 1 == length[None]
+  return same & longer & used[:, None] & used[None]
