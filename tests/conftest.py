@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, set before JAX starts."""
 
+import gc
 import os
 
 import jax
@@ -10,6 +11,14 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".pytest_cache/hypothesis"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go():
+  """A worker that runs many files does not keep what those before have compiled."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import selection
+from jaxkd.masks import length_mask
 from jaxkd.training import objective
 
 BLANK = 3
-LOGITS = jax.random.normal(jax.random.key(0), (3, 20, 4)) + 2 * jax.nn.one_hot(BLANK, 4)
-MASK = jnp.arange(20) < jnp.array([20, 13, 0])[:, None]
+LOGITS = jax.random.normal(jax.random.key(0), (3, 20, 4)).at[..., BLANK].add(2)
+MASK = length_mask(jnp.array([20, 13, 0]), 20)
 KEY = jax.random.key(1)
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
