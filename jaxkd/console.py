@@ -32,7 +32,7 @@ def start_logging() -> None:
   logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
   logging.getLogger("jaxkd").setLevel(logging.INFO)
   # Orbax and absl report every save below this level, and what they also raise at ERROR.
-  for name in ("absl", "asyncio", "orbax", "jax", "jax._src.xla_bridge"):
+  for name in ("absl", "asyncio", "orbax"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -271,9 +271,9 @@ def _heard(name: str, opened, sources: dict) -> dict:
   from jaxkd.inference.frames import evaluation_shapes
   from jaxkd.inference.search.split import hear
 
-  durations = np.concatenate([source.durations for source in sources.values()])
-  shapes = evaluation_shapes(durations, opened.devices)
   model = opened.models((name,))[name]
+  durations = np.concatenate([source.durations for source in sources.values()])
+  shapes = evaluation_shapes(durations, opened.devices, model.frame_samples)
   return {
     split: hear(model, source, opened.devices, shapes=shapes, description=f"{name}: {split}")
     for split, source in sources.items()

@@ -6,8 +6,6 @@ import numpy as np
 
 from jaxkd.types import SAMPLE_RATE_HZ
 
-# Batches are as long as a multiple of this many samples, 40 ms: few lengths, whole frames.
-_GRID = SAMPLE_RATE_HZ // 25
 # Resampling rounds, and so do the durations in manifests.
 _SLACK = SAMPLE_RATE_HZ // 100
 # Rows of joined utterances are made this much longer where that saves a second shape.
@@ -57,7 +55,7 @@ def shapes(
   *,
   batch_seconds: float,
   buckets: int,
-  frame_samples: int = 1,
+  frame_samples: int,
   join_seconds: float = 0.0,
   labels_per_second: float = 0.0,
   speeds: tuple[float, ...] = (1.0,),
@@ -68,7 +66,7 @@ def shapes(
     durations: f64[utterances], seconds.
     batch_seconds: of audio in a batch, padding included; at least one row is made.
     buckets: at most so many shapes, at lengths that waste the least padding.
-    frame_samples: audio samples in an output frame of the model that reads labels.
+    frame_samples: audio samples in an output frame; batches are as long as whole frames.
     join_seconds: > 0 for one shape of joined utterances up to about this length, and others, if
       any, for utterances that are longer.
     labels_per_second: most labels in a second of an utterance; 0 where none are read.
@@ -84,7 +82,12 @@ def shapes(
   if len(units):
     lengths += _lengths(units, buckets)
   return tuple(
-    _shape(-(-n // _GRID) * _GRID, batch_seconds, labels_per_second * max(speeds), frame_samples)
+    _shape(
+      -(-n // frame_samples) * frame_samples,
+      batch_seconds,
+      labels_per_second * max(speeds),
+      frame_samples,
+    )
     for n in sorted(set(lengths))
   )
 

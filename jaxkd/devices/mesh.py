@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ from jaxkd.devices import sharding
 from jaxkd.errors import UserError
 from jaxkd.types import Batch, batch_like
 
+log = logging.getLogger(__name__)
 # A process that is silent for so long is dead, and its run with it.
 _HEARTBEAT_SECONDS = 30
 
@@ -28,12 +30,29 @@ def start_processes() -> None:
   where JAX finds them itself (Slurm, Cloud TPU, GKE). JAXKD_TIMEOUT: seconds to wait for all of
   them, 300 by default.
 
+  The first line of the log says what the run has to work with.
+
   Raises:
     UserError: a variable that is missing or wrong, or a coordinator that is not reached.
   """
-  given = os.environ.get("JAXKD_PROCESSES")
-  if not given:
-    return
+  if given := os.environ.get("JAXKD_PROCESSES"):
+    _join(given)
+  if is_first():
+    log.info("%s", describe_devices())
+
+
+def describe_devices() -> str:
+  """Such as "cpu: 8 devices, in 2 processes"."""
+  devices = jax.devices()
+  kind, backend = devices[0].device_kind, jax.default_backend()
+  count = f"{len(devices)} device{'s' * (len(devices) > 1)}"
+  named = "" if kind == backend else f" ({kind})"
+  processes = jax.process_count()
+  return f"{backend}: {count}{named}" + (f", in {processes} processes" if processes > 1 else "")
+
+
+def _join(given: str) -> None:
+  """Joins the other processes; `given` is JAXKD_PROCESSES."""
   timeout = _number("JAXKD_TIMEOUT", 1, 86_400, default=300)
   # JAX would abort with a stack of C++ when its own time is up.
   options = dict(initialization_timeout=2 * timeout, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)

@@ -44,7 +44,7 @@ class Remembered:
   """A frozen model whose output on one source is computed once and kept in this host's memory."""
 
   def __init__(self, model: AcousticModel):
-    self.model = model
+    self.model, self.frame_samples = model, model.frame_samples
     self._kept: dict[int, FrameOutput] = {}
     self._free = _MOST_BYTES
 
@@ -61,15 +61,18 @@ class Remembered:
     return out
 
 
-def evaluation_shapes(durations: np.ndarray, devices: jax.sharding.Mesh) -> tuple[plan.Shape, ...]:
+def evaluation_shapes(
+  durations: np.ndarray, devices: jax.sharding.Mesh, frame_samples: int
+) -> tuple[plan.Shape, ...]:
   """Two shapes of batches, so that little is compiled, with as much audio for each device.
 
   Args:
     durations: f64[utterances], seconds, of all sources that are to share programs.
     devices: mesh.
+    frame_samples: audio samples in an output frame of the models.
   """
-  rows = len(durations)
-  found = plan.shapes(durations, batch_seconds=_SECONDS * devices.size, buckets=2)
+  rows, seconds = len(durations), _SECONDS * devices.size
+  found = plan.shapes(durations, batch_seconds=seconds, buckets=2, frame_samples=frame_samples)
   return tuple(shape._replace(rows=min(shape.rows, rows)) for shape in found)
 
 
@@ -94,7 +97,9 @@ def frames(
     timed: whether the models' time is measured, which makes the host wait for the devices.
     description: beside the progress bar.
   """
-  shapes = shapes or evaluation_shapes(source.durations, devices)
+  if shapes is None:
+    frame_samples = max(model.frame_samples for model in models.values())
+    shapes = evaluation_shapes(source.durations, devices, frame_samples)
   planned = plan.evaluation_plan(source.durations, shapes)
   compiled = set()
   with console.progress(description or source.name, len(planned)) as update:

@@ -261,7 +261,7 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
     schedule=schedule,
     data=data,
     shapes=shapes,
-    eval_shapes=_eval_shapes(data, devices),
+    eval_shapes=_eval_shapes(data, devices, made.architecture.frame_samples),
     profile=config_lib.profile_steps(config.profile),
     epochs=training.epochs,
     eval_every_epochs=training.eval_every_epochs,
@@ -318,7 +318,11 @@ def _labels_per_second(source: Source, vocabulary: Vocabulary | None, nbest: Hyp
   return float((counts / source.durations).max())
 
 
-def _eval_shapes(data: Data, devices: jax.sharding.Mesh) -> tuple[plan.Shape, ...]:
+def _eval_shapes(
+  data: Data, devices: jax.sharding.Mesh, frame_samples: int
+) -> tuple[plan.Shape, ...]:
   """Shapes that dev and test share."""
   durations = [s.durations for s in (data.dev, data.test) if s is not None]
-  return evaluation_shapes(np.concatenate(durations), devices) if durations else ()
+  if not durations:
+    return ()
+  return evaluation_shapes(np.concatenate(durations), devices, frame_samples)

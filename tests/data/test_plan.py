@@ -1,6 +1,8 @@
 """Every utterance once, in a shape that holds it, at little padding."""
 
+import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from jaxkd.data import plan
 RATE = 16_000
 FRAME = RATE // 25
 SPEEDS = (0.9, 1.0, 1.1)
+
+make_shapes = functools.partial(plan.shapes, frame_samples=640)  # 40 ms
 
 
 def durations_of(size: int, low: float = 0.3, high: float = 6.0, seed: int = 0) -> np.ndarray:
@@ -56,7 +60,7 @@ def test_bucket_lengths_beat_buckets_of_equal_count(buckets, spread):
 @pytest.mark.parametrize("join_seconds", [0.0, 2.0, 10.0])
 def test_shapes_hold_the_seconds_of_a_batch(join_seconds):
   durations = durations_of(50)
-  found = plan.shapes(durations, batch_seconds=60.0, buckets=3, join_seconds=join_seconds)
+  found = make_shapes(durations, batch_seconds=60.0, buckets=3, join_seconds=join_seconds)
   assert 1 <= len(found) <= 3
   assert list(found) == sorted(found, key=lambda s: s.samples)
   for shape in found:
@@ -66,14 +70,14 @@ def test_shapes_hold_the_seconds_of_a_batch(join_seconds):
 
 
 def test_a_batch_has_at_least_one_row():
-  (shape,) = plan.shapes(np.array([30.0]), batch_seconds=1.0, buckets=1)
+  (shape,) = make_shapes(np.array([30.0]), batch_seconds=1.0, buckets=1)
   assert shape.rows == 1
 
 
 def test_rows_are_stretched_rather_than_given_a_second_shape():
-  held = plan.shapes(np.array([1.0, 7.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
+  held = make_shapes(np.array([1.0, 7.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
   assert len(held) == 1 and held[0].samples >= 7 * RATE
-  apart = plan.shapes(np.array([1.0, 20.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
+  apart = make_shapes(np.array([1.0, 20.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
   assert len(apart) == 2 and apart[0].samples < 7 * RATE
 
 
@@ -91,7 +95,7 @@ CASES = st.fixed_dictionaries(
 def planned_case(case, epoch: int = 0):
   durations = durations_of(case["size"], seed=case["seed"])
   labels = np.random.default_rng(case["seed"]).integers(1, 30, case["size"])
-  shapes = plan.shapes(
+  shapes = make_shapes(
     durations,
     batch_seconds=40.0,
     buckets=case["buckets"],
@@ -168,7 +172,7 @@ def test_company_and_speed_change_between_epochs():
 
 def test_joined_rows_are_nearly_full():
   durations = durations_of(400, 0.5, 3.0)
-  shapes = plan.shapes(durations, batch_seconds=60.0, buckets=1, join_seconds=10.0)
+  shapes = make_shapes(durations, batch_seconds=60.0, buckets=1, join_seconds=10.0)
   planned = plan.epoch_plan(durations, shapes, seed=0, epoch=0, join=True)
   assert plan.padding_rate(planned, durations) < 0.1
   alone = plan.epoch_plan(durations, shapes, seed=0, epoch=0)
@@ -188,7 +192,7 @@ def test_padding_rate_counts_filler_rows_and_speed():
 @pytest.mark.parametrize("buckets", [1, 2])
 def test_evaluation_is_every_utterance_alone_and_unchanged(size, buckets):
   durations = durations_of(size, seed=size)
-  shapes = plan.shapes(durations, batch_seconds=80.0, buckets=buckets)
+  shapes = make_shapes(durations, batch_seconds=80.0, buckets=buckets)
   planned = plan.evaluation_plan(durations, shapes)
   assert sorted(utterances(planned)) == list(range(size))
   for batch in planned:
@@ -201,6 +205,22 @@ def test_evaluation_is_every_utterance_alone_and_unchanged(size, buckets):
 
 def test_shapes_made_for_two_splits_hold_both():
   dev, test = durations_of(9, 1, 2), durations_of(9, 3, 4)
-  shapes = plan.shapes(np.concatenate([dev, test]), batch_seconds=80.0, buckets=2)
+  shapes = make_shapes(np.concatenate([dev, test]), batch_seconds=80.0, buckets=2)
   for split in (dev, test):
     assert len(utterances(plan.evaluation_plan(split, shapes))) == len(split)
+
+
+@pytest.mark.parametrize("frame_samples", [320, 640, 1280])
+def test_room_for_labels_is_that_of_the_models_frames(frame_samples):
+  """120 labels in 4 s have a path in frames of 20 ms, and none in longer ones."""
+  (shape,) = plan.shapes(
+    np.array([4.0]),
+    batch_seconds=1.0,
+    buckets=1,
+    frame_samples=frame_samples,
+    labels_per_second=30.0,
+  )
+  frames = shape.samples // frame_samples
+  assert shape.samples % frame_samples == 0
+  assert shape.labels == min(frames, math.ceil(30 * shape.seconds))
+  assert (shape.labels >= 120) == (frame_samples == 320)

@@ -106,7 +106,7 @@ def test_divergence_is_over_all_real_frames():
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_batches_grow_with_the_devices_and_not_beyond_the_data(devices):
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
-  many = evaluation_shapes(np.full(5000, 9.99), mesh)
+  many = evaluation_shapes(np.full(5000, 9.99), mesh, FRAME)
   assert [shape.rows for shape in many] == [8 * devices]
-  few = evaluation_shapes(np.full(3, 9.99), mesh)
+  few = evaluation_shapes(np.full(3, 9.99), mesh, FRAME)
   assert [shape.rows for shape in few] == [3]

@@ -59,7 +59,7 @@ def source_of(paths: list[str | None], texts: list[str | None]):
 def evaluate(source, late: int, *, teacher: bool = True, spikes: bool = True):
   """Of a student that is late beside a teacher that is not."""
   models = [AcousticModel(*nnx.split(Heard(n)), LABELS, FRAME) for n in (late, 0)]
-  shapes = plan.shapes(source.durations, batch_seconds=3.0, buckets=1)
+  shapes = plan.shapes(source.durations, batch_seconds=3.0, buckets=1, frame_samples=FRAME)
   assert len(plan.evaluation_plan(source.durations, shapes)) > 1
   return scoring.evaluate(
     models[0],
