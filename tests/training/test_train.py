@@ -376,3 +376,31 @@ def test_mistakes_leave_no_workdir(lab, teacher, flags, words):
   with pytest.raises(UserError, match=words):
     start(lab, "symmetric", "refused", *flags)
   assert not (lab / "refused").exists() and len(list(lab.glob("teacher-*"))) == 1
+
+
+def test_training_starts_from_another_runs_parameters(lab, teacher, finished):
+  """With a learning rate of next to nothing they stay; of a warm-up's projection there is none."""
+  flags = [f"--config.teacher.source={teacher}", "--config.training.epochs=1"]
+  flags += [f"--config.student.init={lab / 'symmetric'}", "--config.kd.warmup=1"]
+  start(lab, "warmup", "begun", *flags, "--config.training.lr=(1e-12, 1e-12, 1e-12, 1e-12)")
+  models = [kept.read(lab / n).load(mesh_lib.make_mesh()).params for n in ("begun", "symmetric")]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), *models)
+
+
+@pytest.mark.parametrize(
+  ("init", "flags", "words"),
+  [
+    ("absent", [], "absent is not the workdir of a finished run"),
+    ("symmetric", ["--config.student.width=24"], "of another model: .* of shape"),
+    (
+      "symmetric",
+      ["--config.labels.name=characters", "--config.labels.alphabet=abc "],
+      "whose classes are not this run's|have other classes",
+    ),
+  ],
+)
+def test_parameters_that_cannot_be_started_from(lab, teacher, finished, init, flags, words):
+  given = [f"--config.teacher.source={teacher}", f"--config.student.init={lab / init}", *flags]
+  with pytest.raises(UserError, match=words) as caught:
+    start(lab, "symmetric", "refused", *given)
+  assert "\n" not in str(caught.value) and not (lab / "refused").exists()
