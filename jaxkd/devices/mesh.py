@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import jax
 import numpy as np
@@ -106,6 +106,18 @@ def wait_for_all(what: str) -> None:
 def agreed(value):
   """The JSON-able value that the first process has."""
   return gather(value)[0]
+
+
+def by_first(act: Callable[[], object]) -> None:
+  """Lets the first process do something; a UserError there ends all of them at once."""
+  problem = None
+  if is_first():
+    try:
+      act()
+    except UserError as error:
+      problem = str(error)
+  if (problem := agreed(problem)) is not None:
+    raise UserError(problem)
 
 
 def gather(value) -> list:

@@ -18,7 +18,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
-from jaxkd.config import recipes
 from jaxkd.data import pipeline, plan
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Source, check_spec, fingerprint, open_source
@@ -90,8 +89,7 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   """
   config_lib.check(config)
   _check_specs(config)
-  if mesh.is_first():
-    workdir.check_usable(folder)
+  mesh.by_first(lambda: workdir.check_usable(folder))
   opened = {} if opened is None else opened
   devices = mesh.make_mesh(config.mesh.fsdp)
   teacher = _teacher(config, folder, opened)
@@ -177,16 +175,24 @@ def _open_data(config: ConfigDict, opened: dict) -> Data:
     return opened[key] if spec else None
 
   train = split(config_lib.train_data(config))
+  _advise_size(config.recipe, train)
+  return Data(train, split(config.data.dev), split(config.data.test))
+
+
+def _advise_size(recipe: str, train: Source) -> None:
+  """Says what else there is, where much is to be learnt by the smallest models."""
+  data, size = config_lib.parts(recipe)
   hours = float(train.durations.sum()) / 3600
-  if recipes.parts(config.recipe)[1] == "tiny" and hours > _TINY_HOURS:
+  if size == "tiny" and hours > _TINY_HOURS:
+    others = [f"{name} ({s.about})" for name, s in config_lib.SIZES.items() if name != "tiny"]
     log.warning(
-      "%s has %.0f hours, and the recipe's models are tiny (0.3 M): --config=VARIANT:%s-SIZE with "
-      "small (10 M), medium (43 M) or large (76 M) learns more from so much",
+      "%s has %.0f hours, and this recipe's models are tiny: --config=VARIANT:%s-SIZE with %s can "
+      "learn more from so much",
       train.name,
       hours,
-      recipes.parts(config.recipe)[0],
+      data,
+      ", ".join(others),
     )
-  return Data(train, split(config.data.dev), split(config.data.test))
 
 
 def _facts(source: Source) -> dict:

@@ -102,10 +102,8 @@ def carry_out(plan: Plan, *, wait: bool = False) -> dict:
 def _claimed(plan: Plan, wait: bool):
   """`workdir.claim` by the first process, for all of them."""
   with contextlib.ExitStack() as stack:
-    if mesh_lib.is_first():
-      claim = workdir.claim(plan.folder, plan.config, plan.facts(), plan.vocabulary, wait=wait)
-      stack.enter_context(claim)
-    mesh_lib.wait_for_all(f"{plan.folder} is claimed")
+    claim = workdir.claim(plan.folder, plan.config, plan.facts(), plan.vocabulary, wait=wait)
+    mesh_lib.by_first(lambda: stack.enter_context(claim))
     yield
 
 
