@@ -74,7 +74,7 @@ def _run(graphdef, params, audio, lengths, **options):
 def gradient(graphdef, params, lengths, **options):
   def total(params):
     logits, mask = nnx.merge(graphdef, params)(make_audio(), lengths, **options)
-    return jnp.where(mask[..., None], jnp.sin(jnp.arange(6.0)) * logits**2, 0).sum()
+    return jnp.where(mask[..., None], jnp.sin(jnp.arange(6.0))[None, None] * logits**2, 0).sum()
 
   return jax.grad(total)(params)
 
