@@ -16,7 +16,8 @@ RENEW = "python -m tests.golden_configs"
 RECIPES = tuple(f"{data}-{size}" for data in config_lib.DATA for size in config_lib.SIZES)
 # What jaxkd before sizes and schema numbers gave, and what its first version did for demo.
 RECORDED = {
-  row["name"]: row["config"] for row in map(json.loads, (FOLDER / "schema0.jsonl").open())
+  row["name"]: row["config"]
+  for row in map(json.loads, (FOLDER / "schema0.jsonl").read_text().splitlines())
 }
 
 

@@ -259,7 +259,7 @@ def test_tensorflow_sees_no_accelerator(root, monkeypatch):
 @pytest.mark.slow
 def test_tensorflow_is_imported_only_for_these_corpora():
   code = (
-    "import sys, jaxkd.build; "
+    "import sys, jaxkd.training.assembly; "
     "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules), 'imported'"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
