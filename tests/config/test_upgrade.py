@@ -92,6 +92,7 @@ def test_binding_is_what_the_result_depends_on():
   assert left_out == {
     *(f"data.{field}" for field in ("train", "teacher_train", "dev", "test", "root", "workers")),
     *("training.remat", "teacher.training.remat", "mesh.fsdp", "profile", "labels.lexicon"),
+    "checkpoint.every_steps",
   }
   assert binding["training.epochs"] == 8 and binding["training.lr"] == [1e-4, 3e-3, 3e-4, 1e-6]
   assert json.loads(json.dumps(binding)) == binding
