@@ -47,7 +47,7 @@ def test_soft_weights_are_label_masses():
 
 
 def test_soft_weights_are_at_their_ends_other_selections():
-  logits = jax.random.normal(jax.random.key(0), (2, 9, CLASSES)) + jnp.array([0, 0, 2.0])
+  logits = jax.random.normal(jax.random.key(0), (2, 9, CLASSES)) + jnp.array([[[0, 0, 2.0]]])
   mask = length_mask(jnp.array([9, 6]), 9)
   np.testing.assert_array_equal(soft(logits, mask, min_weight=1.0), mask)
   certain = logits + 200 * jax.nn.one_hot(jnp.argmax(logits, -1), CLASSES)
