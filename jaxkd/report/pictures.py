@@ -49,7 +49,8 @@ def compute(run: Run, utterance: str) -> Picture:
   from jaxkd.inference.frames import frames
 
   opened = FinishedRun(run.folder)
-  source = list(opened.splits().values())[-1]
+  data = opened.config.data
+  source = opened.open(data.test or data.dev)
   if utterance not in source.ids:
     raise UserError(f"{source.name} has no utterance '{utterance}' any more")
   models, alone = opened.models(), source.only([source.ids.index(utterance)])

@@ -28,7 +28,7 @@ def test_killed_run_goes_on_to_the_same_parameters(lab):
   line, folder = whole_runs.command(lab, "symmetric", "killed"), lab / "killed"
   process = whole_runs.start_and_wait_for_step(line, folder, 6)
   process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.communicate()
   assert not (folder / "results.json").exists()
   assert "resumed at epoch" in whole_runs.finish(line)
   whole_runs.assert_same(lab / "straight", folder)
