@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -9,11 +10,11 @@ from rich.progress import (
   BarColumn,
   MofNCompleteColumn,
   Progress,
+  ProgressColumn,
   SpinnerColumn,
   TextColumn,
-  TimeElapsedColumn,
-  TimeRemainingColumn,
 )
+from rich.text import Text
 
 err = Console(stderr=True)
 out = Console()
@@ -48,32 +49,64 @@ def percent(rate: float | None) -> str:
   return "–" if rate is None else f"{100 * rate:.1f}"
 
 
+class _Times(ProgressColumn):
+  """Time that has passed, and that is left."""
+
+  def render(self, task) -> Text:
+    left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
+    return Text(f"{_clock(task.elapsed or 0)}{left}")
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+_NARROW = 100  # columns; below, there is no room for a bar beside the figures
+_TIMES = len("1:00:00, 1:00:00 left")
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int, *, done: int = 0):
-  """A bar on standard error; yields update(steps=1, **notes).
+  """A line on standard error; yields update(steps=1, **notes).
+
+  Notes that do not fit into the terminal's width are left out, the last ones first.
 
   Args:
     description: what is going on.
     total: steps to do.
     done: steps done already.
   """
-  bar = Progress(
+  bar = () if err.width < _NARROW else (BarColumn(bar_width=24),)
+  progress_ = Progress(
     SpinnerColumn(),
     TextColumn("{task.description}"),
-    BarColumn(bar_width=24),
+    *bar,
     MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
+    _Times(),
     TextColumn("{task.fields[notes]}"),
     console=err,
     transient=True,
     disable=_quiet or not err.is_terminal,
   )
-  with bar:
-    task = bar.add_task(description, total=total, completed=done, notes="")
+  taken = len(description) + 2 * len(str(total)) + _TIMES + (26 if bar else 0) + 9
+  with progress_:
+    task = progress_.add_task(description, total=total, completed=done, notes="")
 
     def update(steps: int = 1, **notes) -> None:
-      text = "  ".join(f"{k} {v}" for k, v in notes.items())
-      bar.update(task, advance=steps, **({"notes": text} if notes else {}))
+      found = fitting(notes, err.width - taken)
+      progress_.update(task, advance=steps, **({"notes": found} if found else {}))
 
     yield update
+
+
+def fitting(notes: Mapping[str, str], width: int) -> str:
+  """Names and values in one line, as many of them as a width has room for."""
+  text = ""
+  for name, value in notes.items():
+    longer = f"{text}  {name} {value}" if text else f"{name} {value}"
+    if len(longer) > width:
+      break
+    text = longer
+  return text

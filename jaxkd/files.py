@@ -1,13 +1,19 @@
 """Small files that are read whole, and written whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
 import pathlib
 import re
 
 from jaxkd.errors import UserError
 
+log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_IS_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {dict: "a JSON object", list: "a JSON list"}
 
@@ -111,3 +117,39 @@ def _is_cut(line: bytes) -> bool:
   except ValueError:
     return True
   return False
+
+
+class Held(Exception):
+  """Another process holds a lock."""
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, *, waits: str = ""):
+  """Holds the lock of a file, which is made; its folder must be there.
+
+  Yields whether it is held: a file system without locks is warned of.
+
+  Args:
+    path: of the file.
+    waits: what is logged where another process holds it and this one waits; "" to raise instead.
+
+  Raises:
+    Held: another process holds it.
+    OSError: the file cannot be opened or locked.
+  """
+  held = True
+  with path.open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno in _NO_LOCKS:
+        held = False
+        log.warning("%s: its file system has no locks: let no other process use it", path.parent)
+      elif error.errno not in _IS_HELD:
+        raise
+      elif not waits:
+        raise Held from error
+      else:
+        log.info("%s", waits)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield held

@@ -19,11 +19,11 @@ class Batch(NamedTuple):
   """Utterances padded to one length; a filler row has `audio_len == 0`.
 
   Attributes:
-    audio: i16[B, S], 16 kHz mono.
+    audio: f32[B, S], 16 kHz mono, at the amplitude of the recording.
     audio_len: i32[B], real samples.
     labels: i32[B, U], class ids; None where no transcript is read.
     label_len: i32[B], real labels; may exceed U only where it also exceeds the output frames, which
-      makes the row infeasible for CTC.
+      makes the row infeasible for CTC; -1 in a row without a transcript.
     hypothesis: i32[B, U], class ids of what the teacher may have heard; None where that is not
       learnt from.
     hypothesis_len: i32[B], as `label_len`.
@@ -52,7 +52,7 @@ class BatchField(NamedTuple):
 
 
 BATCH_FIELDS = {
-  "audio": BatchField(np.int16, ("rows", "samples")),
+  "audio": BatchField(np.float32, ("rows", "samples")),
   "audio_len": BatchField(np.int32, ("rows",)),
   "labels": BatchField(np.int32, ("rows", "labels"), TRANSCRIPTS),
   "label_len": BatchField(np.int32, ("rows",), TRANSCRIPTS),

@@ -28,7 +28,7 @@ def test_a_batch_has_what_is_asked_for(needs, there):
   assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == jax.tree.map(
     lambda x: (x.shape, x.dtype), shapes
   )
-  assert (batch.audio.dtype, batch.audio.shape) == (np.int16, (3, 50))
+  assert (batch.audio.dtype, batch.audio.shape) == (np.float32, (3, 50))
   for ids, lengths in ((batch.labels, batch.label_len), (batch.hypothesis, batch.hypothesis_len)):
     if ids is not None:
       assert (ids.shape, lengths.shape) == ((3, 7), (3,)) and ids.dtype == lengths.dtype == np.int32

@@ -4,9 +4,12 @@ Prints the block that results.json has for a split as one JSON object on standar
 """
 
 import json
+import logging
 import pathlib
 
 from jaxkd.commands import line
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser) -> None:
@@ -22,7 +25,14 @@ example: %(prog)s --workdir=runs/symmetric-demo --data=other.jsonl"""
   parser.add_argument(
     "--data",
     required=True,
-    help="a manifest (JSON lines), a folder of audio (no error rates then), or corpus:split",
+    help="a manifest (JSON lines), a folder of audio or a recording (no error rates then), or "
+    "corpus:split; several with commas between",
+  )
+  parser.add_argument(
+    "--model",
+    choices=("student", "both"),
+    default="both",
+    help="both compares the student with its teacher, where it has one",
   )
 
 
@@ -31,28 +41,31 @@ def run(args) -> int:
   from jaxkd.devices import mesh
 
   mesh.start_processes()
-  found = evaluate(args.workdir, args.data)
+  found = evaluate(args.workdir, args.data, args.model)
   if mesh.is_first():
     print(json.dumps(found))
   return 0
 
 
-def evaluate(folder: pathlib.Path, data: str) -> dict:
+def evaluate(folder: pathlib.Path, data: str, model: str = "both") -> dict:
   """A split's block of results.json for other data.
 
   Args:
     folder: workdir of a finished run.
-    data: manifest, folder of audio, or corpus:split.
+    data: manifest, folder of audio, recording, or corpus:split.
+    model: "student", or "both" for the teacher too.
 
   Raises:
     UserError: the run is not finished, or the data is not there or broken.
   """
+  from jaxkd.data.sources import left_out
   from jaxkd.inference import scoring
-  from jaxkd.inference.finished import FinishedRun
+  from jaxkd.inference.finished import MODELS, FinishedRun
   from jaxkd.training import results
 
   run = FinishedRun(folder)
-  models, source = run.models(), run.open(data)
+  models = run.models(("student",) if model == "student" else MODELS)
+  source = run.open(data)
   found = scoring.evaluate(
     models["student"],
     models.get("teacher"),
@@ -61,5 +74,7 @@ def evaluate(folder: pathlib.Path, data: str) -> dict:
     spikes=True,
     description="evaluating",
   )
+  if found.broken:
+    log.warning("%s", left_out(data, found.broken, len(source)))
   params = {name: model.parameter_count for name, model in models.items()}
   return results.split_figures(found, source, params)

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxkd.config.check import check, profile_steps
-from jaxkd.config.fields import ALPHABET, FIELDS, LABELS, SELECTIONS, Block, Field, allowed
+from jaxkd.config.fields import ALPHABET, AUTO, FIELDS, LABELS, SELECTIONS, Block, Field, allowed
 from jaxkd.config.recipes import DATA, RECIPES, SIZES, base, parts
 from jaxkd.config.upgrade import SCHEMA, binding, flat, stored, upgrade
 
 __all__ = [
   "ALPHABET",
+  "AUTO",
   "DATA",
   "LABELS",
   "RECIPES",

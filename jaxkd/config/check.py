@@ -190,7 +190,10 @@ def _check_trained(path: str, model: ConfigDict, training_path: str, training: C
 def _check_labels(block: ConfigDict) -> None:
   alphabet = block.alphabet
   _require(
-    0 < len(set(alphabet)) == len(alphabet), "labels.alphabet", alphabet, "characters, each once"
+    0 < len(set(alphabet)) == len(alphabet),
+    "labels.alphabet",
+    alphabet,
+    f"{fields.AUTO}, or characters, each once",
   )
   if block.name == "phonemes":
     _require(
@@ -235,6 +238,12 @@ def _check_objective(config: ConfigDict) -> None:
 
 def _check_data(config: ConfigDict) -> None:
   data = config.data
+  _require(
+    data.min_seconds < data.max_seconds,
+    "data.max_seconds",
+    data.max_seconds,
+    f"above data.min_seconds, {data.min_seconds:g}",
+  )
   _require(data.train != "", "data.train", "", "a manifest, a folder of audio or corpus:split")
   if data.train == "auto":
     _require(

@@ -9,6 +9,7 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+AUTO = "auto"
 ALPHABET = " '" + string.ascii_lowercase
 _INT_LIMIT = 2**31 - 1
 
@@ -73,23 +74,29 @@ class Kinds:
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def of(self, name: str) -> dict[str, Field]:
-    """The fields of a kind, `name` first."""
+    """The fields of a kind, `name` first; of an unknown kind, that alone."""
     return {"name": self.name} | {
       k: dataclasses.replace(f, default=self.changes.get(k, f.default))
-      for k, f in self.kinds[name].items()
+      for k, f in self.kinds.get(name, {}).items()
     }
 
 
-def defaults(node: "Field | Block | Kinds") -> Any:
-  """The default value of a field, or of a block as a dict of its fields that must be there."""
+def defaults(node: "Field | Block | Kinds", kind: str = "") -> Any:
+  """The default value of a field, or of a block as a dict of its fields that must be there.
+
+  Args:
+    node: of the table.
+    kind: of a block of several kinds; "" for its default.
+  """
   if isinstance(node, Field):
     return node.default
-  fields = node.of(node.name.default) if isinstance(node, Kinds) else node.fields
-  return {
+  fields = node.of(kind or node.name.default) if isinstance(node, Kinds) else node.fields
+  found = {
     name: defaults(inner)
     for name, inner in fields.items()
     if not (isinstance(inner, Field) and inner.optional)
   }
+  return found | {"name": kind} if kind else found
 
 
 def unbound(block: Block, prefix: str = "") -> Iterator[str]:
@@ -294,8 +301,9 @@ FIELDS = Block(
       {
         "train": Field(
           "",
-          "what the student trains on: a manifest, a folder of audio, or corpus:split; auto is the "
-          "recipe's corpus, untranscribed where kd.scale is 1",
+          "what the student trains on: a manifest, a folder of audio, a recording or corpus:split; "
+          "several with commas between; auto is the recipe's corpus, untranscribed where kd.scale "
+          "is 1",
           bound=False,
         ),
         "teacher_train": Field(
@@ -307,6 +315,23 @@ FIELDS = Block(
         "test": Field("", "what results.json is about; '' for none", bound=False),
         "root": Field(
           "", "folder of the digits or prompts corpus, or TFDS's data_dir", bound=False
+        ),
+        "min_seconds": Field(
+          0.1,
+          "training utterances that are shorter are left out",
+          unit="s",
+          low=0.0,
+          high=1e3,
+          bound=False,
+        ),
+        "max_seconds": Field(
+          40.0,
+          "longer training utterances are left out, or heard in pieces where they have no "
+          "transcript",
+          unit="s",
+          low=1.0,
+          high=1e6,
+          bound=False,
         ),
         "split_by": Field("index", "of the digits corpus", choices=("index", "speaker")),
         "workers": _count(
@@ -323,9 +348,11 @@ FIELDS = Block(
           choices=LABELS,
         ),
         "alphabet": Field(
-          ALPHABET,
-          "characters, each once; the blank is added",
+          AUTO,
+          "characters, each once; the blank is added; auto is a to z with space and apostrophe, or "
+          "where these cannot write the transcripts, the transcripts' own characters",
           read_by=("auto", "characters"),
+          bound=False,  # the classes that it gives count
         ),
         "lexicon": Field(
           "",

@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxkd import config as config_lib
+from jaxkd.config import fields
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -70,21 +71,25 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     UserError: a flag, file, field or value that does not exist or fit.
   """
   path, argv = _resolved(argv)
+  config = None
   try:
-    values, rest = _parsed(argv)
+    config = _loaded(argv)
+    if isinstance(config, ConfigDict):
+      _switch_kinds(config, argv)
+      values, rest = _parsed(config, argv)
   except UserError:
     raise
   except SyntaxError as error:
     raise UserError(f"--config={path}: line {error.lineno}: {error.msg}") from error
   except Exception as error:  # whatever a config file or a value raises
     if isinstance(error, (AttributeError, KeyError)):
-      _blame_unknown_field(argv)
+      _blame_unknown_field(config, argv)
     raise UserError(f"--config={path}: {_first_line(error)}") from error
+  if not isinstance(config, ConfigDict) or "recipe" not in config:
+    raise UserError(f"--config={path}: get_config must return what jaxkd.config.base() made")
   if len(rest) > 1:
     raise UserError(f"'{rest[1]}' is not a flag")
   config = values.config
-  if not isinstance(config, ConfigDict) or "recipe" not in config:
-    raise UserError(f"--config={path}: get_config must return what jaxkd.config.base() made")
   with config.unlocked():
     config.variant = path.stem
     config.profile = values.profile or config.get("profile", "")
@@ -104,24 +109,51 @@ def _resolved(argv: list[str]) -> tuple[pathlib.Path, list[str]]:
   return path, [argv[0], flag, *(a for a in argv[1:] if a not in given)]
 
 
-def _parsed(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
-  """Flags, and what is none."""
+def _loaded(argv: list[str]):
+  """What the config's file makes, whatever it is."""
+  values, given = flags.FlagValues(), [argv[0], *_config_flags(argv)]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
+  values(given)
+  return values.config
+
+
+def _switch_kinds(config: ConfigDict, argv: list[str]) -> None:
+  """Gives blocks the fields of the kind that a flag names, so that other flags can set them."""
+  for flag in _field_flags(argv):
+    name, _, value = flag.partition("=")
+    *path, field = name.split(".")[1:]
+    node, block = fields.FIELDS, config
+    for part in path:
+      node = node.fields.get(part) if isinstance(node, fields.Block) else None
+      block = block.get(part) if isinstance(block, ConfigDict) else None
+    if not isinstance(node, fields.Kinds) or not isinstance(block, ConfigDict):
+      continue
+    with config.unlocked():
+      if field == "name" and value in node.kinds and value != block.get("name"):
+        for old in list(block):
+          del block[old]
+        block.update(fields.defaults(node, value))
+      elif field not in block and field in (known := node.of(block.get("name", ""))):
+        block[field] = known[field].default
+
+
+def _parsed(config: ConfigDict, argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+  """Flags, with those of single fields put into the config, and what is none."""
+  argv = [a for a in argv if a not in _config_flags(argv)]
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   flags.DEFINE_string("profile", None, "", flag_values=values)
   return values, values(argv)
 
 
-def _blame_unknown_field(argv: list[str]) -> None:
+def _blame_unknown_field(config, argv: list[str]) -> None:
   """Raises the UserError that `check` has for the first --config.a.b=VALUE that is no field."""
-  try:
-    config = _parsed([argv[0], *_config_flags(argv)])[0].config
-  except Exception:  # the file's own, which the caller reports
+  if not isinstance(config, ConfigDict):  # the file's own mistake, which the caller reports
     return
-  for name in (a.split("=", 1)[0] for a in argv if a.startswith(("--config.", "-config."))):
+  for flag in _field_flags(argv):
     block = config
-    for field in name.split(".")[1:]:
+    for field in flag.partition("=")[0].split(".")[1:]:
       if not isinstance(block, ConfigDict):
         break
       if field not in block:
@@ -133,6 +165,10 @@ def _blame_unknown_field(argv: list[str]) -> None:
 
 def _config_flags(argv: list[str]) -> list[str]:
   return [a for a in argv if a.startswith(("--config=", "-config="))]
+
+
+def _field_flags(argv: list[str]) -> list[str]:
+  return [a for a in argv if a.startswith(("--config.", "-config."))]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Audio files → 16 kHz mono int16."""
+"""Audio files → 16 kHz mono float32, at the amplitude that the file has."""
 
-import pathlib
+import os
 
 import numpy as np
 import soundfile
@@ -8,35 +8,51 @@ import soxr
 
 from jaxkd.types import SAMPLE_RATE_HZ
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff")
+# Recordings that are not decoded here, so that a folder of them is not silently small.
+UNREAD_EXTENSIONS = (
+  *(".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mka", ".mkv", ".mov", ".3gp", ".sph"),
+  *(".au", ".caf", ".w64", ".rf64", ".raw", ".pcm", ".spx", ".ape", ".wv", ".m4b", ".avi"),
+)
 MIN_SECONDS = 0.05  # two feature frames; less cannot hold a sound
-_MISSING_SECONDS = 0.1  # a manifest's durations are rounded
+# A manifest's durations are rounded; of these formats, decoders differ about the ends.
+_MISSING_SECONDS, _MISSING_SECONDS_OF = 0.1, {"MP3": 0.3, "OGG": 0.3}
+_BLOCK = 1 << 20  # samples that are decoded at a time
+# No codec here has more samples in a byte, even of silence: a header that says so is wrong.
+_MOST_SAMPLES_A_BYTE = 2000
+# Of the power that channels have when they have nothing in common: below, they cancel out.
+_CANCELLED = 0.1
 
 
 class BrokenAudio(Exception):
   """A recording that cannot be used; the message says why."""
 
 
-def duration(path: pathlib.Path) -> float:
-  """Seconds of a file, from its header.
+def duration(path: str | os.PathLike) -> float:
+  """Seconds of a file, from its header; counted where that does not know.
 
   Raises:
     BrokenAudio: absent, unreadable or too short.
   """
   try:
-    info = soundfile.info(str(path))
-  except (OSError, RuntimeError) as error:
+    with _opened(path) as file:
+      frames, rate = file.frames, file.samplerate
+      if _is_wrong(frames, path):
+        frames = sum(len(block) for block in _blocks(file, None))
+  except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(_reason(path, error)) from error
-  seconds = info.frames / max(info.samplerate, 1)
+  seconds = frames / max(rate, 1)
   if seconds < MIN_SECONDS:
-    raise BrokenAudio(f"empty or too short ({info.frames} samples)")
+    raise BrokenAudio(f"empty or too short ({frames} samples)")
   return seconds
 
 
 def read(
-  path: pathlib.Path, offset_seconds: float = 0.0, duration_seconds: float | None = None
+  path: str | os.PathLike, offset_seconds: float = 0.0, duration_seconds: float | None = None
 ) -> np.ndarray:
-  """i16[S] at 16 kHz: channels averaged, resampled by soxr.
+  """f32[S] at 16 kHz: one channel of all of them, resampled by soxr.
+
+  Samples keep the amplitude that the file has, above 1 too: models that normalise lose nothing.
 
   Args:
     path: of the file.
@@ -47,21 +63,25 @@ def read(
     BrokenAudio: absent, unreadable, too short, silent, or ending before the wanted part does.
   """
   try:
-    with soundfile.SoundFile(str(path)) as file:
+    with _opened(path) as file:
       rate = file.samplerate
-      if offset_seconds:
-        file.seek(min(round(offset_seconds * rate), file.frames))
-      wanted = -1 if duration_seconds is None else round(duration_seconds * rate)
-      samples = file.read(wanted, dtype="float32", always_2d=True)
-  except (OSError, RuntimeError) as error:
+      skipped = round(offset_seconds * rate)
+      wanted = None if duration_seconds is None else round(duration_seconds * rate)
+      if skipped and not _is_wrong(file.frames, path):
+        file.seek(min(skipped, file.frames))
+        skipped = 0
+      blocks = _blocks(file, wanted and skipped + wanted)
+      samples = np.concatenate([np.empty((0, file.channels), np.float32), *blocks])[skipped:]
+      spare = _MISSING_SECONDS_OF.get(file.format, _MISSING_SECONDS)
+  except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(_reason(path, error)) from error
-  if wanted - len(samples) > _MISSING_SECONDS * rate:
+  if wanted is not None and wanted - len(samples) > spare * rate:
     raise BrokenAudio(f"holds {len(samples) / rate:.2f} s of the {duration_seconds:.2f} s expected")
-  return to_int16(samples.mean(1), rate)
+  return as_model_hears(_one_channel(samples), rate)
 
 
-def to_int16(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-  """i16[S] at 16 kHz of f32[S'] in [-1, 1] at another rate.
+def as_model_hears(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+  """f32[S] at 16 kHz of f32[S'] at another rate.
 
   Raises:
     BrokenAudio: too short, silent, or not finite.
@@ -72,14 +92,49 @@ def to_int16(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     raise BrokenAudio("samples that are not numbers")
   if rate_hz != SAMPLE_RATE_HZ:
     samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ)
-  whole = np.clip(np.round(samples * 32767), -32768, 32767).astype(np.int16)
-  if not whole.any():
+  if not samples.any():
     raise BrokenAudio("silent: every sample is 0")
-  return whole
+  return samples
 
 
-def _reason(path: pathlib.Path, error: Exception) -> str:
-  if not path.exists():
+def _opened(path: str | os.PathLike) -> soundfile.SoundFile:
+  """Of a file by the bytes of its name, which need be no UTF-8; OSError or ValueError without."""
+  os.stat(path)  # says what is wrong with a name better than libsndfile does
+  return soundfile.SoundFile(os.fsencode(path))
+
+
+def _is_wrong(frames: int, path: str | os.PathLike) -> bool:
+  """Whether a header cannot be right: FLAC from a pipe does not know its length."""
+  return frames > _MOST_SAMPLES_A_BYTE * os.path.getsize(path)
+
+
+def _blocks(file: soundfile.SoundFile, wanted: int | None):
+  """f32[≤ _BLOCK, channels] up to the wanted number of samples, or to the end of the file."""
+  # soundfile seeks to where it is after each read, which fails in a file of unknown length.
+  file.seekable = lambda: False
+  left = wanted
+  while left is None or left > 0:
+    block = file.read(_BLOCK if left is None else min(left, _BLOCK), "float32", always_2d=True)
+    if not len(block):
+      return
+    left = left and left - len(block)
+    yield block
+
+
+def _one_channel(samples: np.ndarray) -> np.ndarray:
+  """f32[S] of f32[S, channels]: their mean, or the loudest where they cancel out in it."""
+  mean = samples.mean(1)
+  if samples.shape[1] == 1:
+    return mean
+  powers = (samples.astype(np.float64) ** 2).sum(0)
+  unrelated = powers.sum() / samples.shape[1] ** 2
+  if (mean.astype(np.float64) ** 2).sum() < _CANCELLED * unrelated:
+    return np.ascontiguousarray(samples[:, powers.argmax()])
+  return mean
+
+
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+  if not os.path.exists(path):
     return "no such file"
   text = " ".join(str(error).split())
   return f"not readable as audio ({text.rsplit(': ', 1)[-1].rstrip('.')})"

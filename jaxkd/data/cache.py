@@ -2,28 +2,36 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
+from jaxkd import files
 from jaxkd.errors import UserError
 
 
 def folder() -> pathlib.Path:
-  """JAXKD_CACHE, or jaxkd/ in XDG_CACHE_HOME or ~/.cache."""
+  """JAXKD_CACHE, or jaxkd/ in XDG_CACHE_HOME or ~/.cache.
+
+  Raises:
+    UserError: there is no home folder.
+  """
   if given := os.environ.get("JAXKD_CACHE"):
     return pathlib.Path(given).expanduser()
   base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(base).expanduser() / "jaxkd"
+  try:
+    return pathlib.Path(base).expanduser() / "jaxkd"
+  except RuntimeError as error:
+    raise UserError("there is no home folder: set JAXKD_CACHE to a folder for corpora") from error
 
 
 def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
   """The folder `name` of the cache, made by `make(folder)` where it is absent.
 
   It appears by a rename when it is whole: a killed or failed `make` leaves nothing behind that a
-  later call would take for the corpus. A second process waits for the first.
+  later call would take for the corpus. A second process waits for the first; where the file system
+  has no locks both make it, and the first to be ready wins.
 
   Args:
     name: one path component; it must tell apart whatever `make` would make differently.
@@ -35,25 +43,33 @@ def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
   target = folder() / name
   if target.exists():
     return target
-  unfinished = target.with_name(f".{name}.unfinished")
-  with _no_space_is_an_error(target):
+  with _one_line(target):
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{name}.lock").open("w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      if target.exists():
-        return target
-      shutil.rmtree(unfinished, ignore_errors=True)
-      unfinished.mkdir()
-      try:
-        make(unfinished)
-        os.replace(unfinished, target)
-      finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    waits = f"waiting for another process that makes {target}"
+    with files.locked(target.parent / f".{name}.lock", waits=waits) as alone:
+      if not target.exists():
+        _make(target, make, alone)
   return target
 
 
+def _make(target: pathlib.Path, make: Callable[[pathlib.Path], None], alone: bool) -> None:
+  for left in target.parent.glob(f".{target.name}.*unfinished") if alone else ():
+    shutil.rmtree(left, ignore_errors=True)
+  unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+  unfinished.mkdir()
+  try:
+    make(unfinished)
+    try:
+      os.rename(unfinished, target)
+    except OSError:
+      if alone or not target.exists():
+        raise
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def _no_space_is_an_error(target: pathlib.Path):
+def _one_line(target: pathlib.Path):
   try:
     yield
   except OSError as error:
@@ -61,8 +77,10 @@ def _no_space_is_an_error(target: pathlib.Path):
       raise UserError(
         f"no space left for {target}: free some, or set JAXKD_CACHE to a folder with room"
       ) from error
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+    place = pathlib.Path(os.fsdecode(error.filename or target))
+    if target.parent in place.parents or place in target.parents:
       raise UserError(
-        f"the cache {target.parent} cannot be written: set JAXKD_CACHE to a folder that can"
+        f"the cache {target.parent} cannot be written ({error.strerror}): set JAXKD_CACHE to a "
+        "folder that can"
       ) from error
     raise

@@ -1,7 +1,6 @@
 """Planned batches → arrays: decode, change speed, join, add noise, pad. Grain does the waiting."""
 
 import functools
-import logging
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -13,12 +12,11 @@ from absl import flags
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.plan import PlannedBatch
 from jaxkd.data.sources import Source
+from jaxkd.data.texts import Spelling
 from jaxkd.devices.mesh import padded_rows
 from jaxkd.errors import UserError
-from jaxkd.labels import UnknownSymbol, UnknownWords, Vocabulary
 from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS, Batch, batch_like
 
-log = logging.getLogger(__name__)
 _THREADS = 2
 _AHEAD = 4  # batches
 
@@ -48,7 +46,7 @@ def batches(
   source: Source,
   planned: list[PlannedBatch],
   *,
-  vocabulary: Vocabulary | None = None,
+  spelling: Spelling | None = None,
   hypotheses: Targets | None = None,
   seed: int = 0,
   epoch: int = 0,
@@ -62,7 +60,7 @@ def batches(
   Args:
     source: of the utterances.
     planned: all batches of an epoch.
-    vocabulary: to encode transcripts with; None for no labels.
+    spelling: of transcripts; None for no labels. A row of utterances without has none.
     hypotheses: of all utterances, drawn into `Batch.hypothesis`; None for none.
     seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
@@ -77,7 +75,7 @@ def batches(
   make = functools.partial(
     _host_batch,
     source=source,
-    vocabulary=vocabulary,
+    spelling=spelling,
     hypotheses=hypotheses,
     seed=(seed, epoch),
     noise_db=noise_db,
@@ -108,13 +106,13 @@ def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
     ) from error
 
 
-def _host_batch(numbered, *, source, vocabulary, hypotheses, seed, noise_db, shards) -> HostBatch:
+def _host_batch(numbered, *, source, spelling, hypotheses, seed, noise_db, shards) -> HostBatch:
   number, planned = numbered
   wanted, count = shards
   rows, samples, label_room = planned.shape
   size = padded_rows(rows, count) // count
   mine = [row for shard in wanted for row in range(shard * size, (shard + 1) * size)]
-  given = {TRANSCRIPTS: vocabulary, HYPOTHESES: hypotheses}
+  given = {TRANSCRIPTS: spelling, HYPOTHESES: hypotheses}
   needs = [need for need, found in given.items() if found is not None]
   batch = batch_like(np.zeros, needs, rows=len(mine), samples=samples, labels=label_room)
   names, broken = [], []
@@ -140,9 +138,12 @@ def _host_batch(numbered, *, source, vocabulary, hypotheses, seed, noise_db, sha
       joined = _with_noise(joined, noise_db, np.random.default_rng([*seed, number, row]))
     batch.audio[place, : len(joined)] = joined
     batch.audio_len[place] = len(joined)
-    if vocabulary is not None:
-      text = vocabulary.encode(" ".join(source.texts[u] for u in used))
-      _put(text, batch.labels, batch.label_len, place)
+    if spelling is not None:
+      texts = [source.texts[u] for u in used]
+      if None in texts:  # and so all of them
+        batch.label_len[place] = -1
+      else:
+        _put(spelling(texts), batch.labels, batch.label_len, place)
     if hypotheses is not None:
       heard = hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1]))
       _put(heard, batch.hypothesis, batch.hypothesis_len, place)
@@ -157,87 +158,16 @@ def _put(labels: np.ndarray, into: np.ndarray, lengths: np.ndarray, row: int) ->
 
 
 def _at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-  """i16, played `speed` times as fast: pitch and tempo change together."""
+  """f32[S], played `speed` times as fast: pitch and tempo change together."""
   if speed == 1.0:
     return samples
   return soxr.resample(samples, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="LQ")
 
 
 def _peak_normalised(samples: np.ndarray) -> np.ndarray:
-  peak = max(1, np.abs(samples.astype(np.int32)).max())
-  return (samples * (16384 / peak)).astype(np.int16)
+  return samples * np.float32(0.5 / np.abs(samples).max())
 
 
 def _with_noise(samples: np.ndarray, db: tuple[float, float], rng) -> np.ndarray:
-  peak = np.abs(samples.astype(np.int32)).max()
-  level = peak * 10 ** (rng.uniform(*db) / 20)
-  noise = level * rng.standard_normal(len(samples), dtype=np.float32)
-  return np.clip(np.round(samples + noise), -32768, 32767).astype(np.int16)
-
-
-def transcripts(source: Source) -> list[str]:
-  """Of every utterance.
-
-  Raises:
-    UserError: names the first that has none.
-  """
-  for name, text in zip(source.ids, source.texts, strict=True):
-    if text is None:
-      raise UserError(
-        f'{source.name}: {name} has no transcript ("text"), and this run needs one for every '
-        "utterance; with config.kd.scale=1.0 the student's data needs none"
-      )
-  return source.texts
-
-
-def check_texts(source: Source, vocabulary: Vocabulary, missing: str = "error") -> Source:
-  """The source, every utterance of which has a transcript that the classes can write.
-
-  Args:
-    source: of the utterances.
-    vocabulary: the classes.
-    missing: words without phonemes are an error, or "skip": their utterances are left out.
-
-  Raises:
-    UserError: names the first that has none or a character without a class; or the words.
-  """
-  untold: dict[int, tuple[str, ...]] = {}
-  for index, text in enumerate(transcripts(source)):
-    try:
-      vocabulary.encode(text)
-    except UnknownWords as error:
-      untold[index] = error.words
-    except UnknownSymbol as error:
-      raise UserError(
-        f"{source.name}: {source.ids[index]}: {_unwritten(text, vocabulary, error)}"
-      ) from error
-  if not untold:
-    return source
-  found = _missing(source, untold)
-  if missing == "error" or len(untold) == len(source):
-    skip = "; config.labels.missing=skip leaves these utterances out" * (missing == "error")
-    raise UserError(
-      f"{found}: add them to a lexicon, a line `word P1 P2 ...` each, and give it with "
-      f"config.labels.name=phonemes config.labels.lexicon=FILE{skip}"
-    )
-  log.warning("%s: these are left out", found)
-  reason = lambda words: f"no pronunciation for {words[0]!r}"
-  return source.without({index: reason(words) for index, words in untold.items()})
-
-
-def _missing(source: Source, untold: dict[int, tuple[str, ...]]) -> str:
-  words = list(dict.fromkeys(word for missing in untold.values() for word in missing))
-  count = "1 word has" if len(words) == 1 else f"{len(words)} words have"
-  rest = ", ..." if len(words) > 5 else ""
-  return (
-    f"{source.name}: {count} no pronunciation ({', '.join(words[:5])}{rest}), in {len(untold)} of "
-    f"{len(source)} utterances"
-  )
-
-
-def _unwritten(text: str, vocabulary: Vocabulary, error: UnknownSymbol) -> str:
-  said = f"the text {text[:60]!r} has {error.symbol!r}, which is no class of the model: "
-  if vocabulary.kind == "sentencepiece":
-    return f"{said}the transcripts of its training have none"
-  known = "".join(s for i, s in enumerate(vocabulary.symbols) if i != vocabulary.blank_id)
-  return f"{said}normalise the text, or add it to config.labels.alphabet (now {known!r})"
+  level = np.float32(np.abs(samples).max() * 10 ** (rng.uniform(*db) / 20))
+  return samples + level * rng.standard_normal(len(samples), dtype=np.float32)

@@ -134,6 +134,7 @@ def epoch_plan(
   epoch: int,
   speeds: tuple[float, ...] = (1.0,),
   join: bool = False,
+  apart: np.ndarray | None = None,
 ) -> list[PlannedBatch]:
   """Every utterance once, in random order, company and speed.
 
@@ -145,12 +146,19 @@ def epoch_plan(
     seed, epoch: the plan depends on nothing else.
     speeds: factors to draw from.
     join: utterances are joined into rows of the shortest shape.
+    apart: bool[utterances]; those with True are not joined with the others. None for all alike.
   """
   rng = np.random.default_rng([seed, epoch])
   drawn = rng.choice(np.array(speeds), len(durations))
   lengths = samples_of(durations, drawn)
   order = rng.permutation(len(durations))
-  rows = _join(order, lengths, shapes[0].samples if join else 0)
+  capacity = shapes[0].samples if join else 0
+  if apart is None or not capacity:
+    rows = _join(order, lengths, capacity)
+  else:
+    kinds = (order[~apart[order]], order[apart[order]])
+    rows = [row for kind in kinds for row in _join(kind, lengths, capacity)]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
   return _batches(rows, lengths, drawn, shapes, rng)
 
 

@@ -1,22 +1,28 @@
 """Manifests, folders of audio, named corpora and TFDS: lists of utterances that can be read."""
 
+import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxkd import console
-from jaxkd.data import audio, corpora, digits, tfds
+from jaxkd.data import audio, corpora, digits, manifest, tfds
 from jaxkd.data.corpora import CORPORA, SPLITS
+from jaxkd.data.manifest import Entry
 from jaxkd.data.tfds import TFDS_CORPORA
 from jaxkd.errors import UserError, did_you_mean
 
-# Decoded audio of smaller sources is kept in memory: 2 h are 230 MB.
+log = logging.getLogger(__name__)
+# Decoded audio of smaller sources is kept in memory: 2 h are 460 MB.
 _KEEP_SECONDS = 7200.0
 # A longer one is compared with its file: milliseconds by mistake would size all batches.
 _LONG_SECONDS = 60.0
@@ -45,7 +51,7 @@ class Source:
     """Takes its attributes, and what reads the audio.
 
     Args:
-      read: index → i16[S] at 16 kHz, or audio.BrokenAudio. It goes to worker processes by pickle.
+      read: index → f32[S] at 16 kHz, or audio.BrokenAudio. It goes to worker processes by pickle.
     """
     self.name = name
     self.ids = ids
@@ -82,7 +88,7 @@ class Source:
     )
 
   def read(self, index: int) -> np.ndarray:
-    """i16[S], 16 kHz.
+    """f32[S], 16 kHz, at the amplitude of the recording.
 
     Raises:
       audio.BrokenAudio: the message says why.
@@ -114,10 +120,51 @@ class _Files:
     parts: (path, offset, duration) of each, in seconds.
   """
 
-  parts: list[tuple[pathlib.Path, float, float]]
+  parts: list[tuple[str, float, float]]
 
   def __call__(self, index: int) -> np.ndarray:
     return audio.read(*self.parts[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Several:
+  """Reads the utterances of sources, one source after the other."""
+
+  sources: list[Source]
+
+  def __call__(self, index: int) -> np.ndarray:
+    for source in self.sources:
+      if index < len(source):
+        return source.read(index)
+      index -= len(source)
+    raise IndexError(index)
+
+
+class Limits(NamedTuple):
+  """Lengths of utterances that are trained on, in seconds."""
+
+  min_seconds: float = 0.0
+  max_seconds: float = math.inf
+
+  def reason(self, seconds: float) -> str:
+    """Why an utterance is left out; "" where it is not."""
+    if seconds < self.min_seconds:
+      return f"{seconds:.2f} s is shorter than config.data.min_seconds, {self.min_seconds:g}"
+    if seconds > self.max_seconds:
+      return f"{seconds:.2f} s is longer than config.data.max_seconds, {self.max_seconds:g}"
+    return ""
+
+  def pieces(self, seconds: float, text: str | None) -> list[tuple[float, float]]:
+    """(start, length) of what is heard of an utterance; BrokenAudio where it is left out."""
+    if text is None and seconds > self.max_seconds:
+      count = math.ceil(seconds / self.max_seconds)
+      return [(i * seconds / count, seconds / count) for i in range(count)]
+    if reason := self.reason(seconds):
+      raise audio.BrokenAudio(reason)
+    return [(0.0, seconds)]
+
+
+NO_LIMITS = Limits()
 
 
 def check_spec(field: str, spec: str, options: corpora.Options) -> None:
@@ -131,6 +178,11 @@ def check_spec(field: str, spec: str, options: corpora.Options) -> None:
   Raises:
     UserError: a corpus without such a split, or without the recordings that it is made of.
   """
+  for part in parts_of(spec):
+    _check_name(field, part, options)
+
+
+def _check_name(field: str, spec: str, options: corpora.Options) -> None:
   corpus, colon, split = spec.partition(":")
   if not colon or corpus not in (*CORPORA, *TFDS_CORPORA):
     return
@@ -145,36 +197,84 @@ def check_spec(field: str, spec: str, options: corpora.Options) -> None:
     raise digits.absent(options.root)
 
 
-def open_source(spec: str, options: corpora.Options) -> Source:
+def open_source(spec: str, options: corpora.Options, limits: Limits = NO_LIMITS) -> Source:
   """Opens data by name.
 
   Args:
-    spec: a manifest (JSON lines), a folder of audio (no transcripts), or corpus:split, where the
-      splits of TFDS_CORPORA are as TFDS writes them.
+    spec: a manifest (JSON lines), a folder of audio or a recording (no transcripts), corpus:split,
+      where the splits of TFDS_CORPORA are as TFDS writes them, or several with commas between.
     options: of the named corpora.
+    limits: of an utterance's length; what is beyond them is left out, but a longer one without a
+      transcript is heard in pieces.
 
   Raises:
     UserError: absent, malformed, or without any usable utterance.
   """
+  source = _joined(spec, [_open(part, options, limits) for part in parts_of(spec)])
+  if not len(source):
+    found = f"; the first: {': '.join(source.skipped[0])}" if source.skipped else ""
+    raise UserError(f"{spec}: no usable utterance in it{found}")
+  _check_one_can_be_read(source)
+  if source.skipped:
+    log.warning("%s", left_out(spec, source.skipped, len(source) + len(source.skipped)))
+  return source
+
+
+def parts_of(spec: str) -> list[str]:
+  """The names that stand between commas, where they are not one name with commas in it."""
+  if "," not in spec or os.path.exists(os.path.expanduser(spec)):
+    return [spec]
+  return [part.strip() for part in spec.split(",") if part.strip()]
+
+
+def left_out(name: str, found: list[tuple[str, str]], of: int) -> str:
+  """A line about (id, reason) of utterances that are left out of so many."""
+  kinds = collections.Counter(re.sub(r"\d[\d.]*", "N", reason) for _, reason in found)
+  unique, reason = found[0]
+  more = f" (and {len(kinds) - 1} other reasons)" if len(kinds) > 1 else ""
+  return f"{name}: {len(found)} of {of} utterances are left out: {unique}: {reason}{more}"
+
+
+def _open(spec: str, options: corpora.Options, limits: Limits) -> Source:
+  """One of the names."""
   corpus, colon, split = spec.partition(":")
-  if colon and corpus in CORPORA:
-    source = _manifest(spec, corpora.manifest(corpus, split, options))
-  elif colon and corpus in TFDS_CORPORA:
+  if colon and corpus in TFDS_CORPORA:
     source = Source(spec, *tfds.open_split(corpus, split, options.root))
+    reasons = ((i, limits.reason(s)) for i, s in enumerate(source.durations.tolist()))
+    reasons = {i: reason for i, reason in reasons if reason}
+    return source.without(reasons) if reasons else source
+  if colon and corpus in CORPORA:
+    entries = manifest.of_file(corpora.manifest(corpus, split, options))
   elif (path := pathlib.Path(os.path.expanduser(spec))).is_dir():
-    source = _folder(spec, path)
+    entries = manifest.of_folder(spec, path)
+  elif path.is_file() and path.suffix.lower() in (*audio.EXTENSIONS, *audio.UNREAD_EXTENSIONS):
+    entries = manifest.of_recording(path)
   elif path.is_file():
-    source = _manifest(spec, path)
+    entries = manifest.of_file(path)
   else:
     raise UserError(
       f"{spec}: no such file or folder; data is a manifest (JSON lines), a folder of audio, or "
       + ", ".join(f"{name}:SPLIT" for name in (*CORPORA, *TFDS_CORPORA))
     )
-  if not len(source):
-    found = f"; the first: {': '.join(source.skipped[0])}" if source.skipped else ""
-    raise UserError(f"{spec}: no usable utterance in it{found}")
-  _check_one_can_be_read(source)
-  return source
+  return _opened(spec, entries, limits)
+
+
+def _joined(name: str, sources: list[Source]) -> Source:
+  """Several sources as one; ids of which two have the same are numbered."""
+  if len(sources) == 1:
+    return sources[0]
+  seen, ids = collections.Counter(), []
+  for unique in (unique for source in sources for unique in source.ids):
+    seen[unique] += 1
+    ids.append(unique if seen[unique] == 1 else f"{unique}#{seen[unique]}")
+  return Source(
+    name,
+    ids,
+    np.concatenate([source.durations for source in sources]),
+    [text for source in sources for text in source.texts],
+    [pair for source in sources for pair in source.skipped],
+    _Several(sources),
+  )
 
 
 def fingerprint(source: Source) -> str:
@@ -201,71 +301,49 @@ def _check_one_can_be_read(source: Source) -> None:
   raise UserError(f"{source.name}: no utterance can be decoded; the first: {first}")
 
 
-def _folder(name: str, folder: pathlib.Path) -> Source:
-  paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.EXTENSIONS)
-  if not paths:
-    raise UserError(f"{name}: no audio in this folder ({', '.join(audio.EXTENSIONS)})")
-  rows = [(str(path.relative_to(folder)), path, {}) for path in paths]
-  return _source(name, rows)
-
-
-def _manifest(name: str, path: pathlib.Path) -> Source:
-  rows, seen = [], {}
-  try:
-    # Not splitlines(): a JSON string may hold other line separators than this one.
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
-  for number, line in enumerate(lines, 1):
-    if line.strip():
-      row = _manifest_row(f"{path}:{number}", line)
-      given = row["audio_filepath"]
-      seen[given] = seen.get(given, 0) + 1
-      unique = given if seen[given] == 1 else f"{given}#{seen[given]}"
-      rows.append((unique, path.parent / os.path.expanduser(given), row))
-  return _source(name, rows)
-
-
-def _manifest_row(where: str, line: str) -> dict:
-  """One checked row; `where` is file:line."""
-  try:
-    row = json.loads(line)
-  except ValueError as error:
-    raise UserError(f"{where}: not JSON ({error})") from error
-  if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
-    raise UserError(f'{where}: each line must be an object with a string "audio_filepath"')
-  for field in ("duration", "offset"):
-    value = row.get(field)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and math.isfinite(value) and value >= 0):
-      raise UserError(f'{where}: "{field}" is {value!r}: it must be seconds, 0 or more')
-  if not isinstance(row.get("text", ""), (str, type(None))):
-    raise UserError(f'{where}: "text" is {row["text"]!r}: it must be a string')
-  return row
-
-
-def _source(name: str, rows: list[tuple[str, pathlib.Path, dict]]) -> Source:
-  """Utterances of (id, path, manifest row), durations from the files' headers where not given."""
+def _opened(name: str, entries: list[Entry], limits: Limits) -> Source:
+  """What entries stand for, with durations from the files' headers where none are given."""
   ids, durations, texts, parts, skipped = [], [], [], [], []
-  with console.progress(f"opening {name}", len(rows)) as update:
-    for unique, path, row in rows:
+  cut = 0
+  with console.progress(f"opening {name}", len(entries)) as update:
+    for entry in entries:
       update()
-      offset = float(row.get("offset") or 0.0)
       try:
-        seconds = row.get("duration")
-        if seconds is None:
-          seconds = audio.duration(path) - offset
-        elif not path.is_file():
-          raise audio.BrokenAudio("no such file")
-        elif seconds > _LONG_SECONDS and seconds > audio.duration(path) - offset + 1:
-          raise audio.BrokenAudio(f"is shorter than the {seconds:g} s that the manifest says")
-        if seconds < audio.MIN_SECONDS:
-          raise audio.BrokenAudio(f"empty or too short ({seconds:g} s)")
+        seconds = _seconds(entry)
+        pieces = limits.pieces(seconds, entry.text)
       except audio.BrokenAudio as error:
-        skipped.append((unique, str(error)))
+        skipped.append((entry.id, str(error)))
         continue
-      ids.append(unique)
-      durations.append(seconds)
-      texts.append(row.get("text"))
-      parts.append((path, offset, float(seconds)))
+      cut += len(pieces) > 1
+      for start, length in pieces:
+        ids.append(entry.id if len(pieces) == 1 else f"{entry.id}@{start:.2f}s")
+        durations.append(length)
+        texts.append(entry.text)
+        parts.append((entry.path, entry.offset + start, length))
+  if cut:
+    log.info(
+      "%s: %d of %d recordings are longer than config.data.max_seconds, %g s: they are heard in "
+      "pieces, %d utterances in all",
+      name,
+      cut,
+      len(entries),
+      limits.max_seconds,
+      len(ids),
+    )
   return Source(name, ids, np.array(durations, np.float64), texts, skipped, _Files(parts))
+
+
+def _seconds(entry: Entry) -> float:
+  """Of an utterance; BrokenAudio where it cannot be used."""
+  seconds = entry.seconds
+  if entry.wrong:
+    raise audio.BrokenAudio(entry.wrong)
+  if seconds is None:
+    seconds = audio.duration(entry.path) - entry.offset
+  elif not os.path.isfile(entry.path):
+    raise audio.BrokenAudio("no such file")
+  elif seconds > _LONG_SECONDS and seconds > audio.duration(entry.path) - entry.offset + 1:
+    raise audio.BrokenAudio(f"is shorter than the {seconds:g} s that the manifest says")
+  if seconds < audio.MIN_SECONDS:
+    raise audio.BrokenAudio(f"empty or too short ({seconds:g} s)")
+  return seconds

@@ -69,7 +69,7 @@ class Utterances(NamedTuple):
     durations: f64[utterances], seconds.
     texts: transcripts.
     skipped: (id, reason) of those that cannot be used.
-    read: index → i16[S] at 16 kHz, or audio.BrokenAudio; can be pickled.
+    read: index → f32[S] at 16 kHz, or audio.BrokenAudio; can be pickled.
   """
 
   ids: list[str]
@@ -249,7 +249,7 @@ def _write_index(index: pathlib.Path, name: str, folder: str, split: str) -> Non
         ) from error
       entry = {"id": example["id"].decode(), "text": example["text"].decode()}
       try:
-        entry["duration"] = len(to_int16(example["speech"], rate_hz)) / SAMPLE_RATE_HZ
+        entry["duration"] = len(_heard(example, rate_hz)) / SAMPLE_RATE_HZ
       except audio.BrokenAudio as error:
         entry["broken"] = str(error)
       lines.write(json.dumps(entry) + "\n")
@@ -275,7 +275,7 @@ class _Recordings:
     return _Recordings, self._opened_from
 
   def __call__(self, index: int) -> np.ndarray:
-    """i16[S], 16 kHz.
+    """f32[S], 16 kHz.
 
     Raises:
       audio.BrokenAudio: the message says why.
@@ -284,20 +284,25 @@ class _Recordings:
       example = self._examples[int(self._records[index])]
     except RuntimeError as error:
       raise audio.BrokenAudio(f"not readable ({_one_line(error)})") from error
-    return to_int16(example["speech"], self._rate_hz)
+    return _heard(example, self._rate_hz)
 
 
-def to_int16(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-  """i16[S] at 16 kHz of TFDS's samples: 16-bit values of any integer type, or floats in [-1, 1].
+def _heard(example: dict, rate_hz: int) -> np.ndarray:
+  """f32[S] at 16 kHz of an example, or audio.BrokenAudio."""
+  return audio.as_model_hears(as_float(example["speech"]), rate_hz)
+
+
+def as_float(samples: np.ndarray) -> np.ndarray:
+  """f32[S] of full scale 1, of TFDS's samples: 16-bit values of any integer type, or floats.
 
   Raises:
-    audio.BrokenAudio: too short, silent, not finite, or of more than 16 bits.
+    audio.BrokenAudio: integers of more than 16 bits.
   """
-  if samples.dtype.kind in "iu":
-    if samples.size and (samples.min() < -32768 or samples.max() > 32767):
-      raise audio.BrokenAudio("samples of more than 16 bits")
-    samples = samples.astype(np.float32) / 32767  # which to_int16 takes back exactly
-  return audio.to_int16(samples, rate_hz)
+  if samples.dtype.kind not in "iu":
+    return samples.astype(np.float32)
+  if samples.size and (samples.min() < -32768 or samples.max() > 32767):
+    raise audio.BrokenAudio("samples of more than 16 bits")
+  return samples.astype(np.float32) / 32768
 
 
 def _allow_open_files(more: int) -> None:

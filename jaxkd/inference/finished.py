@@ -46,7 +46,7 @@ class FinishedRun:
     self.folder = folder
     self.kept = kept.read(folder)
     self.config = self.kept.config
-    self.results = files.read_json(folder / "results.json")
+    self.results = files.read_json(folder / "results.json", kind=dict)
     self.devices = mesh_lib.make_mesh() if devices is None else devices
 
   @property
@@ -73,7 +73,12 @@ class FinishedRun:
     if not self.teacher_source:
       return None
     pool, dtype = self.config.teacher.pool, self.config.dtype
-    return sources.find(self.teacher_source, pool=pool, dtype=dtype).load(self.devices)
+    try:
+      return sources.find(self.teacher_source, pool=pool, dtype=dtype).load(self.devices)
+    except UserError as error:
+      raise UserError(
+        f"the teacher of {self.folder} cannot be used ({error}): --model=student goes without it"
+      ) from error
 
   def models(self, names: tuple[str, ...] = MODELS) -> dict[str, AcousticModel]:
     """Those of the named models that the run has.

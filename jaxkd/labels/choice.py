@@ -1,16 +1,22 @@
 """Which vocabulary a run has: one decision, of `config.labels` and of what models bring."""
 
+import collections
+import logging
 import pathlib
 from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
+from jaxkd.config import ALPHABET, AUTO
 from jaxkd.errors import UserError
 from jaxkd.labels import lexicon as lexicon_lib
 from jaxkd.labels.phonemes import phonemes
 from jaxkd.labels.pieces import sentencepiece
+from jaxkd.labels.text import normalise
 from jaxkd.labels.vocabulary import Vocabulary, characters, check_same
 
+log = logging.getLogger(__name__)
+_RARE = 3  # a character that is seen less often is worth a line
 # Transcripts that a run reads → its vocabulary.
 Choice = Callable[[Iterable[str]], Vocabulary]
 _FIX = "config.labels.name=auto takes the teacher's"
@@ -58,7 +64,27 @@ def _own(block: ConfigDict) -> Choice:
     if block.cmudict:
       words = words.before(lexicon_lib.cmudict())
     return lambda texts: phonemes(words.by_count(texts))
+  if block.alphabet == AUTO:
+    return _of_transcripts
   return lambda texts: characters(block.alphabet)
+
+
+def _of_transcripts(texts: Iterable[str]) -> Vocabulary:
+  """The usual alphabet where it can write all transcripts, else the characters that they have."""
+  counts = collections.Counter(character for text in texts for character in normalise(text))
+  if counts.keys() <= set(ALPHABET):
+    return characters(ALPHABET)
+  found = "".join(sorted(counts))
+  rare = [f"{'space' if c == ' ' else c} ({n})" for c, n in sorted(counts.items()) if n < _RARE]
+  log.info(
+    "labels.alphabet=auto: %d characters of the transcripts are the classes: %r%s",
+    len(found),
+    found if len(found) <= 80 else f"{found[:80]}…",
+    f"; seen less than {_RARE} times: {', '.join(rare[:20])}{', …' * (len(rare) > 20)}"
+    if rare
+    else "",
+  )
+  return characters(found)
 
 
 def _taught(block: ConfigDict, source: str, given: Vocabulary) -> Vocabulary:
@@ -67,6 +93,10 @@ def _taught(block: ConfigDict, source: str, given: Vocabulary) -> Vocabulary:
   Of phonemes, the words that transcripts may have are the block's.
   """
   if block.name == "auto":
+    if block.alphabet != AUTO:
+      log.warning("config.labels.alphabet is not read: the classes are those of %s", source)
+    return given
+  if (block.name, block.alphabet) == ("characters", AUTO) and given.kind == block.name:
     return given
   if block.name == "sentencepiece":
     if (given.kind, len(given.symbols)) != (block.name, block.size):

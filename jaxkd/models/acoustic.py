@@ -12,6 +12,10 @@ from jaxkd.devices import sharding
 from jaxkd.labels import Vocabulary
 from jaxkd.types import SAMPLE_RATE_HZ, FrameOutput
 
+# Audio that is heard at once; longer audio is heard in windows, each with a margin of what comes
+# before and after it.
+_LONGEST_SECONDS, _WINDOW_SECONDS, _MARGIN_SECONDS = 60.0, 40.0, 4.0
+
 
 @dataclasses.dataclass(frozen=True)
 class AcousticModel:
@@ -49,14 +53,55 @@ class AcousticModel:
     return parameter_count(self.params)
 
   def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-    """Logits f32[B, T, V] and mask bool[B, T] of audio (i16 or f32 in [-1, 1])[B, S] at 16 kHz."""
-    return _apply(self.graphdef, self.params, audio, audio_len)
+    """What the model says of every frame; of long audio in windows that overlap.
+
+    Memory grows with the square of what is heard at once, and models have learnt from utterances.
+
+    Args:
+      audio: i16, or float of full scale 1, [B, S], 16 kHz.
+      audio_len: i32[B], real samples.
+
+    Returns:
+      Logits f32[B, T, V] and mask bool[B, T].
+    """
+    return _apply(self.graphdef, self.frame_samples, self.params, audio, audio_len)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(graphdef, params, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-  out = nnx.merge(graphdef, params)(audio, audio_len)
-  return sharding.by_rows(FrameOutput(out.logits.astype(jnp.float32), out.mask))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(graphdef, frame_samples: int, params, audio: jax.Array, audio_len: jax.Array):
+  def whole(audio, audio_len):
+    out = nnx.merge(graphdef, params)(audio, audio_len)
+    return FrameOutput(out.logits.astype(jnp.float32), out.mask)
+
+  if audio.shape[1] <= _LONGEST_SECONDS * SAMPLE_RATE_HZ:
+    return sharding.by_rows(whole(audio, audio_len))
+  return sharding.by_rows(_in_windows(whole, audio, audio_len, frame_samples))
+
+
+def _in_windows(model, audio: jax.Array, audio_len: jax.Array, frame_samples: int) -> FrameOutput:
+  """A model's output of long audio, pieced together from the middles of windows."""
+  in_frames = lambda seconds: max(1, int(seconds * SAMPLE_RATE_HZ) // frame_samples)
+  window, margin = in_frames(_WINDOW_SECONDS), in_frames(_MARGIN_SECONDS)
+  hop = window - 2 * margin
+  count = -(-max(0, -(-audio.shape[1] // frame_samples) - window) // hop) + 1
+  size = ((count - 1) * hop + window) * frame_samples
+  audio = jnp.pad(audio, ((0, 0), (0, size - audio.shape[1])))
+
+  def one(number):
+    start = number * hop * frame_samples
+    part = jax.lax.dynamic_slice_in_dim(audio, start, window * frame_samples, axis=1)
+    part_len = jnp.clip(audio_len - start, 0, part.shape[1])
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(model, part, part_len)
+    )
+    return jax.lax.cond((part_len > 0).any(), model, lambda *_: nothing, part, part_len)
+
+  def pieced(x):  # [windows, B, frames, ...]
+    middle = jnp.moveaxis(x[:, :, margin : margin + hop], 0, 1)
+    middle = middle.reshape(middle.shape[0], count * hop, *middle.shape[3:])
+    return jnp.concatenate([x[0, :, :margin], middle, x[-1, :, margin + hop :]], axis=1)
+
+  return jax.tree.map(pieced, jax.lax.map(one, jnp.arange(count)))
 
 
 def parameter_count(params) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd.devices import sharding
-from jaxkd.masks import length_mask
+from jaxkd.masks import length_mask, strided_len
 from jaxkd.models import layers as layers_lib
 from jaxkd.models.augment import SpecAugment, spec_augment
 from jaxkd.models.features import HOP, LogMel, log_mel
@@ -50,6 +50,12 @@ class ConformerConfig:
   def frame_samples(self) -> int:
     """Audio samples in an output frame: 640, which are 40 ms, where time is pooled by 2 twice."""
     return HOP * math.prod(time for time, _ in self.frontend_pool)
+
+  def frame_len(self, feature_len):
+    """Output frames of so many feature frames, ints or arrays."""
+    for time, _ in self.frontend_pool:
+      feature_len = strided_len(feature_len, time)
+    return feature_len
 
 
 class Block(nnx.Module):
@@ -117,7 +123,7 @@ class ConformerCTC(nnx.Module):
     """Logits of every 40 ms frame.
 
     Args:
-      audio: i16[B, S], or float[B, S] in [-1, 1], 16 kHz; padding may hold anything.
+      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
       audio_len: i32[B], real samples; a row of 0 has no real frame.
       key: for dropout and SpecAugment; None is evaluation.
       spec_augment: masks on the features where there is a key; None for none.

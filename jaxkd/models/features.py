@@ -50,7 +50,7 @@ def log_mel(
   """Log-mel features.
 
   Args:
-    audio: i16[B, S], or float[B, S] in [-1, 1], 16 kHz; padding may hold anything.
+    audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
     audio_len: i32[B], real samples.
     settings: kind, filters and normalisation.
 
@@ -88,7 +88,7 @@ def _frames(audio: jax.Array, size: int, left: int) -> jax.Array:
 def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
   """f32[B, size, 257]: power of peak-normalised, pre-emphasised audio under a Hann window."""
   peak = jnp.abs(audio).max(-1, keepdims=True)
-  audio = audio / jnp.maximum(peak, 1e-5)
+  audio = audio / jnp.where(peak > 0, peak, 1)
   # Masked, or the last sample would echo into the first one of the padding.
   audio = jnp.where(real, audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
   window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)

@@ -12,8 +12,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxkd.labels import Vocabulary
+from jaxkd.masks import strided_len
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
-from jaxkd.models.features import LogMel
+from jaxkd.models.features import LogMel, frame_len
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights
 from jaxkd.models.wav2vec2 import Wav2Vec2Config
@@ -44,6 +45,12 @@ class Architecture:
   def frame_samples(self) -> int:
     """Audio samples in an output frame."""
     return self.settings.frame_samples
+
+  def frame_len(self, audio_len):
+    """Output frames of so many samples, ints or NumPy."""
+    if self.features is None:
+      return strided_len(self.settings.frame_len(audio_len), self.settings.pool)
+    return self.settings.frame_len(frame_len(audio_len, self.features.kind))
 
   @property
   def frozen(self) -> tuple[str, ...]:
@@ -129,7 +136,7 @@ def architecture(
 
 def encoder_width(graphdef, like) -> int:
   """Numbers in a frame of a model's encoder output."""
-  audio = jax.ShapeDtypeStruct((1, SAMPLE_RATE_HZ), jnp.int16)
+  audio = jax.ShapeDtypeStruct((1, SAMPLE_RATE_HZ), jnp.float32)
   audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
   encode = lambda params, *audio: nnx.merge(graphdef, params).encode(*audio)[0]
   return jax.eval_shape(encode, like, audio, audio_len).shape[-1]

@@ -292,7 +292,7 @@ class Wav2Vec2CTC(nnx.Module):
     """Logits of every frame.
 
     Args:
-      audio: i16[B, S], or float[B, S] in [-1, 1], 16 kHz; padding may hold anything.
+      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
       audio_len: i32[B], real samples; a row of less than 25 ms has no real frame.
       key: for dropout, layer drop and the family's own masks; None is evaluation.
       spec_augment: None: there are no log-mel features to mask.
@@ -397,7 +397,7 @@ def waveform(audio: jax.Array, audio_len: jax.Array, config: Wav2Vec2Config) -> 
   """f32[B, max(S, samples of a frame)]: what the convolutions read, with padding at 0.
 
   Args:
-    audio: i16[B, S], or float[B, S] in [-1, 1]; padding may hold anything.
+    audio: i16[B, S], or float[B, S] of full scale 1; padding may hold anything.
     audio_len: i32[B], real samples.
     config: with `normalise`, real samples get zero mean and unit variance.
   """

@@ -33,8 +33,8 @@ def from_huggingface(
     place: lays out the parameters (NumPy arrays) on devices.
 
   Returns:
-    A model that is called with audio (i16 or f32 in [-1, 1])[B, S] at 16 kHz and audio_len i32[B],
-    and returns FrameOutput(logits f32[B, T, V], mask bool[B, T]).
+    A model that is called with audio i16 or float[B, S] of full scale 1 at 16 kHz and audio_len
+    i32[B], and returns FrameOutput(logits f32[B, T, V], mask bool[B, T]).
 
   Raises:
     UserError: no such model, no CTC head, another architecture, a vocabulary without blank,

@@ -18,16 +18,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
-from jaxkd.data import pipeline, plan
+from jaxkd.data import plan, texts
 from jaxkd.data.corpora import Options
-from jaxkd.data.sources import Source, check_spec, fingerprint, open_source
+from jaxkd.data.sources import NO_LIMITS, Limits, Source, check_spec, fingerprint, open_source
+from jaxkd.data.texts import Spelling
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
 from jaxkd.inference import hypotheses as hypotheses_lib
 from jaxkd.inference import priors
 from jaxkd.inference.frames import evaluation_shapes
 from jaxkd.inference.hypotheses import Hypotheses
-from jaxkd.labels import Vocabulary, choose
+from jaxkd.labels import Choice, Vocabulary, choose, normalise
 from jaxkd.models import kept, parameters, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 NBEST = "nbest.jsonl"
 # Training on more with the smallest models is worth a line.
 _TINY_HOURS = 10.0
+_MUCH_PADDING = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +101,7 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   _check_frames(teacher, architecture, config.teacher.source)
   taught = None if teacher is None else (_name(teacher), teacher.vocabulary)
   choice = choose(config.labels, teacher=taught, head=architecture.head)
-  data = _open_data(config, opened)
-  reads_text = config.kd.scale < 1
-  texts = pipeline.transcripts(data.train) if reads_text else ()
-  vocabulary = choice(texts)
-  if reads_text:
-    train = pipeline.check_texts(data.train, vocabulary, config.labels.missing)
-    data = dataclasses.replace(data, train=train)
+  data, vocabulary = _transcribed(config, _open_data(config, opened), choice, architecture)
   _check_init(config.student.init, architecture, vocabulary)
   return Plan(config, folder, devices, teacher, architecture, data, vocabulary)
 
@@ -168,13 +164,14 @@ def _open_data(config: ConfigDict, opened: dict) -> Data:
   """The splits that the run reads."""
   options = _options(config)
 
-  def split(spec: str) -> Source | None:
-    key = (spec, options)
+  def split(spec: str, limits: Limits = NO_LIMITS) -> Source | None:
+    key = (spec, options, limits)
     if spec and key not in opened:
-      opened[key] = open_source(spec, options)
+      opened[key] = open_source(spec, options, limits)
     return opened[key] if spec else None
 
-  train = split(config_lib.train_data(config))
+  limits = Limits(config.data.min_seconds, config.data.max_seconds)
+  train = split(config_lib.train_data(config), limits)
   _advise_size(config.recipe, train)
   return Data(train, split(config.data.dev), split(config.data.test))
 
@@ -193,6 +190,32 @@ def _advise_size(recipe: str, train: Source) -> None:
       data,
       ", ".join(others),
     )
+
+
+def _transcribed(
+  config: ConfigDict, data: Data, choice: Choice, architecture: Architecture
+) -> tuple[Data, Vocabulary]:
+  """The data without what cannot be learnt, and the classes that its transcripts are written in."""
+  _check_held_out(data)
+  if config.kd.scale == 1:
+    return data, choice(())
+  train, transcripts = texts.transcripts(data.train, all_needed=config.kd.scale == 0)
+  vocabulary = choice(transcripts)
+  train = texts.check_texts(train, vocabulary, architecture.frame_len, config.labels.missing)
+  return dataclasses.replace(data, train=train), vocabulary
+
+
+def _check_held_out(data: Data) -> None:
+  """Says what makes figures on dev and test worth little."""
+  for name in ("dev", "test"):
+    source = getattr(data, name)
+    if source is None:
+      continue
+    if set(source.ids) == set(data.train.ids) and fingerprint(source) == fingerprint(data.train):
+      log.warning("data.%s and data.train are the same utterances: its figures are too good", name)
+    told = [text for text in source.texts if text is not None]
+    if told and not any(map(normalise, told)):
+      log.warning("%s: every transcript is empty: its error rates say nothing", source.name)
 
 
 def _facts(source: Source) -> dict:
@@ -235,8 +258,10 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
   if HYPOTHESES in objective.needs:
     path, count = made.folder / NBEST, config.kd.hypotheses
     nbest = hypotheses_lib.find(teacher, data.train, path, devices, count=count)
-  reads_text = TRANSCRIPTS in objective.needs
-  per_second = _labels_per_second(data.train, made.vocabulary if reads_text else None, nbest)
+  spelling = None
+  if TRANSCRIPTS in objective.needs:
+    spelling = Spelling.of(made.vocabulary, data.train.texts)
+  per_second = _labels_per_second(data.train, spelling, nbest)
   shapes = plan.shapes(
     data.train.durations,
     batch_seconds=training.batch_seconds,
@@ -247,7 +272,10 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
     speeds=tuple(training.speeds),
   )
   plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0)
+  if spelling is not None and None in data.train.texts:
+    plan_options["apart"] = np.array([text is None for text in data.train.texts])
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
+  _advise_padding(plan.padding_rate(first, data.train.durations), training.buckets)
   optimizer, schedule = optim.of_training(training, len(first), blueprint.frozen)
   return Run(
     workdir=made.folder,
@@ -275,6 +303,7 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
     average=training.average,
     workers=config.data.workers,
     hypotheses=nbest,
+    spelling=spelling,
     plan_options=plan_options,
     noise_db=tuple(training.noise_db) or None,
   )
@@ -314,14 +343,24 @@ def _first_params(made: Plan, project_to: int | None) -> Callable[[jax.Array], A
   return lambda key: fresh(key) | start.load(made.devices).params
 
 
-def _labels_per_second(source: Source, vocabulary: Vocabulary | None, nbest: Hypotheses | None):
+def _labels_per_second(source: Source, spelling: Spelling | None, nbest: Hypotheses | None):
   """Most labels, with a space, in a second of an utterance; 0 where none are read."""
   counts = np.zeros(len(source))
-  if vocabulary is not None:
-    counts = np.array([len(vocabulary.encode(text)) + 1 for text in source.texts])
+  if spelling is not None:
+    counts = np.array([len(spelling([t])) + 1 if t is not None else 0 for t in source.texts])
   if nbest is not None:
     counts = np.maximum(counts, nbest.longest() + 1)
   return float((counts / source.durations).max())
+
+
+def _advise_padding(rate: float, buckets: int) -> None:
+  if rate > _MUCH_PADDING:
+    log.warning(
+      "%.0f %% of the training batches are padding: more than config.training.buckets=%d, "
+      "config.training.join_seconds, or another config.data.max_seconds make it less",
+      100 * rate,
+      buckets,
+    )
 
 
 def _eval_shapes(

@@ -215,7 +215,11 @@ class _Loop:
     )
     compiled = {}
     started = time.monotonic()
-    with console.progress(f"compiling {_shape_names(run.shapes)}", len(run.shapes)) as update:
+    log.info(
+      "compiling the update for batches of %s: once in each sitting, so that no epoch waits for it",
+      _shape_names(run.shapes),
+    )
+    with console.progress("compiling", len(run.shapes)) as update:
       for shape in run.shapes:
         batch = run.batch_struct(shape)
         args = (self.state, self.teacher_params, batch, self._epoch_number(), self.key)
@@ -224,7 +228,7 @@ class _Loop:
         compiled[shape] = traced.lower().compile()
         update()
         self._leave_if_asked()
-    log.info("compiled %s in %.0f s", _shape_names(run.shapes), time.monotonic() - started)
+    log.info("compiled in %.0f s", time.monotonic() - started)
     return compiled
 
   def _epoch_number(self) -> jax.Array:
@@ -298,7 +302,10 @@ class _Loop:
         row[name] = float(term.total / max(term.weight, 1))
     self.metrics.write(row)
     self.metrics.write({"step": step, "epoch": position.epoch} | self.meter.read(), "speed")
-    return {k: f"{row[k]:.3f}" for k in ("loss", "blank") if k in row}
+    shown = {"loss": f"{row['loss']:.3f}"} if "loss" in row else {}
+    if "blank" in row:  # of all frames, those whose best class is the blank
+      shown["blank frames"] = f"{console.percent(row['blank'])} %"
+    return shown
 
   def _stop_if_hopeless(self, skipped, planned, step: int) -> None:
     """Raises where too many updates since the last log line gave no finite number."""
@@ -343,7 +350,10 @@ class _Loop:
     row = {f"dev/{k}": v for k, v in figures.items() if v is not None and k != "words"}
     self.metrics.write({"step": step, "epoch": epoch - 1} | row)
     text = "  ".join(f"{k[4:]} {v:.3f}" for k, v in row.items())
-    self.notes |= {k: f"{row[k]:.3f}" for k in ("dev/wer", "dev/kl") if k in row}
+    if "dev/wer" in row:
+      self.notes["dev WER"] = f"{console.percent(row['dev/wer'])} %"
+    if "dev/kl" in row:
+      self.notes["dev KL"] = f"{row['dev/kl']:.3f}"
     log.info("epoch %d/%d  dev %s  (%.0f s)", epoch, run.epochs, text, self._wall())
 
   def _share_broken(self) -> None:

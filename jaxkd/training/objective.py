@@ -190,7 +190,8 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
       return found
     # The divisor of the authors' code: rows times target labels.
     rows = (view.batch.audio_len > 0).sum(dtype=jnp.float32)
-    return WeightedSum(found.total, rows * view.batch.label_len.sum(dtype=jnp.float32))
+    labels = jnp.maximum(view.batch.label_len, 0).sum(dtype=jnp.float32)
+    return WeightedSum(found.total, rows * labels)
 
   return Term("kd/kl", scale, frozenset(asked), compute)
 
@@ -216,12 +217,12 @@ LOSSES = {"kl": _kl, "hypotheses": _hypotheses, "cosine": _cosine}
 
 
 def _ctc(name: str, scale: float | Schedule, target: str, blank_id: int) -> Term:
-  """-log p of a target, over its labels; rows without a path are in neither."""
+  """-log p of a target, over its labels; rows without target or path are in neither."""
 
   def compute(view: View) -> WeightedSum:
     frames, labels, label_len = _lengths(view, target)
     per_row = losses.ctc_loss(view.output.logits, frames, labels, label_len, blank_id=blank_id)
-    has_path = jnp.isfinite(per_row)
+    has_path = jnp.isfinite(per_row) & (label_len >= 0)
     count = jnp.where(has_path, label_len, 0).sum(dtype=jnp.float32)
     return WeightedSum(jnp.where(has_path, per_row, 0).sum(), count)
 
@@ -229,7 +230,7 @@ def _ctc(name: str, scale: float | Schedule, target: str, blank_id: int) -> Term
 
 
 def _lengths(view: View, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Frames i32[B], and a target's labels i32[B, U] and their number i32[B]."""
+  """Frames i32[B], and a target's labels i32[B, U] and their number i32[B], -1 for no target."""
   batch, frames = view.batch, view.output.mask.sum(-1, dtype=jnp.int32)
   if target == TRANSCRIPTS:
     return frames, batch.labels, batch.label_len
@@ -237,13 +238,15 @@ def _lengths(view: View, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _infeasible(targets: frozenset[str]) -> Term:
-  """Rows without a CTC path over real rows, of all targets together."""
+  """Rows without a CTC path over real rows that have a target, of all targets together."""
 
   def of_one(view: View, target: str) -> WeightedSum:
-    feasible = losses.ctc_is_feasible(*_lengths(view, target))
+    frames, labels, label_len = _lengths(view, target)
+    told = label_len >= 0
+    lost = told & ~losses.ctc_is_feasible(frames, labels, jnp.maximum(label_len, 0))
     # A row without audio has no labels, and so a path.
-    rows = view.output.mask.any(-1).sum(dtype=jnp.float32)
-    return WeightedSum((~feasible).sum(dtype=jnp.float32), rows)
+    rows = (told & view.output.mask.any(-1)).sum(dtype=jnp.float32)
+    return WeightedSum(lost.sum(dtype=jnp.float32), rows)
 
   def compute(view: View) -> WeightedSum:
     return sum((of_one(view, target) for target in sorted(targets)), WeightedSum.zero())

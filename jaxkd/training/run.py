@@ -12,6 +12,7 @@ import optax
 from jaxkd import files
 from jaxkd.data import pipeline, plan
 from jaxkd.data.sources import Source
+from jaxkd.data.texts import Spelling
 from jaxkd.devices import mesh, sharding
 from jaxkd.inference.hypotheses import Hypotheses
 from jaxkd.labels import Vocabulary
@@ -20,7 +21,6 @@ from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import Objective
-from jaxkd.types import TRANSCRIPTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Run:
     average: best checkpoints in the final model.
     workers: processes that decode audio.
     hypotheses: of the training data, where they are learnt from.
+    spelling: of its transcripts, where these are read.
     plan_options: of `plan.epoch_plan`.
     noise_db: (low, high), or None.
   """
@@ -118,13 +119,9 @@ class Run:
   average: int
   workers: int
   hypotheses: Hypotheses | None
+  spelling: Spelling | None
   plan_options: dict
   noise_db: tuple[float, float] | None
-
-  @property
-  def reads_text(self) -> bool:
-    """Whether the objective reads transcripts."""
-    return TRANSCRIPTS in self.objective.needs
 
   def epoch_plan(self, epoch: int) -> list[plan.PlannedBatch]:
     """Global batches of an epoch; the same in every process and after a resume."""
@@ -137,7 +134,7 @@ class Run:
     return pipeline.batches(
       self.data.train,
       planned,
-      vocabulary=self.blueprint.vocabulary if self.reads_text else None,
+      spelling=self.spelling,
       hypotheses=self.hypotheses,
       seed=self.seed,
       epoch=epoch,

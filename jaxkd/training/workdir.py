@@ -1,8 +1,6 @@
 """The folder of a run: who may use it, what it was started with, and the files it ends in."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import pathlib
@@ -19,8 +17,6 @@ from jaxkd.labels import Vocabulary
 
 log = logging.getLogger(__name__)
 _ARCHIVED = "$Format:%H$"  # see .gitattributes beside this file
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_IS_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _SHOWN = 3  # differences in a message
 
 
@@ -257,31 +253,18 @@ def _longer(folder: pathlib.Path, was: int, wanted: int) -> str:
   return f"{wanted} epochs instead of {was}: goes on from epoch {was} {rate}"
 
 
-def _lock_file(folder: pathlib.Path):
-  """The open file that is locked, in a workdir that is made."""
-  _make(folder)
-  try:
-    return (folder / ".lock").open("a")
-  except OSError as error:
-    raise _unwritable(folder, error) from error
-
-
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, wait: bool):
   """Holds the lock of a workdir, which is made."""
-  with _lock_file(folder) as lock:
+  _make(folder)
+  waits = f"waiting for another process that works in {folder}" if wait else ""
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      stack.enter_context(files.locked(folder / ".lock", waits=waits))
+    except files.Held as error:
+      raise UserError(f"--workdir={folder} is in use by another process") from error
     except OSError as error:
-      if error.errno in _NO_LOCKS:
-        log.warning("%s: its file system has no locks: let no other process use it", folder)
-      elif error.errno not in _IS_HELD:
-        raise UserError(f"--workdir={folder} cannot be locked: {error.strerror}") from error
-      elif wait:
-        log.info("waiting for another process that works in %s", folder)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-      else:
-        raise UserError(f"--workdir={folder} is in use by another process") from None
+      raise _unwritable(folder, error) from error
     yield
 
 

@@ -94,6 +94,48 @@ def test_wrong_command_lines(monkeypatch, arguments, words):
 
 
 @pytest.mark.parametrize(
+  ("flags", "wanted"),
+  [
+    (["name=trim"], {"name": "trim"}),
+    (["name=symmetric"], {"name": "symmetric", "n": 2}),
+    (["name=threshold", "min_label_prob=0.5"], {"name": "threshold", "min_label_prob": 0.5}),
+    (["min_label_prob=0.5", "name=threshold"], None),
+    (["name=keep", "after=2"], {"name": "keep", "before": 1, "after": 2}),
+    (["name=nonblank", "prior_scale=0.3"], {"name": "nonblank", "prior_scale": 0.3}),
+    (["name=trim", "name=soft"], {"name": "soft"}),
+    (["name=trim", "name=symmetric", "n=3"], {"name": "symmetric", "n": 3}),
+  ],
+)
+def test_another_kind_brings_its_own_fields(flags, wanted):
+  given = [f"--config.kd.selection.{flag}" for flag in flags]
+  found = parse("--config=symmetric:demo", *given)[0].kd.selection
+  wanted = wanted or {"name": "threshold", "min_label_prob": 0.5}
+  assert dict(found) == wanted
+
+
+def test_another_kind_of_model():
+  flags = ("--config.student.name=huggingface", "--config.student.source=some/model")
+  student = parse("--config=symmetric:demo", *flags, "--config.training.spec_augment=False")[
+    0
+  ].student
+  assert dict(student) == {
+    "name": "huggingface",
+    "source": "some/model",
+    "pool": 2,
+    "dropout": 0.2,
+    "freeze_conv": False,
+    "init": "",
+  }
+  with pytest.raises(UserError, match="student.name is 'huggingfce'.*did you mean 'huggingface'"):
+    parse("--config=symmetric:demo", "--config.student.name=huggingfce")
+
+
+def test_optional_fields_of_a_kind_can_be_set():
+  found = parse("--config=soft:demo", "--config.kd.selection.min_weight=0.25")[0]
+  assert found.kd.selection.min_weight == 0.25
+
+
+@pytest.mark.parametrize(
   ("text", "words"),
   [
     ("def get_config(:\n", "line 1"),

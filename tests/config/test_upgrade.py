@@ -9,13 +9,20 @@ from golden_configs import RECORDED
 from jaxkd import config as config_lib
 from jaxkd.errors import UserError
 
+# Before there were limits.
+LENGTHS = {"min_seconds": 0.0, "max_seconds": 1e6}
+
 
 @pytest.mark.parametrize("name", config_lib.DATA)
 def test_stored_configs_without_a_number_become_todays(name):
   before = copy.deepcopy(RECORDED[name])
   found = config_lib.upgrade(RECORDED[name])
   assert RECORDED[name] == before  # what is given stays as it was
-  assert found.to_dict() == config_lib.base(name).to_dict()
+  now = config_lib.base(name)
+  with now.unlocked():
+    now.data.update(LENGTHS)
+    now.labels.alphabet = config_lib.ALPHABET
+  assert found.to_dict() == now.to_dict()
   with found.unlocked():  # and a variant's name is no obstacle
     found.variant = "symmetric"
   config_lib.upgrade(found.to_dict())
@@ -26,8 +33,10 @@ def test_the_first_versions_config_gets_the_values_that_it_had():
   now = config_lib.base("demo")
   filled = config_lib.flat(now).keys() - _flat(RECORDED["oldest demo"]).keys()
   assert len(filled) > 15
+  wanted = config_lib.flat(now) | {f"data.{name}": value for name, value in LENGTHS.items()}
+  wanted["labels.alphabet"] = config_lib.ALPHABET
   for name in filled:
-    assert config_lib.flat(found)[name] == config_lib.flat(now)[name]
+    assert config_lib.flat(found)[name] == wanted[name]
   # Its own values are kept where defaults have changed since.
   assert found.student.frontend_channels == (16, 16, 16, 16)
   assert (found.teacher.training.epochs, found.training.join_seconds) == (24, 5.0)
@@ -65,7 +74,7 @@ def test_what_is_stored_comes_back(recipe):
     (lambda tree: [], "no config of jaxkd"),
     (lambda tree: "demo", "no config of jaxkd"),
     (lambda tree: {"model_type": "hubert"}, "no config of jaxkd"),
-    (lambda tree: tree | {"schema": config_lib.SCHEMA + 1}, "schema is 2.*newer"),
+    (lambda tree: tree | {"schema": config_lib.SCHEMA + 1}, "schema is 3.*newer"),
     (lambda tree: tree | {"schema": "one"}, "schema is 'one'"),
     (lambda tree: tree | {"schema": True}, "schema is True"),
     (lambda tree: tree | {"schema": -1}, "schema is -1"),
@@ -91,7 +100,8 @@ def test_binding_is_what_the_result_depends_on():
   left_out = config_lib.flat(config).keys() - binding.keys()
   assert left_out == {
     *(f"data.{field}" for field in ("train", "teacher_train", "dev", "test", "root", "workers")),
-    *("training.remat", "teacher.training.remat", "mesh.fsdp", "profile", "labels.lexicon"),
+    *("data.min_seconds", "data.max_seconds", "labels.lexicon", "labels.alphabet"),
+    *("training.remat", "teacher.training.remat", "mesh.fsdp", "profile"),
     "checkpoint.every_steps",
   }
   assert binding["training.epochs"] == 8 and binding["training.lr"] == [1e-4, 3e-3, 3e-4, 1e-6]

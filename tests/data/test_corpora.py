@@ -63,8 +63,8 @@ def test_failed_making_leaves_nothing(cached, error):
 
 
 def test_left_over_of_a_killed_process_is_not_taken_for_the_corpus(cached):
-  (cached / ".c.unfinished").mkdir(parents=True)
-  (cached / ".c.unfinished" / "old").touch()
+  (cached / ".c.77.unfinished").mkdir(parents=True)
+  (cached / ".c.77.unfinished" / "old").touch()
   found = cache.made("c", lambda folder: (folder / "new").touch())
   assert [p.name for p in found.iterdir()] == ["new"]
 

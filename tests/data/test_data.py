@@ -32,15 +32,15 @@ def test_every_format_reads_as_the_same_sound(tmp_path, kind):
   wanted = tone("ab", seconds=0.5)
   path = write(tmp_path / f"x.{kind}", wanted)
   found = audio.read(path)
-  assert found.dtype == np.int16 and abs(len(found) - 16_000) <= 1600
+  assert found.dtype == np.float32 and abs(len(found) - 16_000) <= 1600
   assert audio.duration(path) == pytest.approx(len(found) / 16_000, abs=0.01)
   size = min(len(found), 16_000)
   if kind in ("wav", "flac"):
-    np.testing.assert_allclose(found, wanted * 32767, atol=2)
+    np.testing.assert_allclose(found, wanted, atol=2**-15)
   elif kind == "ogg":
     assert cosine(found[:size], wanted[:size]) > 0.98
   else:  # mp3 may be shifted by the coder's delay
-    assert 0.3 < np.abs(found / 32767).max() < 0.8
+    assert 0.3 < np.abs(found).max() < 0.8
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 96_000])
@@ -55,7 +55,7 @@ def test_other_rates_are_resampled(tmp_path, rate_hz):
 def test_channels_are_averaged(tmp_path):
   both = np.stack([tone("a"), tone("b")], axis=1)
   found = audio.read(write(tmp_path / "x.wav", both))
-  np.testing.assert_allclose(found, both.mean(1) * 32767, atol=2)
+  np.testing.assert_allclose(found, both.mean(1), atol=2**-15)
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
@@ -63,9 +63,9 @@ def test_segment_is_the_slice(tmp_path, kind):
   path = write(tmp_path / f"x.{kind}", tone("abc"))
   whole = audio.read(path)
   part = audio.read(path, offset_seconds=0.2, duration_seconds=0.2)
-  np.testing.assert_allclose(part, whole[3200:6400], atol=2)
+  np.testing.assert_allclose(part, whole[3200:6400], atol=2**-15)
   rest = audio.read(path, offset_seconds=0.4)
-  np.testing.assert_allclose(rest, whole[6400:], atol=2)
+  np.testing.assert_allclose(rest, whole[6400:], atol=2**-15)
 
 
 BROKEN = {
@@ -216,9 +216,12 @@ def test_manifest_that_is_not_utf_8(tmp_path):
   assert "\n" not in str(error.value)
 
 
-def test_audio_file_given_as_manifest(tmp_path):
-  with pytest.raises(UserError, match="x.wav"):
-    open_source(write(tmp_path / "x.wav"))
+def test_recording_is_a_source_of_one_utterance(tmp_path):
+  source = open_source(write(tmp_path / "x.wav", tone("ab")))
+  assert (source.ids, source.texts, source.durations.tolist()) == (["x.wav"], [None], [0.4])
+  (tmp_path / "x.m4a").write_bytes(b"\0\0\0 ftypM4A ")
+  with pytest.raises(UserError, match=r"x.m4a: .m4a is not read: .*ffmpeg"):
+    open_source(tmp_path / "x.m4a")
 
 
 def test_folder_is_searched_to_its_bottom(tmp_path):

@@ -19,6 +19,7 @@ from corpus import make_split, tone
 from jaxkd import labels as labels_lib
 from jaxkd.data import audio, cache, pipeline, plan, sources, tfds
 from jaxkd.data.corpora import Options
+from jaxkd.data.texts import Spelling
 from jaxkd.errors import UserError
 from tfds_corpus import prepare, row
 
@@ -53,8 +54,8 @@ def test_what_comes_out_is_what_went_in(root, corpus, split):
   assert source.name == f"{corpus}:{split}" and source.durations.dtype == np.float64
   for index, name in enumerate(source.ids):
     found = source.read(index)
-    assert found.dtype == np.int16
-    np.testing.assert_array_equal(found, wanted[name]["speech"])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found * 32768, wanted[name]["speech"])
     assert source.durations[index] == len(found) / 16_000
     assert source.texts[index] == wanted[name]["text"]
 
@@ -62,14 +63,14 @@ def test_what_comes_out_is_what_went_in(root, corpus, split):
 def test_every_16_bit_value_is_kept():
   values = np.arange(-32768, 32768)
   for kind in (np.int16, np.int32, np.int64):
-    np.testing.assert_array_equal(tfds.to_int16(values.astype(kind), 16_000), values)
+    np.testing.assert_array_equal(tfds.as_float(values.astype(kind)) * 32768, values)
 
 
 def test_float_audio_at_another_rate(tmp_path):
   wave = tone("b", rate_hz=8000)
   prepare(tmp_path, "tedlium", {"test": [row("x", wave)]}, sample_rate=8000, dtype=np.float32)
   source = open_source("tedlium:test", tmp_path)
-  np.testing.assert_array_equal(source.read(0), audio.to_int16(wave, 8000))
+  np.testing.assert_array_equal(source.read(0), audio.as_model_hears(wave, 8000))
   assert len(source.read(0)) == 3200 and source.durations[0] == 0.2
 
 
@@ -141,8 +142,8 @@ def test_worker_processes_read_the_same(root):
   source = open_source("librispeech:test_other", root)
   labels = labels_lib.characters(" abc")
   planned = [plan.PlannedBatch(plan.Shape(2, 40_000, 16), ((0, 1), (2,)), ((1.0, 1.0), (1.0,)))]
-  (here,) = pipeline.batches(source, planned, vocabulary=labels)
-  (there,) = pipeline.batches(source, planned, vocabulary=labels, workers=1)
+  (here,) = pipeline.batches(source, planned, spelling=Spelling(labels))
+  (there,) = pipeline.batches(source, planned, spelling=Spelling(labels), workers=1)
   assert there.ids == here.ids and there.broken == []
   for ours, theirs in zip(here.batch, there.batch, strict=True):
     np.testing.assert_array_equal(ours, theirs)

@@ -295,7 +295,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog,
 
 def test_other_errors_of_a_lock_are_said(tmp_path, monkeypatch):
   monkeypatch.setattr(fcntl, "flock", lambda *_: fail(errno.EIO))
-  with pytest.raises(UserError, match="run cannot be locked: Input/output error"):
+  with pytest.raises(UserError, match="run cannot be written: Input/output error"):
     claimed(tmp_path / "run")
 
 

@@ -1,0 +1,163 @@
+"""Manifests (JSON lines), folders of audio and single recordings → what lies where, unread."""
+
+import collections
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+from jaxkd.data import audio
+from jaxkd.errors import UserError
+
+log = logging.getLogger(__name__)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Entry(NamedTuple):
+  """An utterance, or what is given as one.
+
+  Attributes:
+    id: unique in its source, and writable as UTF-8.
+    path: of the recording.
+    offset: where in it the utterance starts, in seconds.
+    seconds: its length; None for all that follows.
+    text: transcript; None for none.
+    wrong: why it cannot be used; "" where nothing is known against it.
+  """
+
+  id: str
+  path: str
+  offset: float = 0.0
+  seconds: float | None = None
+  text: str | None = None
+  wrong: str = ""
+
+
+def of_file(path: pathlib.Path) -> list[Entry]:
+  """The utterances of a manifest.
+
+  Raises:
+    UserError: not UTF-8 or not JSON lines, or a field of another type; with the line's number.
+  """
+  try:
+    # Not splitlines(): a JSON string may hold other line separators than this one.
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
+  rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+  names = _unique(row["audio_filepath"] for row in rows)
+  return [_entry(name, row, path.parent) for name, row in zip(names, rows, strict=True)]
+
+
+def of_recording(path: pathlib.Path) -> list[Entry]:
+  """A recording as one utterance.
+
+  Raises:
+    UserError: of a kind that is not decoded here.
+  """
+  if path.suffix.lower() in audio.UNREAD_EXTENSIONS:
+    raise UserError(f"{path}: {path.suffix} is not read: {_cure(path.suffix)}")
+  return [Entry(_printable(path.name), str(path))]
+
+
+def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
+  """All recordings in a folder and below it, in the folders that it links to, too.
+
+  Args:
+    name: as the user gave it.
+    folder: where to look.
+
+  Raises:
+    UserError: none there.
+  """
+  found, unread = [], collections.Counter()
+  for path in _files(folder):
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in audio.EXTENSIONS:
+      found.append(pathlib.Path(path))
+    elif suffix in audio.UNREAD_EXTENSIONS:
+      unread[suffix] += 1
+  told = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
+  if not found:
+    there = f"; {told} there: {_cure(unread.most_common()[0][0])}" if unread else ""
+    raise UserError(f"{name}: no audio in this folder ({', '.join(audio.EXTENSIONS)}){there}")
+  if unread:
+    log.warning("%s: not read: %s: %s", name, told, _cure(unread.most_common()[0][0]))
+  found.sort()
+  names = _unique(str(path.relative_to(folder)) for path in found)
+  return [Entry(unique, str(path)) for unique, path in zip(names, found, strict=True)]
+
+
+def _files(folder: pathlib.Path):
+  """Paths of all files; a folder that several links lead to is looked into once."""
+  seen = {os.path.realpath(folder)}
+  unseen = lambda error: log.warning("%s: not looked into: %s", error.filename, error.strerror)
+  for here, folders, names in os.walk(folder, followlinks=True, onerror=unseen):
+    kept = []
+    for name in sorted(folders):
+      real = os.path.realpath(os.path.join(here, name))
+      if real not in seen:
+        seen.add(real)
+        kept.append(name)
+    folders[:] = kept
+    yield from (os.path.join(here, name) for name in names)
+
+
+def _cure(suffix: str) -> str:
+  return f"make FLAC of these, with ffmpeg -i x{suffix} x.flac"
+
+
+def _row(where: str, line: str) -> dict:
+  """One checked row; `where` is file:line."""
+  try:
+    row = json.loads(line)
+  except ValueError as error:
+    raise UserError(f"{where}: not JSON ({error})") from error
+  if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
+    raise UserError(f'{where}: each line must be an object with a string "audio_filepath"')
+  for field in ("duration", "offset"):
+    value = row.get(field)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and math.isfinite(value) and value >= 0):
+      raise UserError(f'{where}: "{field}" is {value!r}: it must be seconds, 0 or more')
+  if not isinstance(row.get("text", ""), (str, type(None))):
+    raise UserError(f'{where}: "text" is {row["text"]!r}: it must be a string')
+  return row
+
+
+def _entry(unique: str, row: dict, folder: pathlib.Path) -> Entry:
+  seconds, text = row.get("duration"), row.get("text")
+  wrong = ""
+  if text is not None and _SURROGATE.search(text):
+    text, wrong = None, "half a character (a lone surrogate) in its text"
+  return Entry(
+    id=unique,
+    path=os.path.join(folder, os.path.expanduser(row["audio_filepath"])),
+    offset=float(row.get("offset") or 0.0),
+    seconds=None if seconds is None else float(seconds),
+    text=text,
+    wrong=wrong,
+  )
+
+
+def _unique(names) -> list[str]:
+  """The names, numbered from the second time on that one occurs."""
+  seen = collections.Counter()
+  found = []
+  for name in map(_printable, names):
+    seen[name] += 1
+    found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+  return found
+
+
+def _printable(name: str) -> str:
+  """A name with the bytes that are no UTF-8 as \\xNN: results are written as UTF-8."""
+  if not _SURROGATE.search(name):
+    return name
+  try:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+  except UnicodeEncodeError:  # half a character of UTF-16, which no file's name has
+    return name.encode("utf-8", "backslashreplace").decode()
