@@ -130,6 +130,20 @@ def test_every_utterance_once_in_a_row_that_holds_it(case):
       assert samples <= batch.shape.samples
 
 
+def test_rows_apart_are_not_joined_and_come_in_any_order():
+  durations = np.random.default_rng(0).uniform(1, 4, 200)
+  apart = np.arange(200) % 3 == 0
+  shapes = plan.shapes(
+    durations, batch_seconds=60.0, buckets=1, frame_samples=FRAME, join_seconds=10.0
+  )
+  planned = plan.epoch_plan(durations, shapes, seed=0, epoch=0, join=True, apart=apart)
+  assert sorted(utterances(planned)) == list(range(200))
+  rows = [row for batch in planned for row in batch.rows if row]
+  assert all(len({bool(apart[u]) for u in row}) == 1 for row in rows)
+  mixed = [len({bool(apart[r[0]]) for r in batch.rows if r}) == 2 for batch in planned]
+  assert sum(mixed) > len(mixed) / 2
+
+
 @settings(deadline=None, max_examples=40)
 @given(CASES)
 def test_room_for_labels_is_short_only_where_frames_are(case):

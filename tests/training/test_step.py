@@ -164,6 +164,24 @@ def test_infeasible_rows_are_counted_and_in_no_mean():
   assert float(loss) == 0 and not gradient.any() and float(terms["infeasible"].mean()) == 1
 
 
+def test_rows_without_transcript_carry_distillation_alone():
+  """CTC is that of the other rows; the KL that of all; nothing counts as infeasible."""
+  batch = make_batch()
+  told = np.array([True, False, True, True, False, True])
+  mixed = batch._replace(label_len=np.where(told, batch.label_len, -1).astype(np.int32))
+  part = batch._replace(
+    audio_len=np.where(told, batch.audio_len, 0).astype(np.int32),
+    label_len=np.where(told, batch.label_len, 0).astype(np.int32),
+  )
+  _, whole, of_kl = loss_and_grad(batch, 1.0)
+  _, alone, of_ctc = loss_and_grad(part, 0.0)
+  _, terms, gradient = loss_and_grad(mixed, 0.25)
+  assert_same(terms["kd/kl"], whole["kd/kl"], rtol=1e-5)
+  assert_same(terms["ctc"], alone["ctc"], rtol=1e-5)
+  assert_same(terms["infeasible"], (0, 4))
+  assert_same(gradient, 0.25 * of_kl + 0.75 * of_ctc, rtol=1e-4, atol=1e-6)
+
+
 def test_filler_rows_change_nothing():
   batch = make_batch()
   filler = Batch(
