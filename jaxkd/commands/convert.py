@@ -57,7 +57,7 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
   found = kept.read(source)
   if found.architecture.description is None:
     raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
-  if (kind := found.vocabulary.kind) != "characters":
+  if (kind := found.vocabulary.kind) not in ("characters", "tokens"):
     raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
   model, architecture = found.load(mesh.make_mesh()), found.architecture
   huggingface.save(

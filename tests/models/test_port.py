@@ -5,6 +5,8 @@ import json
 import pathlib
 import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hf_models import torch
 from jaxkd import teacher as teacher_lib
 from jaxkd.data.demo import DIGITS
 from jaxkd.errors import UserError
-from jaxkd.labels import Vocabulary, characters
+from jaxkd.labels import Vocabulary, characters, normalise
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
 
@@ -438,7 +440,8 @@ def test_both_cases_of_a_cased_vocabulary(folder):
   )
   edit(folder / "config.json", vocab_size=6)
   labels = huggingface.read_labels(folder)
-  assert labels.encode("a A b É").tolist() == [3, 1, 3, 1, 4, 1, 5]
+  # Each word as it is, as in transformers, or else normalised.
+  assert labels.encode("a A b É AÉ").tolist() == [3, 1, 2, 1, 4, 1, 5, 1, 3, 5]
   assert labels.decode([2, 3, 1, 4, 5]) == "aa bé"
 
 
@@ -485,9 +488,100 @@ def test_word_delimiter_of_another_name(saved, tmp_path, delimiter):
   save_again(folder, tmp_path / "new")
   again = huggingface.read_labels(tmp_path / "new")
   assert again.decode([5, 4, 6]) == "a b" and again.encode("a b").tolist() == [5, 4, 6]
-  if delimiter == " ":  # transformers does not read another one back from its own files
-    tokenizer = hf_models.transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "new")
-    assert tokenizer.decode([5, 4, 6]) == "A B" and tokenizer("A B").input_ids == [5, 4, 6]
+  # transformers does not read another one back from its own files.
+  tokenizer = hf_models.transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "new")
+  assert tokenizer.decode([5, 4, 6]) == "A B" and tokenizer("A B").input_ids == [5, 4, 6]
+
+
+# Symbols, and what tokenizer_config.json says of them.
+_BRACKETS = dict(pad_token="[PAD]", unk_token="[UNK]")
+_TOKENIZERS = {
+  "letters": (("<pad>", "<unk>", "|", "a", "b", "'", "é"), {}),
+  "upper case": (("|", "A", "B", "'", "Ü", "<unk>", "<pad>"), {}),
+  "lowered": (("|", "A", "B", "'", "Ü", "<unk>", "<pad>"), {"do_lower_case": True}),
+  "both cases": (("<pad>", "<unk>", "|", "a", "A", "b", "’"), {}),
+  "several characters": (
+    ("[PAD]", "[UNK]", "|", "a", "b", "g", "gb", "s", "e", "ẹ́", "ṣ"),
+    _BRACKETS,
+  ),
+  "composed and not": (("[PAD]", "[UNK]", "|", "ক", "\u09be", "\u09df", "e", "\u0301"), _BRACKETS),
+  "phonemes": (
+    ("<s>", "<pad>", "</s>", "<unk>", "n", "ə", "o", "oʊ", "ɑː", "t̠ʃ", "N", "|"),
+    dict(tokenizer_class="Wav2Vec2PhonemeCTCTokenizer", do_phonemize=False),
+  ),
+}
+
+
+def with_tokenizer(folder, symbols, settings) -> None:
+  """Puts a vocabulary into a folder, whose head is not looked at."""
+  kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
+  (folder / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
+  (folder / "tokenizer_config.json").write_text(json.dumps(kind | settings))
+  edit(folder / "config.json", vocab_size=len(symbols))
+
+
+@pytest.mark.parametrize("name", _TOKENIZERS)
+def test_any_text_is_encoded_and_decoded_as_in_transformers(saved, tmp_path, name):
+  folder = shutil.copytree(saved()[0], tmp_path / "model")
+  with_tokenizer(folder, *_TOKENIZERS[name])
+  theirs = hf_models.transformers.AutoTokenizer.from_pretrained(folder)
+  ours = huggingface.read_labels(folder)
+  again = tmp_path / "again"
+  again.mkdir()
+  shutil.copy(folder / "model.safetensors", again)
+  shutil.copy(folder / "config.json", again)
+  for file, value in huggingface.tokenizer_files(ours).items():
+    (again / file).write_text(json.dumps(value))
+  rewritten = hf_models.transformers.AutoTokenizer.from_pretrained(again)
+  assert huggingface.read_labels(again) == ours
+  phonemes = name == "phonemes"
+  shown = [s for i, s in enumerate(ours.symbols) if ours.decode([i])]
+  assert len(shown) == len(ours.symbols) - (4 if phonemes else 3)
+  words = st.lists(st.sampled_from(shown), min_size=1, max_size=1 if phonemes else 4).map("".join)
+
+  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @hypothesis.given(st.lists(words, max_size=4).map(" ".join))
+  def same(text):
+    ids = ours.encode(text).tolist()
+    assert rewritten(text).input_ids == ids
+    assert ours.decode(ids) == normalise(rewritten.decode(ids, group_tokens=False))
+    # Their own files lose the spaces beside tokens of several characters.
+    for part in text.split() if name == "several characters" else [text]:
+      assert theirs(part).input_ids == ours.encode(part).tolist()
+    assert ours.decode(ids) == normalise(theirs.decode(ids, group_tokens=False))
+
+  same()
+
+
+def test_spaces_beside_tokens_of_several_characters_are_kept(folder):
+  with_tokenizer(folder, *_TOKENIZERS["several characters"])
+  labels = huggingface.read_labels(folder)
+  theirs = hf_models.transformers.AutoTokenizer.from_pretrained(folder)
+  assert theirs("a gb a").input_ids == [3, 6, 3]
+  assert labels.encode("a gb a").tolist() == [3, 2, 6, 2, 3]
+  # Decomposed and in capitals; the longest wins.
+  assert labels.encode("Ẹ\u0301 GGB E\u0323\u0301").tolist() == [9, 2, 5, 6, 2, 9]
+
+
+def test_phonemes_are_tokens_between_spaces(folder):
+  symbols, settings = _TOKENIZERS["phonemes"]
+  with_tokenizer(folder, symbols, settings | {"word_delimiter_token": "|"})
+  labels = huggingface.read_labels(folder)
+  assert labels.encode("n oʊ | n").tolist() == [4, 7, 11, 4]
+  assert labels.decode([4, 7, 1, 11, 4, 0]) == "n oʊ n"
+  with pytest.raises(ValueError, match="no class for 'noʊ'"):
+    labels.encode("noʊ")
+
+
+def test_tokens_that_newer_files_add(folder):
+  """In tokenizer_config.json, which may write a delimiter as an object."""
+  added = {"3": {"content": "ch"}, "4": {"content": "<pad>"}, "9": {"content": "<s>"}}
+  with_tokenizer(folder, "a|b", {"added_tokens_decoder": added})
+  edit(folder / "tokenizer_config.json", word_delimiter_token={"content": "|", "lstrip": False})
+  edit(folder / "config.json", vocab_size=5)
+  labels = huggingface.read_labels(folder)
+  assert labels.symbols == ("a", "|", "b", "ch", "<pad>") and labels.blank_id == 4
+  assert labels.encode("ach b").tolist() == [0, 3, 1, 2]
 
 
 def test_letters_of_the_demo_corpus(saved):
