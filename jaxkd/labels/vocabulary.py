@@ -1,10 +1,12 @@
 """The classes of a model: text ↔ labels, by characters or by a Hugging Face vocabulary."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -68,7 +70,10 @@ class Vocabulary:
     written = {text: i for i, text in enumerate(texts) if text and text != " "}
     object.__setattr__(self, "_texts", tuple(texts))
     object.__setattr__(self, "_written", _Spelling(written))
-    object.__setattr__(self, "_folded", _Spelling(folded(written)))
+    normal = folded(written)
+    object.__setattr__(self, "_folded", _Spelling(normal))
+    decomposed = {unicodedata.normalize("NFD", text): i for text, i in normal.items()}
+    object.__setattr__(self, "_decomposed", _Spelling(decomposed))
 
   def _text(self, index: int) -> str:
     """What a class stands for, "" for the blank and its like."""
@@ -96,10 +101,15 @@ class Vocabulary:
 
   def _spelled(self, word: str) -> list[int]:
     """Classes of a text without spaces."""
-    try:
+    with contextlib.suppress(UnknownSymbol):
       return self._written(word)
-    except UnknownSymbol:
-      return self._folded(normalise(word))
+    word = normalise(word)
+    try:
+      return self._folded(word)
+    except UnknownSymbol as error:
+      with contextlib.suppress(UnknownSymbol):
+        return self._decomposed(unicodedata.normalize("NFD", word))
+      raise error
 
   def decode(self, ids: Iterable[int]) -> str:
     """Normalised text of labels (blanks and repeats already gone)."""

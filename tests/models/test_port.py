@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import hf_models
 from hf_models import torch
 from jaxkd import teacher as teacher_lib
+from jaxkd.commands import line as command_line
 from jaxkd.data.demo import DIGITS
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, characters, normalise
@@ -234,7 +235,7 @@ def test_pretrained_models_get_a_fresh_head(saved, tmp_path, family, norm):
   draw = lambda key: load_params(folder, classes=40, fresh_head=key)["head"]["kernel"][...]
   assert (kernel == draw(KEY)).all() and (kernel != draw(jax.random.key(1))).any()
   # The encoder is theirs: saved with the head, it gives the same frames in transformers.
-  save(folder, tmp_path / "new", params, characters("".join(chr(65 + i) for i in range(39))))
+  save(folder, tmp_path / "new", params, characters("".join(chr(0x4E00 + i) for i in range(39))))
   full = getattr(hf_models.transformers, hf_models.CLASSES[family] + "ForCTC")
   loaded = from_pretrained(full, tmp_path / "new")
   audio = np.random.default_rng(0).normal(size=(1, 5000)).astype(np.float32)
@@ -316,6 +317,81 @@ def test_folder_without_weights(folder):
   assert "convert" not in refuse(folder, str(folder), "no *.safetensors")
   (folder / "pytorch_model.bin").write_bytes(b"")
   refuse(folder, str(folder), "pytorch_model.bin", f"jaxkd convert {folder}")
+
+
+def test_weights_of_another_name_are_not_the_model(folder):
+  expected = load_params(folder)
+  zeros = {name: 0 * w for name, w in load_file(folder / "model.safetensors").items()}
+  for name in ("model_ema.safetensors", "a.safetensors", "optimizer.safetensors"):
+    save_file(zeros, folder / name, metadata={"format": "pt"})
+  assert_same(load_params(folder), expected)
+  # The whole model wins over shards, as in transformers.
+  index = folder / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": dict.fromkeys(zeros, "a.safetensors")}))
+  assert_same(load_params(folder), expected)
+  theirs = from_pretrained(hf_models.transformers.HubertForCTC, folder).lm_head.bias.detach()
+  np.testing.assert_array_equal(expected["head"]["bias"][...], theirs)
+  # Without it, the shards that the index names.
+  (folder / "model.safetensors").unlink()
+  assert not load_params(folder)["head"]["kernel"][...].any()
+  index.unlink()
+  refuse(folder, "only a.safetensors, model_ema.safetensors, opt", "call the model's weights model")
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (
+      '{"weight_map": {"lm_head.bias": "model-2.safetensors"}}',
+      ["names model-2.safetensors", "fetch"],
+    ),
+    ('{"weight_map": {"lm_head.bias": "../a.safetensors"}}', ["'../a.safetensors'", "same folder"]),
+    ('{"weight_map": {"lm_head.bias": 3}}', ["does not say which file"]),
+    ('{"weight_map": []}', ["does not say which file"]),
+    ("{}", ["does not say which file"]),
+    ("", ["does not say which file"]),
+  ],
+)
+def test_index_of_shards_that_is_wrong(folder, content, words):
+  (folder / "model.safetensors").rename(folder.parent / "a.safetensors")
+  (folder / "model.safetensors.index.json").write_text(content)
+  refuse(folder, "model.safetensors.index.json", *words)
+
+
+def test_convert_reads_the_models_own_pickles(folder, tmp_path):
+  expected = load_params(folder)
+  weights = load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  parts = [dict(list(weights.items())[start::2]) for start in (0, 1)]
+  for number, part in enumerate(parts):
+    torch.save(part, folder / f"pytorch_model-{number}.bin")
+  torch.save({name: 0 * w for name, w in weights.items()}, folder / "pytorch_model_old.bin")
+  target = tmp_path / "new"
+  with pytest.raises(UserError, match="nor a folder with pytorch_model.bin or"):
+    command_line.main(["convert", str(folder), str(target)])
+  where = {name: f"pytorch_model-{i}.bin" for i, part in enumerate(parts) for name in part}
+  (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+  refuse(folder, f"jaxkd convert {folder}")
+  command_line.main(["convert", str(folder), str(target)])
+  assert_same(load_params(target), expected)
+  # One file that has all wins, as in transformers.
+  torch.save({name: w + 1 for name, w in weights.items()}, folder / "pytorch_model.bin")
+  command_line.main(["convert", str(folder), str(target)])
+  bias = load_params(target)["head"]["bias"][...]
+  np.testing.assert_array_equal(bias, expected["head"]["bias"][...] + 1)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickles_on_the_hub_are_named(monkeypatch, folder, file):
+  hub = pytest.importorskip("huggingface_hub")
+  (folder / "model.safetensors").unlink()
+  monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: str(folder))
+  monkeypatch.setattr(hub, "list_repo_files", lambda name: ["config.json", file])
+  found = refuse("org/name", "org/name", file, "hf download org/name", "jaxkd convert DIR")
+  assert str(folder) not in found
+  # Without the network, what was fetched before is named.
+  monkeypatch.setattr(hub, "list_repo_files", lambda name: 1 / 0)
+  refuse("org/name", str(folder), "no *.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 500, 60_000])

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 
 from jaxkd.errors import UserError
 from jaxkd.files import write_json
@@ -57,7 +58,7 @@ def folder_of(source: str) -> pathlib.Path:
   """The folder of a model: a path, or org/name, fetched from the Hugging Face hub.
 
   Raises:
-    UserError: neither.
+    UserError: neither, or one on the hub whose weights are pickles.
   """
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
@@ -71,10 +72,28 @@ def folder_of(source: str) -> pathlib.Path:
     raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
   try:
     files = ["*.json", "*.safetensors"]
-    return pathlib.Path(snapshot_download(source, allow_patterns=files))
+    path = pathlib.Path(snapshot_download(source, allow_patterns=files))
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{wrong} ({type(error).__name__}: {reason})") from error
+  if not any(path.glob("*.safetensors")):
+    _refuse_pickles(source)
+  return path
+
+
+def _refuse_pickles(source: str) -> None:
+  """UserError where a model on the hub has nothing but PyTorch's pickles, which are not fetched."""
+  import huggingface_hub
+
+  try:
+    found = huggingface_hub.list_repo_files(source)
+  except Exception:  # without the network it is said that the folder that was kept has no weights
+    return
+  if old := [name for name in found if re.fullmatch(r"pytorch_model.*\.bin", name)]:
+    raise UserError(
+      f"{source} has no *.safetensors on the hub, only {old[0]}, a pickle, which is not fetched: "
+      f"hf download {source} --local-dir DIR, then jaxkd convert DIR, and give DIR"
+    )
 
 
 def read_description(folder: pathlib.Path) -> dict:
