@@ -25,7 +25,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -33,6 +32,7 @@ import numpy as np
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
 from jaxkd.labels import UnknownSymbol, Vocabulary
+from jaxkd.labels import lexicon as labels_lexicon
 from jaxkd.labels.text import normalise
 
 _NEVER = -1e4  # log p of what is not to be; not -inf, which would spread as NaN
@@ -115,25 +115,19 @@ def spell(words: Iterable[str], labels: Vocabulary) -> Spellings:
 
 
 def read_words(path: pathlib.Path) -> list[str]:
-  """Normalised words of a list of words, or of a lexicon as `jaxkd.lexicon.read` reads it.
+  """Normalised words of a list of words, or of a lexicon as `labels.lexicon.read` reads it.
 
   The word is the first field of a line; lines that are empty or begin with # or ;;; are skipped.
 
   Raises:
     UserError: absent, not UTF-8, or without any word; spaces in a word before a tab.
   """
-  try:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"--lexicon={path} cannot be read (UTF-8, a word a line): {error}") from error
   words = {}
-  for number, line in enumerate(lines, 1):
-    if not line.strip() or line.startswith(("#", ";;;")):
-      continue
-    fields = (line.split("\t")[0] if "\t" in line else line).split()
-    if len(fields) != 1 and "\t" in line:
-      raise UserError(f"{path}:{number}: one word must stand before the tab: {line.strip()[:60]!r}")
-    words[re.sub(r"\(\d+\)$", "", normalise(fields[0]))] = None
+  for number, line in labels_lexicon.lines(path, name=f"--lexicon={path}"):
+    try:
+      words[labels_lexicon.word_of(line)[0]] = None
+    except ValueError as error:
+      raise UserError(f"{path}:{number}: {error}: {line.strip()[:60]!r}") from error
   if not words:
     raise UserError(f"--lexicon={path} holds no words")
   return list(words)
