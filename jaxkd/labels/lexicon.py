@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from jaxkd import files
 from jaxkd.errors import UserError
@@ -170,11 +172,16 @@ def word_of(line: str) -> tuple[str, list[str], str]:
   return word, between, rest
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A line: `units` are columns of numbers, where there are such, and then phonemes.
+class _Row(NamedTuple):
+  """A line.
 
-  The first `between` units stand before a tab and cannot be phonemes.
+  Attributes:
+    number, line: where it is, for errors.
+    word: normalised.
+    units: columns of numbers, where there are such, and then phonemes.
+    between: how many of them stand before a tab: they cannot be phonemes.
+    leading: how many at the head are numbers.
+    fractions: how many at the head end in the last that is not whole: they cannot be phonemes.
   """
 
   number: int
@@ -182,13 +189,8 @@ class _Row:
   word: str
   units: list[str]
   between: int
-
-  @functools.cached_property
-  def leading(self) -> int:
-    """How many units at the head are numbers; a whole one at the end of all must be a phoneme."""
-    count = next((i for i, u in enumerate(self.units) if not _is_number(u)), len(self.units))
-    whole = count == len(self.units) and count > 0 and not _is_fraction(self.units[-1])
-    return count - whole
+  leading: int
+  fractions: int
 
   def numbers(self, width: int, likely: bool) -> int:
     """How many units belong to the file's columns of numbers, which a line may lack.
@@ -199,42 +201,44 @@ class _Row:
     """
     if not width or not self.leading:
       return 0
-    first = _is_fraction(self.units[0])
-    if likely and not first and self.units[0] not in ("0", "1"):
+    if not self.fractions and likely and self.units[0] not in ("0", "1"):
       return 0
-    if self.leading >= width:
-      return width
-    count = 1 if first or likely else 0
-    while 0 < count < self.leading and _is_fraction(self.units[count]):
-      count += 1
-    return count
+    return width if self.leading >= width else max(self.fractions, int(likely))
 
 
 def _row(number: int, line: str) -> _Row:
   word, between, rest = word_of(line)
-  # Behind tabs a column may have several numbers: a word's stress.
-  *columns, phonemes = rest.split("\t")
-  units = [" ".join(column.split()) for column in columns] + phonemes.split()
-  units = [unit for unit in [*between, *units] if unit]
-  return _Row(number, line, word, units, len(between))
+  if "\t" in rest:
+    # Behind tabs a column may have several numbers: a word's stress.
+    *columns, phonemes = rest.split("\t")
+    columns = (" ".join(column.split()) for column in columns)
+    units = [*between, *filter(None, columns), *phonemes.split()]
+  else:
+    units = [*between, *rest.split()]
+  leading = fractions = 0
+  for place, unit in enumerate(units, 1):
+    if not _is_number(unit):
+      break
+    leading, fractions = place, place if _is_fraction(unit) else fractions
+  if fractions < leading == len(units):
+    leading -= 1  # there must be a phoneme
+  return _Row(number, line, word, units, len(between), leading, fractions)
 
 
 def _width(rows: list[_Row]) -> int:
   """How many columns of numbers a file has between words and phonemes."""
-  width = 0
+  width = max(row.fractions for row in rows)
   while _is_column([row.units[width] for row in rows if row.leading > width], len(rows)):
     width += 1
   return width
 
 
 def _is_column(units: list[str], rows: int) -> bool:
-  """Whether what stands at one place behind words are numbers, and not phonemes of those names.
+  """Whether whole numbers that stand at one place behind words are not phonemes of those names.
 
-  X-SAMPA has vowels 1, 2, 3, 6, 7, 8 and 9: whole numbers are a column only where every line has
-  one, and where that is no accident.
+  X-SAMPA has vowels 1, 2, 3, 6, 7, 8 and 9: they are a column only where every line has one, and
+  where that is no accident.
   """
-  if any(map(_is_fraction, units)):
-    return True
   if len(units) < rows or rows == 1:
     return False
   stress = set(units) <= set("012") and set(units) != {"2"}
@@ -247,10 +251,12 @@ def _has_probabilities(rows: list[_Row]) -> bool:
   return bool(units) and all(" " not in unit and float(unit) <= 1 for unit in units)
 
 
+@functools.lru_cache(10_000)
 def _is_number(unit: str) -> bool:
   return all(map(_NUMBER.fullmatch, unit.split()))
 
 
+@functools.lru_cache(10_000)
 def _is_fraction(unit: str) -> bool:
   return _is_number(unit) and re.search("[.eE]", unit) is not None
 
@@ -260,12 +266,13 @@ def _sounds(row: _Row, count: int, columns: bool) -> Pronunciation:
   if count < row.between:
     raise ValueError("one word must stand before the tab")
   phonemes = " ".join(row.units[count:]).split()
-  comment = next((i for i, p in enumerate(phonemes) if p.startswith("#")), len(phonemes))
-  sounds = _without_stress(phonemes[:comment])
+  if "#" in row.line:
+    phonemes = list(itertools.takewhile(lambda phoneme: not phoneme.startswith("#"), phonemes))
+  sounds = _without_stress(phonemes)
   if not sounds:
     raise ValueError("no phonemes behind the word")
   for phoneme in sounds:
-    if phoneme.endswith(WORD_END) or phoneme.startswith("<"):
+    if phoneme[-1] == WORD_END or phoneme[0] == "<":
       raise ValueError(f"{phoneme!r}: no phoneme may end in {WORD_END} or begin with <")
     if columns and _is_fraction(phoneme):
       raise ValueError(f"{phoneme!r}: a number among the phonemes")
