@@ -13,8 +13,8 @@ def add_arguments(parser) -> None:
 SOURCE is one of two:
   a finished workdir of the variant teacher: its model is written in Hugging
     Face's layout, for transformers and for others
-  a folder with pytorch_model*.bin: its weights are written as
-    model.safetensors; needs torch
+  a folder with pytorch_model.bin, or with pytorch_model.bin.index.json and its
+    shards: the weights are written as model.safetensors; needs torch
 
 example: %(prog)s runs/teacher-manifest"""
   parser.add_argument("source", metavar="SOURCE", type=pathlib.Path, help="a folder; see below")
@@ -29,16 +29,19 @@ example: %(prog)s runs/teacher-manifest"""
 
 def run(args) -> int:
   """Converts and says where to; returns the exit status."""
+  from jaxkd.models.huggingface.weights import stored
+
   source, target = (path and path.expanduser() for path in (args.source, args.target))
   if (source / "results.json").exists():
     target = target or source / "huggingface"
     export(source, target)
-  elif weights := sorted(source.glob("pytorch_model*.bin")):
+  elif weights := stored(source, "pytorch_model.bin"):
     target = target or source
     from_pickles(source, weights, target)
   else:
     raise UserError(
-      f"{source} is neither a finished workdir (results.json) nor a folder with pytorch_model*.bin"
+      f"{source} is neither a finished workdir (results.json) nor a folder with pytorch_model.bin "
+      "or pytorch_model.bin.index.json"
     )
   console.out.print(str(target), highlight=False, markup=False, soft_wrap=True)
   return 0
@@ -57,7 +60,7 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
   found = kept.read(source)
   if found.architecture.description is None:
     raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
-  if (kind := found.vocabulary.kind) != "characters":
+  if (kind := found.vocabulary.kind) not in ("characters", "tokens"):
     raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
   model, architecture = found.load(mesh.make_mesh()), found.architecture
   huggingface.save(

@@ -4,6 +4,7 @@ from jaxkd.labels.choice import Choice, choose
 from jaxkd.labels.phonemes import PhonemeVocabulary, phonemes
 from jaxkd.labels.pieces import WORD_START, PieceVocabulary, sentencepiece
 from jaxkd.labels.text import normalise
+from jaxkd.labels.tokens import TokenVocabulary
 from jaxkd.labels.vocabulary import (
   BLANK,
   UnknownSymbol,
@@ -19,6 +20,7 @@ __all__ = [
   "WORD_START",
   "PhonemeVocabulary",
   "PieceVocabulary",
+  "TokenVocabulary",
   "UnknownSymbol",
   "UnknownWords",
   "Vocabulary",

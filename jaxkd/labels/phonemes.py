@@ -75,7 +75,7 @@ class PhonemeVocabulary(Vocabulary):
 
   @classmethod
   def _load_beside(cls, folder: pathlib.Path) -> tuple:
-    return (lexicon_lib.read(folder / "lexicon.txt"),)
+    return (lexicon_lib.read(folder / "lexicon.txt", columns=False),)
 
   def _verify(self) -> None:
     if phonemes(self.lexicon).symbols != self.symbols:

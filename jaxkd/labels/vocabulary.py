@@ -1,10 +1,12 @@
 """The classes of a model: text ↔ labels, by characters or by a Hugging Face vocabulary."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from jaxkd import files
 from jaxkd.errors import UserError
-from jaxkd.labels.text import normalise
+from jaxkd.labels.text import fold, normalise
 
 BLANK = "<blank>"
 _SPECIAL = re.compile(r"<.+>|\[.+\]")
@@ -52,8 +54,8 @@ class Vocabulary:
     space: the symbol that stands for the space between words; "|" in Hugging Face's vocabularies,
       "" where no class does.
 
-  Symbols of several characters in <> or [], such as <unk>, stand for no text. Where a vocabulary
-  has one case only, both cases are that one.
+  Symbols of several characters in <> or [], such as <unk>, stand for no text; other symbols may
+  have several characters, too, and where several fit, the longest is meant.
   """
 
   symbols: tuple[str, ...]
@@ -63,30 +65,51 @@ class Vocabulary:
   kind: ClassVar[str] = "characters"
 
   def __post_init__(self):
-    texts, ids = [], {}
-    for index, symbol in enumerate(self.symbols):
-      special = index == self.blank_id or _SPECIAL.fullmatch(symbol)
-      texts.append("" if special else " " if symbol == self.space else symbol)
-      if texts[-1]:
-        ids.setdefault(texts[-1].lower(), index)
-    ids |= {text: i for i, text in enumerate(texts) if text and text == text.lower()}
+    marks = {self.symbols[i] for i in self.space_ids()}
+    texts = [" " if symbol in marks else self._text(i) for i, symbol in enumerate(self.symbols)]
+    written = {text: i for i, text in enumerate(texts) if text and text != " "}
     object.__setattr__(self, "_texts", tuple(texts))
-    object.__setattr__(self, "_ids", ids)
+    object.__setattr__(self, "_written", _Spelling(written))
+    normal = folded(written)
+    object.__setattr__(self, "_folded", _Spelling(normal))
+    decomposed = {unicodedata.normalize("NFD", text): i for text, i in normal.items()}
+    object.__setattr__(self, "_decomposed", _Spelling(decomposed))
+
+  def _text(self, index: int) -> str:
+    """What a class stands for, "" for the blank and its like."""
+    symbol = self.symbols[index]
+    return "" if index == self.blank_id or _SPECIAL.fullmatch(symbol) else symbol
 
   def __reduce__(self):
     """What follows from the fields is made again where a pickle is opened."""
     return type(self), tuple(getattr(self, f.name) for f in dataclasses.fields(self))
 
   def encode(self, text: str) -> np.ndarray:
-    """i32[U] of a text, normalised first.
+    """i32[U] of a text: each word as it is, where the classes can write it, or else normalised.
+
+    So a vocabulary with one case takes both, and one of composed or of decomposed letters, too.
 
     Raises:
       UnknownSymbol: a character is no class.
     """
+    ids, between = [], self.space_ids()
+    for word in text.split():
+      if ids and not between:
+        raise UnknownSymbol(" ")
+      ids += [*(between if ids else ()), *self._spelled(word)]
+    return np.array(ids, np.int32)
+
+  def _spelled(self, word: str) -> list[int]:
+    """Classes of a text without spaces."""
+    with contextlib.suppress(UnknownSymbol):
+      return self._written(word)
+    word = normalise(word)
     try:
-      return np.array([self._ids[c] for c in normalise(text)], np.int32)
-    except KeyError as error:
-      raise UnknownSymbol(error.args[0]) from None
+      return self._folded(word)
+    except UnknownSymbol as error:
+      with contextlib.suppress(UnknownSymbol):
+        return self._decomposed(unicodedata.normalize("NFD", word))
+      raise error
 
   def decode(self, ids: Iterable[int]) -> str:
     """Normalised text of labels (blanks and repeats already gone)."""
@@ -94,9 +117,10 @@ class Vocabulary:
 
   def space_ids(self) -> tuple[int, ...]:
     """The class of the space between words; nothing where there is none."""
-    return tuple(i for i, s in enumerate(self.symbols) if s == self.space and i != self.blank_id)[
-      :1
-    ]
+    for mark in (self.space, " "):
+      if mark in self.symbols and (index := self.symbols.index(mark)) != self.blank_id:
+        return (index,)
+    return ()
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
     """Every class sequence that stands for a word inside a sentence, with what marks its end.
@@ -107,8 +131,7 @@ class Vocabulary:
     Raises:
       UnknownSymbol: the classes cannot spell it.
     """
-    end = (self._ids[" "],) if " " in self._ids else ()
-    return [(*self.encode(word).tolist(), *end)]
+    return [(*self.encode(word).tolist(), *self.space_ids())]
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the classes as JSON; a lexicon or a sentencepiece model goes to a file beside it."""
@@ -152,9 +175,37 @@ class Vocabulary:
     """ValueError where the symbols are not those of the file beside."""
 
 
+class _Spelling:
+  """Spells texts with symbols: from the left, the longest that fits."""
+
+  def __init__(self, ids: dict[str, int]):
+    longest_first = sorted(ids, key=len, reverse=True)
+    self._ids = ids
+    # What is no symbol is found as a character, for the error.
+    self._pattern = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
+
+  def __call__(self, text: str) -> list[int]:
+    try:
+      return [self._ids[symbol] for symbol in self._pattern.findall(text)]
+    except KeyError as error:
+      raise UnknownSymbol(error.args[0]) from None
+
+
+def folded(written: dict[str, int]) -> dict[str, int]:
+  """The same classes by their normal forms; where several share one, its own class is meant."""
+  found: dict[str, int] = {}
+  for text, index in written.items():
+    found.setdefault(fold(text), index)
+  found |= {text: index for text, index in written.items() if fold(text) == text}
+  # A sigma that has no form of its own at the ends of words.
+  ends = {text[:-1] + "ς": index for text, index in found.items() if text.endswith("σ")}
+  return ends | found
+
+
 def characters(alphabet: str) -> Vocabulary:
-  """One class for each character, and the blank as the last class (as in the paper)."""
-  return Vocabulary((*alphabet, BLANK), len(alphabet))
+  """One class for each normalised character, and the blank as the last class (as in the paper)."""
+  symbols = tuple(dict.fromkeys(fold(alphabet)))
+  return Vocabulary((*symbols, BLANK), len(symbols))
 
 
 def check_same(

@@ -1,6 +1,8 @@
 """Language models: right probabilities of tiny corpora; ARPA files that parse, or say why not."""
 
+import bz2
 import gzip
+import lzma
 import math
 
 import numpy as np
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkd.errors import UserError
-from jaxkd.inference.search import ngram
+from jaxkd.inference.search import lexicon, ngram
+from jaxkd.labels import Vocabulary
 
 TEXTS = ["a b", "a b c", "a c", "b a b", "c c c a", "", "a"]
 sentences = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1)
@@ -104,7 +107,10 @@ def test_round_trip(order, tmp_path):
   for path in (tmp_path / "lm.arpa", packed):
     again = ngram.read_arpa(path)
     assert (again.order, again.words) == (order, model.words)
-    assert ngram.read_vocabulary(path) == (order, model.words)
+    contents = ngram.read_contents(path)
+    assert contents.sizes == tuple(map(len, model.tables)) and list(contents.words) == model.words
+    for word, p in contents.words.items():
+      assert p == pytest.approx(model.tables[0][(word,)][0], abs=1e-7)
     for text in [*TEXTS, "unseen a b", "c b a a unseen"]:
       assert again.sentence(text) == pytest.approx(model.sentence(text), abs=1e-5)
 
@@ -186,15 +192,102 @@ def test_files_that_do_not_parse(tmp_path, old, new, line, words):
   assert old in ARPA
   path.write_text(ARPA.replace(old, new))
   with pytest.raises(UserError, match=words) as caught:
-    ngram.read_vocabulary(path)
+    ngram.read_contents(path)
   assert str(caught.value).startswith(f"{path}:{line}: ") and "\n" not in str(caught.value)
 
 
+_FORMS = {
+  "gzip": gzip.compress,
+  "bzip2": bz2.compress,
+  "xz": lzma.compress,
+  "a mark of the byte order": lambda arpa: b"\xef\xbb\xbf" + arpa,
+  "carriage returns": lambda arpa: arpa.replace(b"\n", b"\r\n"),
+  "spaces": lambda arpa: arpa.replace(b"\t", b" "),
+  "lines before": lambda arpa: b"made by hand\n\n" + arpa,
+  "as it is": lambda arpa: arpa,
+}
+
+
+@pytest.mark.parametrize("name", ["lm.arpa", "lm.arpa.gz"])
+@pytest.mark.parametrize("form", _FORMS)
+def test_every_form_is_read_here_and_by_the_search(tmp_path, form, name):
+  """Whatever the file is called."""
+  pytest.importorskip("flashlight.lib.text.decoder.kenlm")
+  model = ngram.estimate(TEXTS, 3)
+  ngram.write_arpa(model, tmp_path / "plain")
+  (tmp_path / name).write_bytes(_FORMS[form]((tmp_path / "plain").read_bytes()))
+  assert ngram.read_arpa(tmp_path / name) == ngram.read_arpa(tmp_path / "plain")
+  lm = lexicon.open_lm(tmp_path / name)
+  assert lm.order == 3 and lm.words == {word: word for word in model.words}
+  for text, p in scores(lm, ["a b", "c c b a"]).items():
+    assert p == pytest.approx(model.sentence(text), abs=1e-5)
+
+
+def scores(lm: lexicon.LanguageModel, texts) -> dict[str, float]:
+  """log10 p of texts by the language model of a search for their words."""
+  words = {word: [(i,)] for i, word in enumerate(dict.fromkeys(" ".join(texts).split()))}
+  labels = Vocabulary(("<>", *words), 0)
+  theirs = lexicon.LexiconSearch(lexicon.Spellings(words, ()), labels, lm)._lm
+  found = {}
+  for text in texts:
+    state, found[text] = theirs.start(False), 0.0
+    for word in text.split():
+      state, p = theirs.score(state, list(words).index(word))
+      found[text] += p
+    found[text] += theirs.finish(state)[1]
+  return found
+
+
+def test_of_two_cases_of_a_word_the_likelier_is_taken(tmp_path, caplog):
+  pytest.importorskip("flashlight.lib.text.decoder.kenlm")
+  lines = ["-0.7\ttwo\t-0.3", "-3\tTwo\t-0.3", "-1.5\ttoo\t-0.3", "-2\tİki\t-0.3", "-4\tiki\t-0.3"]
+  for order in (lines, lines[::-1]):
+    path = tmp_path / "lm.arpa"
+    head = "\\data\\\nngram 1=8\nngram 2=2\n\n\\1-grams:\n-1\t<unk>\n-99\t<s>\t-0.3\n-0.9\t</s>\n"
+    pairs = "\n\n\\2-grams:\n-2.5\t<s> Two\n-0.2\t<s> two\n\n\\end\\\n"
+    path.write_text(head + "\n".join(order) + pairs, encoding="utf-8")
+    caplog.clear()
+    lm = lexicon.open_lm(path)
+    assert lm.words == {"two": "two", "too": "too", "iki": "İki"}
+    assert "lm.arpa: 2 of 5 words differ from likelier ones in case" in caplog.text
+    found = scores(lm, ["two", "iki", "unknown"])
+    assert found["two"] == pytest.approx(-0.2 - 0.3 - 0.9)
+    assert found["iki"] == pytest.approx(-0.3 - 2 - 0.3 - 0.9)
+    assert found["unknown"] == pytest.approx(-0.3 - 1 - 0.9)
+
+
+def test_probabilities_of_0(tmp_path):
+  """-inf is read as it is; the search, whose sums it would make NaN, has what <s> has."""
+  pytest.importorskip("flashlight.lib.text.decoder.kenlm")
+  path = tmp_path / "lm.arpa"
+  path.write_text(ARPA.removeprefix("made by hand\n\n").replace("-99", "-inf"))
+  assert ngram.read_arpa(path).score(["<s>"], "a") == pytest.approx(-0.2)
+  lm = lexicon.open_lm(path)
+  assert not lm.contents.finite
+  assert scores(lm, ["a"])["a"] == pytest.approx(-0.2 - 0.1)
+  path.write_text(ARPA.replace("-0.1\ta", "-Inf\ta").replace("-0.4\ta\t-0.2", "-0.4\ta\t-inf"))
+  model = ngram.read_arpa(path)
+  assert model.score(["a"], "</s>") == model.score(["a"], "a") == -math.inf
+  assert scores(lexicon.open_lm(path), ["a"])["a"] == pytest.approx(-0.2 - 99)
+  ngram.write_arpa(model, path)
+  assert ngram.read_arpa(path) == model
+
+
+def test_a_binary_of_kenlm_is_named(tmp_path):
+  path = tmp_path / "lm.arpa"
+  path.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0" + bytes(64))
+  with pytest.raises(UserError, match="lm.arpa is a binary file of KenLM.*: give the ARPA file"):
+    ngram.read_contents(path)
+
+
 def test_files_that_cannot_be_read(tmp_path):
+  packed = gzip.compress(ARPA.encode())
   (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-  (tmp_path / "cut.gz").write_bytes(gzip.compress(ARPA.encode())[:-20])
-  (tmp_path / "no.gz").write_text(ARPA)
-  for name in ("absent", "binary", "cut.gz", "no.gz"):
+  (tmp_path / "cut.gz").write_bytes(packed[:-20])
+  (tmp_path / "damaged.gz").write_bytes(packed[:40] + b"\xff\xff\xff" + packed[43:])
+  (tmp_path / "cut.bz2").write_bytes(bz2.compress(ARPA.encode())[:-20])
+  (tmp_path / "cut.xz").write_bytes(lzma.compress(ARPA.encode())[:90])
+  for name in ("absent", "binary", "cut.gz", "damaged.gz", "cut.bz2", "cut.xz"):
     with pytest.raises(UserError, match=f"{name} cannot be read as a language model") as caught:
       ngram.read_arpa(tmp_path / name)
     assert "\n" not in str(caught.value)

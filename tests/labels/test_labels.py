@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import unicodedata
 
 import hypothesis
 import hypothesis.strategies as st
@@ -57,11 +58,20 @@ def test_any_text_is_decoded_normalised(text):
   assert labels.decode(labels.encode(text)) == labels_lib.normalise(text)
 
 
+# Where the case, the marks or the neighbours of a letter decide what becomes of it.
+_ODD = st.text("aiıIİ\u0307\u0301\u0323ΣσςH\u0331\u1e96\u09df\u0345'’ʼ.\u00a0\u2028\ud800\u212a")
+
+
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
-@hypothesis.given(st.text())
+@hypothesis.given(st.text() | _ODD)
 def test_normalised_text_stays_as_it_is(text):
   once = labels_lib.normalise(text)
   assert labels_lib.normalise(once) == once
+  # Neither composition nor lower case nor what stands around a character makes a difference.
+  for form in ("NFC", "NFD"):
+    assert labels_lib.normalise(unicodedata.normalize(form, text)) == once
+  assert labels_lib.normalise(text.lower()) == once
+  assert once.encode().decode() == once
 
 
 def test_decode_leaves_single_spaces():
@@ -78,6 +88,12 @@ def test_decode_leaves_single_spaces():
     ("cafe\u0301", "caf\u00e9"),
     ("CAFE\u0301", "caf\u00e9"),
     ("", ""),
+    ("İstanbul ISTANBUL", "istanbul istanbul"),
+    ("H\u0331 \u1e96", "\u1e96 \u1e96"),
+    ("ΟΔΟΣ οδος οδοσ Σ", "οδος οδος οδος σ"),
+    ("c’h cʼh c‘h c＇h", "c'h c'h c'h c'h"),
+    ("\u09df", "\u09af\u09bc"),  # NFC has no composed form of it
+    ("a\ud83d", "a\ufffd"),
   ],
 )
 def test_normalise(text, expected):
@@ -91,6 +107,51 @@ def test_unknown_symbol_is_named(text, symbol):
   assert error.value.symbol == symbol
 
 
+def test_characters_of_an_alphabet_are_in_the_normal_form():
+  labels = labels_lib.characters("E\u0301İ’ \u09df\u09dcΑΣς")
+  known = ("é", "i", "'", " ", "\u09af", "\u09bc", "\u09a1", "α", "σ", "ς")
+  assert labels.symbols == (*known, labels_lib.BLANK) and labels.blank_id == 10
+  assert labels.decode(labels.encode("É i’ \u09df ΑΣ")) == "é i' \u09af\u09bc ας"
+  assert labels.encode("ΑΣ").tolist() == [7, 9]
+
+
+@pytest.mark.parametrize(
+  ("symbols", "text", "expected"),
+  [
+    ("ΑΣ|-", "ας ΑΣ ασα", [0, 1, 2, 0, 1, 2, 0, 1, 0]),  # no final form
+    ("\u09df|-", "\u09df \u09af\u09bc", [0, 1, 0]),  # of an older run, of another normal form
+    ("i|-", "İ I i", [0, 1, 0, 1, 0]),
+    ("’|-", "' ’ ʼ", [0, 1, 0, 1, 0]),
+    ("’'-", "'’", [1, 0]),
+    (("e", "\u0301", "\u00e9", "|", "-"), "e\u0301 \u00e9 É", [0, 1, 3, 2, 3, 2]),
+    (("a", "aa", "aab", "|", "-"), "aaaab AAB aa", [1, 2, 3, 2, 3, 1]),
+    (("e", "\u0323", "\u0301", "|", "-"), "\u1eb9\u0301 É", [0, 1, 2, 3, 0, 2]),
+    (("|", " ", "a", "-"), "a a", [2, 0, 2]),
+  ],
+)
+def test_texts_are_written_as_they_are_or_else_normalised(symbols, text, expected):
+  labels = labels_lib.Vocabulary(tuple(symbols), len(symbols) - 1, "|")
+  assert labels.encode(text).tolist() == expected
+  assert labels.decode(expected) == labels_lib.normalise(text)
+
+
+def test_a_space_without_a_class_is_named():
+  for labels in (labels_lib.characters("ab"), labels_lib.Vocabulary(("a", "b", "-"), 2, "|")):
+    with pytest.raises(labels_lib.UnknownSymbol, match="' '"):
+      labels.encode("a b")
+    assert labels.encode(" a ").tolist() == [0] and labels.space_ids() == ()
+
+
+def test_tokens_stand_between_spaces():
+  labels = labels_lib.TokenVocabulary(("-", "n", "N", "oʊ", "|", "o", "<unk>"), 0, "|")
+  assert labels.encode(" n  N oʊ\t| OƱ").tolist() == [1, 2, 3, 4, 3]
+  assert labels.decode([1, 6, 4, 3, 0, 5]) == "n oʊ o"
+  assert labels.spellings("N") == [(2,)]
+  for text in ("no", "-", "<unk>", "k"):
+    with pytest.raises(labels_lib.UnknownSymbol, match=f"no class for '{text}'"):
+      labels.encode(f"n {text}")
+
+
 def test_blank_is_no_symbol_of_a_text():
   labels = labels_lib.Vocabulary(("-", "a", "b"), 0)
   np.testing.assert_array_equal(labels.encode("ab"), [1, 2])
@@ -100,7 +161,11 @@ def test_blank_is_no_symbol_of_a_text():
 
 def test_saved_classes_are_loaded_again(tmp_path, pieces):
   path = tmp_path / "labels.json"
-  kinds = (labels_lib.characters(ALPHABET), labels_lib.Vocabulary(("-", "ß", "字"), 0))
+  kinds = (
+    labels_lib.characters(ALPHABET),
+    labels_lib.Vocabulary(("-", "ß", "字"), 0),
+    labels_lib.TokenVocabulary(("-", "a", "b"), 0, "|"),
+  )
   for labels in (*kinds, labels_lib.phonemes(WORDS), pieces):
     labels.save(path)
     for again in (labels_lib.Vocabulary.load(path), pickle.loads(pickle.dumps(labels))):

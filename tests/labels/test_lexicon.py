@@ -1,5 +1,7 @@
 """Words and pronunciations: files, CMUdict, and the two together."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -42,9 +44,83 @@ def test_file_of_either_form(tmp_path):
   assert found.phonemes() == ["AA", "AH", "EY", "IH", "M", "OW", "S", "T", "i3", "n"]
 
 
+_MFA = """\
+six\t0.99\t0.08\t1.32\t0.93\tS IH1 K S
+seven\t0.2\t0.16\t0.72\t1\tS EH V N
+seven\t0.99\t0.16\t2\t1.0\tS EH1 V AH0 N
+Seven\tS EH B N
+eight\t1\t0\t0\t0\tEY1 T
+nine\t0.5\tN AY1 N
+"""
+_READ = {
+  "six": ["S IH K S"],
+  "seven": ["S EH B N", "S EH V AH N", "S EH V N"],  # MFA: without a probability it is 1
+  "eight": ["EY T"],
+  "nine": ["N AY N"],
+}
+_SIX, _TOMATO = {"six": ["S IH K S"]}, {"tomato": ["T AH M"]}
+
+
+@pytest.mark.parametrize(
+  ("text", "expected", "said"),
+  [
+    (_MFA, _READ, "4 columns of numbers between words and phonemes are not read, but that"),
+    (_MFA.replace("\t", " "), _READ, "4 columns"),
+    (_MFA.replace("\n", "\r\n"), _READ, "4 columns"),
+    # Kaldi: lexiconp, as prepare_lang.sh writes it, and lexiconp_silprob.
+    ("six 1.0\tS IH K S\ntomato 0.5\tT AH M\n", _SIX | _TOMATO, "1 column of numbers"),
+    ("six 1\tS IH K S\ntomato 1\tT AH M\n", _SIX | _TOMATO, "1 column of numbers"),
+    ("six 1 .2 1.0 1e-1 S IH K S\ntomato 0.5 T AH M\n", _SIX | _TOMATO, "4 columns"),
+    ("six -0.5 S IH\nsix -0.1 S IH K S\n", {"six": ["S IH K S", "S IH"]}, "1 column"),
+    ("six 7.5 S IH\nsix 3.5 S IH K S\n", {"six": ["S IH", "S IH K S"]}, "phonemes is not read$"),
+    # Stress, and probabilities of one kind only.
+    ("tomato\t0 1 0\tT AH0 M\nsix\t1\tS IH K S\n", _SIX | _TOMATO, "is not read$"),
+    ("tomato 0-1-0 T AH0 M\nsix 1 S IH K S\n", _SIX | _TOMATO, "is not read$"),
+    ("tomato 010 T AH0 M\nsix 1 S IH K S\n", _SIX | _TOMATO, "is not read$"),
+    ("tomato 2.5 10 T AH M\nsix 2 1 S IH K S\n", _SIX | _TOMATO, "2 columns"),
+    ("".join(f"w{'abcdefghij'[i]} {i} A\n" for i in range(10)), None, "1 column"),
+    # X-SAMPA: vowels are called 2, 3, 6 and 9; tones are numbers.
+    ("öffnen 9 f n @ n\nböse b 2 z @\n", {"öffnen": ["9 f n @ n"], "böse": ["b 2 z @"]}, None),
+    ("öffnen 9 f n\nöl 2 l\neu 2\n", {"öffnen": ["9 f n"], "öl": ["2 l"], "eu": ["2"]}, None),
+    ("în 1 n\n", {"în": ["1 n"]}, None),
+    ("好 x a u 214\n你\tn i 35\n", {"好": ["x a u 214"], "你": ["n i 35"]}, None),
+    (
+      "öffnen 0.9 9 f n\nöl 2 l\nböse 1 b 2\neu 0.5 2\n",
+      {"öffnen": ["9 f n"], "öl": ["2 l"], "böse": ["b 2"], "eu": ["2"]},
+      "1 column",
+    ),
+    (
+      "öffnen 0.9 0.1 2 1.1 9 f n\nöl 2 l\nböse 1 b 2\neu 0.5 2 t\n",
+      {"öffnen": ["9 f n"], "öl": ["2 l"], "böse": ["b 2"], "eu": ["2 t"]},
+      "4 columns",
+    ),
+  ],
+)
+def test_numbers_between_words_and_phonemes_are_no_phonemes(tmp_path, caplog, text, expected, said):
+  found = lexicon.read(written(tmp_path, text))
+  if expected is None:
+    assert len(found) == 10 and found.phonemes() == ["A"]
+  else:
+    spoken = {word: tuple(tuple(p.split()) for p in ps) for word, ps in expected.items()}
+    assert dict(found.entries) == spoken
+  assert list(found) == list(dict.fromkeys(t.split()[0].lower() for t in text.splitlines()))
+  messages = [record.getMessage() for record in caplog.records]
+  assert len(messages) == (said is not None)
+  assert all(re.search(f"^lexicon.txt: .*{said}", message) for message in messages)
+
+
+def test_marks_and_separators_of_other_systems(tmp_path):
+  text = "\ufeffa AH\r\n\fb\u00a0B\u3000IY\rc K\f\r\n\ufeffd\tD\u00a0IY \n"
+  spoken = {"a": (("AH",),), "b": (("B", "IY"),), "c": (("K",),), "d": (("D", "IY"),)}
+  assert dict(lexicon.read(written(tmp_path, text)).entries) == spoken
+
+
 @pytest.mark.parametrize(
   ("line", "words"),
   [
+    ("half 0.5", "no phonemes behind the word"),
+    ("half HH 0.5 F", "'0.5': a number among the phonemes"),
+    ("half 1\tHH", "one word must stand before the tab"),
     ("lonely", "no phonemes behind the word: 'lonely'"),
     ("lonely\t", "no phonemes"),
     ("lonely # D", "no phonemes"),
@@ -71,7 +147,9 @@ def test_no_file_and_no_words(tmp_path):
     lexicon.read(written(tmp_path, "# nothing\n\n"))
 
 
-_PHONEMES = st.lists(st.sampled_from(["AA", "B", "CH", "i3", "\u0259"]), min_size=1, max_size=4)
+_PHONEMES = st.lists(
+  st.sampled_from(["AA", "B", "CH", "i3", "\u0259", "1", "9"]), min_size=1, max_size=4
+)
 _ENTRIES = st.dictionaries(
   st.text("ab'\u00e9", min_size=1, max_size=5),
   st.lists(_PHONEMES.map(tuple), min_size=1, max_size=3, unique=True).map(tuple),
@@ -86,7 +164,7 @@ def test_written_lexicon_is_read_again(tmp_path_factory, entries):
   path = tmp_path_factory.mktemp("lexicon") / "lexicon.txt"
   before = Lexicon(tuple(entries.items()))
   before.write(path)
-  assert lexicon.read(path) == before
+  assert lexicon.read(path, columns=False) == before
 
 
 def test_first_lexicon_wins_for_its_words():

@@ -5,6 +5,8 @@ import json
 import pathlib
 import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from safetensors.torch import load_file, save_file
 import hf_models
 from hf_models import torch
 from jaxkd import teacher as teacher_lib
+from jaxkd.commands import line as command_line
 from jaxkd.data.demo import DIGITS
 from jaxkd.errors import UserError
-from jaxkd.labels import Vocabulary, characters
+from jaxkd.labels import Vocabulary, characters, normalise
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
 
@@ -232,7 +235,7 @@ def test_pretrained_models_get_a_fresh_head(saved, tmp_path, family, norm):
   draw = lambda key: load_params(folder, classes=40, fresh_head=key)["head"]["kernel"][...]
   assert (kernel == draw(KEY)).all() and (kernel != draw(jax.random.key(1))).any()
   # The encoder is theirs: saved with the head, it gives the same frames in transformers.
-  save(folder, tmp_path / "new", params, characters("".join(chr(65 + i) for i in range(39))))
+  save(folder, tmp_path / "new", params, characters("".join(chr(0x4E00 + i) for i in range(39))))
   full = getattr(hf_models.transformers, hf_models.CLASSES[family] + "ForCTC")
   loaded = from_pretrained(full, tmp_path / "new")
   audio = np.random.default_rng(0).normal(size=(1, 5000)).astype(np.float32)
@@ -314,6 +317,81 @@ def test_folder_without_weights(folder):
   assert "convert" not in refuse(folder, str(folder), "no *.safetensors")
   (folder / "pytorch_model.bin").write_bytes(b"")
   refuse(folder, str(folder), "pytorch_model.bin", f"jaxkd convert {folder}")
+
+
+def test_weights_of_another_name_are_not_the_model(folder):
+  expected = load_params(folder)
+  zeros = {name: 0 * w for name, w in load_file(folder / "model.safetensors").items()}
+  for name in ("model_ema.safetensors", "a.safetensors", "optimizer.safetensors"):
+    save_file(zeros, folder / name, metadata={"format": "pt"})
+  assert_same(load_params(folder), expected)
+  # The whole model wins over shards, as in transformers.
+  index = folder / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": dict.fromkeys(zeros, "a.safetensors")}))
+  assert_same(load_params(folder), expected)
+  theirs = from_pretrained(hf_models.transformers.HubertForCTC, folder).lm_head.bias.detach()
+  np.testing.assert_array_equal(expected["head"]["bias"][...], theirs)
+  # Without it, the shards that the index names.
+  (folder / "model.safetensors").unlink()
+  assert not load_params(folder)["head"]["kernel"][...].any()
+  index.unlink()
+  refuse(folder, "only a.safetensors, model_ema.safetensors, opt", "call the model's weights model")
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (
+      '{"weight_map": {"lm_head.bias": "model-2.safetensors"}}',
+      ["names model-2.safetensors", "fetch"],
+    ),
+    ('{"weight_map": {"lm_head.bias": "../a.safetensors"}}', ["'../a.safetensors'", "same folder"]),
+    ('{"weight_map": {"lm_head.bias": 3}}', ["does not say which file"]),
+    ('{"weight_map": []}', ["does not say which file"]),
+    ("{}", ["does not say which file"]),
+    ("", ["does not say which file"]),
+  ],
+)
+def test_index_of_shards_that_is_wrong(folder, content, words):
+  (folder / "model.safetensors").rename(folder.parent / "a.safetensors")
+  (folder / "model.safetensors.index.json").write_text(content)
+  refuse(folder, "model.safetensors.index.json", *words)
+
+
+def test_convert_reads_the_models_own_pickles(folder, tmp_path):
+  expected = load_params(folder)
+  weights = load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  parts = [dict(list(weights.items())[start::2]) for start in (0, 1)]
+  for number, part in enumerate(parts):
+    torch.save(part, folder / f"pytorch_model-{number}.bin")
+  torch.save({name: 0 * w for name, w in weights.items()}, folder / "pytorch_model_old.bin")
+  target = tmp_path / "new"
+  with pytest.raises(UserError, match="nor a folder with pytorch_model.bin or"):
+    command_line.main(["convert", str(folder), str(target)])
+  where = {name: f"pytorch_model-{i}.bin" for i, part in enumerate(parts) for name in part}
+  (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+  refuse(folder, f"jaxkd convert {folder}")
+  command_line.main(["convert", str(folder), str(target)])
+  assert_same(load_params(target), expected)
+  # One file that has all wins, as in transformers.
+  torch.save({name: w + 1 for name, w in weights.items()}, folder / "pytorch_model.bin")
+  command_line.main(["convert", str(folder), str(target)])
+  bias = load_params(target)["head"]["bias"][...]
+  np.testing.assert_array_equal(bias, expected["head"]["bias"][...] + 1)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickles_on_the_hub_are_named(monkeypatch, folder, file):
+  hub = pytest.importorskip("huggingface_hub")
+  (folder / "model.safetensors").unlink()
+  monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: str(folder))
+  monkeypatch.setattr(hub, "list_repo_files", lambda name: ["config.json", file])
+  found = refuse("org/name", "org/name", file, "hf download org/name", "jaxkd convert DIR")
+  assert str(folder) not in found
+  # Without the network, what was fetched before is named.
+  monkeypatch.setattr(hub, "list_repo_files", lambda name: 1 / 0)
+  refuse("org/name", str(folder), "no *.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 500, 60_000])
@@ -438,7 +516,8 @@ def test_both_cases_of_a_cased_vocabulary(folder):
   )
   edit(folder / "config.json", vocab_size=6)
   labels = huggingface.read_labels(folder)
-  assert labels.encode("a A b É").tolist() == [3, 1, 3, 1, 4, 1, 5]
+  # Each word as it is, as in transformers, or else normalised.
+  assert labels.encode("a A b É AÉ").tolist() == [3, 1, 2, 1, 4, 1, 5, 1, 3, 5]
   assert labels.decode([2, 3, 1, 4, 5]) == "aa bé"
 
 
@@ -485,9 +564,100 @@ def test_word_delimiter_of_another_name(saved, tmp_path, delimiter):
   save_again(folder, tmp_path / "new")
   again = huggingface.read_labels(tmp_path / "new")
   assert again.decode([5, 4, 6]) == "a b" and again.encode("a b").tolist() == [5, 4, 6]
-  if delimiter == " ":  # transformers does not read another one back from its own files
-    tokenizer = hf_models.transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "new")
-    assert tokenizer.decode([5, 4, 6]) == "A B" and tokenizer("A B").input_ids == [5, 4, 6]
+  # transformers does not read another one back from its own files.
+  tokenizer = hf_models.transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "new")
+  assert tokenizer.decode([5, 4, 6]) == "A B" and tokenizer("A B").input_ids == [5, 4, 6]
+
+
+# Symbols, and what tokenizer_config.json says of them.
+_BRACKETS = dict(pad_token="[PAD]", unk_token="[UNK]")
+_TOKENIZERS = {
+  "letters": (("<pad>", "<unk>", "|", "a", "b", "'", "é"), {}),
+  "upper case": (("|", "A", "B", "'", "Ü", "<unk>", "<pad>"), {}),
+  "lowered": (("|", "A", "B", "'", "Ü", "<unk>", "<pad>"), {"do_lower_case": True}),
+  "both cases": (("<pad>", "<unk>", "|", "a", "A", "b", "’"), {}),
+  "several characters": (
+    ("[PAD]", "[UNK]", "|", "a", "b", "g", "gb", "s", "e", "ẹ́", "ṣ"),
+    _BRACKETS,
+  ),
+  "composed and not": (("[PAD]", "[UNK]", "|", "ক", "\u09be", "\u09df", "e", "\u0301"), _BRACKETS),
+  "phonemes": (
+    ("<s>", "<pad>", "</s>", "<unk>", "n", "ə", "o", "oʊ", "ɑː", "t̠ʃ", "N", "|"),
+    dict(tokenizer_class="Wav2Vec2PhonemeCTCTokenizer", do_phonemize=False),
+  ),
+}
+
+
+def with_tokenizer(folder, symbols, settings) -> None:
+  """Puts a vocabulary into a folder, whose head is not looked at."""
+  kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
+  (folder / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
+  (folder / "tokenizer_config.json").write_text(json.dumps(kind | settings))
+  edit(folder / "config.json", vocab_size=len(symbols))
+
+
+@pytest.mark.parametrize("name", _TOKENIZERS)
+def test_any_text_is_encoded_and_decoded_as_in_transformers(saved, tmp_path, name):
+  folder = shutil.copytree(saved()[0], tmp_path / "model")
+  with_tokenizer(folder, *_TOKENIZERS[name])
+  theirs = hf_models.transformers.AutoTokenizer.from_pretrained(folder)
+  ours = huggingface.read_labels(folder)
+  again = tmp_path / "again"
+  again.mkdir()
+  shutil.copy(folder / "model.safetensors", again)
+  shutil.copy(folder / "config.json", again)
+  for file, value in huggingface.tokenizer_files(ours).items():
+    (again / file).write_text(json.dumps(value))
+  rewritten = hf_models.transformers.AutoTokenizer.from_pretrained(again)
+  assert huggingface.read_labels(again) == ours
+  phonemes = name == "phonemes"
+  shown = [s for i, s in enumerate(ours.symbols) if ours.decode([i])]
+  assert len(shown) == len(ours.symbols) - (4 if phonemes else 3)
+  words = st.lists(st.sampled_from(shown), min_size=1, max_size=1 if phonemes else 4).map("".join)
+
+  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @hypothesis.given(st.lists(words, max_size=4).map(" ".join))
+  def same(text):
+    ids = ours.encode(text).tolist()
+    assert rewritten(text).input_ids == ids
+    assert ours.decode(ids) == normalise(rewritten.decode(ids, group_tokens=False))
+    # Their own files lose the spaces beside tokens of several characters.
+    for part in text.split() if name == "several characters" else [text]:
+      assert theirs(part).input_ids == ours.encode(part).tolist()
+    assert ours.decode(ids) == normalise(theirs.decode(ids, group_tokens=False))
+
+  same()
+
+
+def test_spaces_beside_tokens_of_several_characters_are_kept(folder):
+  with_tokenizer(folder, *_TOKENIZERS["several characters"])
+  labels = huggingface.read_labels(folder)
+  theirs = hf_models.transformers.AutoTokenizer.from_pretrained(folder)
+  assert theirs("a gb a").input_ids == [3, 6, 3]
+  assert labels.encode("a gb a").tolist() == [3, 2, 6, 2, 3]
+  # Decomposed and in capitals; the longest wins.
+  assert labels.encode("Ẹ\u0301 GGB E\u0323\u0301").tolist() == [9, 2, 5, 6, 2, 9]
+
+
+def test_phonemes_are_tokens_between_spaces(folder):
+  symbols, settings = _TOKENIZERS["phonemes"]
+  with_tokenizer(folder, symbols, settings | {"word_delimiter_token": "|"})
+  labels = huggingface.read_labels(folder)
+  assert labels.encode("n oʊ | n").tolist() == [4, 7, 11, 4]
+  assert labels.decode([4, 7, 1, 11, 4, 0]) == "n oʊ n"
+  with pytest.raises(ValueError, match="no class for 'noʊ'"):
+    labels.encode("noʊ")
+
+
+def test_tokens_that_newer_files_add(folder):
+  """In tokenizer_config.json, which may write a delimiter as an object."""
+  added = {"3": {"content": "ch"}, "4": {"content": "<pad>"}, "9": {"content": "<s>"}}
+  with_tokenizer(folder, "a|b", {"added_tokens_decoder": added})
+  edit(folder / "tokenizer_config.json", word_delimiter_token={"content": "|", "lstrip": False})
+  edit(folder / "config.json", vocab_size=5)
+  labels = huggingface.read_labels(folder)
+  assert labels.symbols == ("a", "|", "b", "ch", "<pad>") and labels.blank_id == 4
+  assert labels.encode("ach b").tolist() == [0, 3, 1, 2]
 
 
 def test_letters_of_the_demo_corpus(saved):

@@ -22,10 +22,11 @@ for the language model; and words that end in two equal classes need the blank b
 import collections
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import pathlib
-import re
+import tempfile
 from collections.abc import Iterable
 
 import numpy as np
@@ -33,7 +34,10 @@ import numpy as np
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
 from jaxkd.labels import UnknownSymbol, Vocabulary
+from jaxkd.labels import lexicon as labels_lexicon
 from jaxkd.labels.text import normalise
+
+log = logging.getLogger(__name__)
 
 _NEVER = -1e4  # log p of what is not to be; not -inf, which would spread as NaN
 _ORDERS = (2, 6)  # of models that flashlight's KenLM reads
@@ -80,13 +84,18 @@ class LanguageModel:
 
   Attributes:
     path: of the file.
-    order: of its longest n-grams.
-    words: normalised word → as it is written in the file.
+    contents: of the file.
+    words: normalised word → as it is written in the file, where it is likeliest.
   """
 
   path: pathlib.Path
-  order: int
+  contents: ngram.Contents
   words: dict[str, str]
+
+  @property
+  def order(self) -> int:
+    """Of its longest n-grams."""
+    return len(self.contents.sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,44 +124,49 @@ def spell(words: Iterable[str], labels: Vocabulary) -> Spellings:
 
 
 def read_words(path: pathlib.Path) -> list[str]:
-  """Normalised words of a list of words, or of a lexicon as `jaxkd.lexicon.read` reads it.
+  """Normalised words of a list of words, or of a lexicon as `labels.lexicon.read` reads it.
 
   The word is the first field of a line; lines that are empty or begin with # or ;;; are skipped.
 
   Raises:
     UserError: absent, not UTF-8, or without any word; spaces in a word before a tab.
   """
-  try:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"--lexicon={path} cannot be read (UTF-8, a word a line): {error}") from error
   words = {}
-  for number, line in enumerate(lines, 1):
-    if not line.strip() or line.startswith(("#", ";;;")):
-      continue
-    fields = (line.split("\t")[0] if "\t" in line else line).split()
-    if len(fields) != 1 and "\t" in line:
-      raise UserError(f"{path}:{number}: one word must stand before the tab: {line.strip()[:60]!r}")
-    words[re.sub(r"\(\d+\)$", "", normalise(fields[0]))] = None
+  for number, line in labels_lexicon.lines(path, name=f"--lexicon={path}"):
+    try:
+      words[labels_lexicon.word_of(line)[0]] = None
+    except ValueError as error:
+      raise UserError(f"{path}:{number}: {error}: {line.strip()[:60]!r}") from error
   if not words:
     raise UserError(f"--lexicon={path} holds no words")
   return list(words)
 
 
 def open_lm(path: pathlib.Path) -> LanguageModel:
-  """Checks an ARPA file.
+  """Checks an ARPA file. Of words that differ in their case only, the likeliest is taken.
 
   Raises:
     UserError: it does not parse, or its order is not 2 to 6.
   """
-  order, words = ngram.read_vocabulary(path)
+  contents = ngram.read_contents(path)
   low, high = _ORDERS
-  if not low <= order <= high:
+  if not low <= (order := len(contents.sizes)) <= high:
     raise UserError(f"{path} is of order {order}: the search reads {low} to {high}")
   written: dict[str, str] = {}
-  for word in words:
+  for word in sorted(contents.words, key=lambda word: -contents.words[word]):
     written.setdefault(normalise(word), word)
-  return LanguageModel(path, order, written)
+  if merged := len(contents.words) - len(written):
+    log.warning(
+      "%s: %d of %d words differ from likelier ones in case or spelling only (such as %r from %r): "
+      "the likelier are taken",
+      path,
+      merged,
+      len(contents.words),
+      *next((w, written[normalise(w)]) for w in contents.words if written[normalise(w)] != w),
+    )
+  return LanguageModel(
+    path, contents, {normalise(w): written[normalise(w)] for w in contents.words}
+  )
 
 
 class LexiconSearch:
@@ -191,11 +205,22 @@ class LexiconSearch:
     for word in self._words:
       words.add_entry(lm.words.get(word, word))
     try:
-      with _silent():
-        return KenLM(str(lm.path), words)
+      if lm.contents.finite:
+        with _silent():
+          return KenLM(str(lm.path), words)
+      reason = ""
     except RuntimeError as error:
       reason = " ".join(str(error).split())[-200:]
-      raise UserError(f"{lm.path} is not taken by KenLM: {reason}") from error
+    # KenLM knows fewer forms of ARPA files than `ngram`, and its -inf would spread as NaN.
+    with tempfile.TemporaryDirectory() as folder:
+      plain = pathlib.Path(folder) / "lm.arpa"
+      try:
+        ngram.write_plain(lm.path, lm.contents, plain)
+        with _silent():
+          return KenLM(str(plain), words)
+      except (RuntimeError, UserError, OSError) as error:
+        reason = reason or " ".join(str(error).split())[-200:]
+        raise UserError(f"{lm.path} is not taken by KenLM: {reason}") from error
 
   def _prefix_tree(self, spellings, known: set[int]):
     start = self._lm.start(False)

@@ -1,13 +1,17 @@
 """Word n-gram language models: estimated from transcripts, written and read as ARPA files."""
 
+import bz2
 import collections
 import dataclasses
 import gzip
 import io
+import lzma
 import math
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from jaxkd import files
 from jaxkd.errors import UserError
@@ -16,6 +20,8 @@ START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 _ZERO = -99.0  # log10 of no probability, as written for <s>
 # Discounts of counts 1, 2, and 3 or more where the counts of counts give none, as in KenLM's lmplz.
 _FALLBACK = (0.5, 1.0, 1.5)
+_BINARY = b"mmap lm http://kheafield.com/code"
+_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _SPACES = " \t\r\n"  # others, such as no-break ones, are parts of words, as in KenLM
 
 Gram = tuple[str, ...]
@@ -193,32 +199,80 @@ def read_arpa(path: pathlib.Path) -> NGrams:
   return NGrams(tuple(tables))
 
 
-def read_vocabulary(path: pathlib.Path) -> tuple[int, list[str]]:
-  """Order and words of an ARPA file, which is checked from end to end but not kept.
+class Contents(NamedTuple):
+  """Of an ARPA file.
+
+  Attributes:
+    sizes: n-grams of each order.
+    words: word → log10 p of it alone; without <s>, </s> and <unk>.
+    finite: no probability and no back-off weight is 0, whose logarithm is -inf.
+  """
+
+  sizes: tuple[int, ...]
+  words: dict[str, float]
+  finite: bool
+
+
+def read_contents(path: pathlib.Path) -> Contents:
+  """What is in an ARPA file, which is checked from end to end but not kept.
 
   Raises:
     UserError: as `scan_arpa` says.
   """
-  order, words = 0, []
-  for gram, _, _ in scan_arpa(path):
-    order = len(gram)
-    if order == 1 and gram[0].lower() not in (START, END, UNKNOWN):
-      words.append(gram[0])
-  return order, words
+  sizes, words, finite = collections.Counter(), {}, True
+  for gram, p, weight in scan_arpa(path):
+    sizes[len(gram)] += 1
+    finite = finite and math.isfinite(p + weight)
+    if len(gram) == 1 and gram[0].lower() not in (START, END, UNKNOWN):
+      words[gram[0]] = p
+  return Contents(tuple(sizes[order] for order in sorted(sizes)), words, finite)
+
+
+def write_plain(path: pathlib.Path, contents: Contents, target: pathlib.Path) -> None:
+  """Writes an ARPA file in the form that every reader takes: no compression, marks, or -inf.
+
+  Raises:
+    UserError: as `scan_arpa` says.
+  """
+  order = 0
+  with target.open("w", encoding="utf-8", newline="\n") as file:
+    file.write("\\data\\\n")
+    file.writelines(f"ngram {n}={size}\n" for n, size in enumerate(contents.sizes, 1))
+    for gram, p, weight in scan_arpa(path):
+      if len(gram) > order:
+        order = len(gram)
+        file.write(f"\n\\{order}-grams:\n")
+      after = f"\t{max(weight, _ZERO):.9g}" if order < len(contents.sizes) else ""
+      file.write(f"{max(p, _ZERO):.9g}\t{' '.join(gram)}{after}\n")
+    file.write("\n\\end\\\n")
 
 
 def scan_arpa(path: pathlib.Path) -> Iterator[tuple[Gram, float, float]]:
-  """Every n-gram of an ARPA file (.gz too): words, log10 p, log10 of the back-off weight.
+  """Every n-gram of an ARPA file: words, log10 p, log10 of the back-off weight; -inf for 0.
+
+  The file may be compressed (gzip, bzip2, xz), whatever its name is.
 
   Raises:
     UserError: absent, not UTF-8, or not ARPA: with the line's number.
   """
-  opened = gzip.open if path.suffix == ".gz" else open
   try:
-    with opened(path, "rt", encoding="utf-8") as file:
+    with _open(path) as file:
       yield from _Arpa(path, file).entries()
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+  except (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
     raise UserError(f"{path} cannot be read as a language model (ARPA): {error}") from error
+
+
+def _open(path: pathlib.Path):
+  """The lines of a file, by what it begins with."""
+  with path.open("rb") as file:
+    head = file.read(len(_BINARY))
+  if head == _BINARY:
+    raise UserError(
+      f"{path} is a binary file of KenLM, which does not say how its words are written: give the "
+      "ARPA file that it was made from"
+    )
+  opened = next((open_ for magic, open_ in _PACKED.items() if head.startswith(magic)), open)
+  return opened(path, "rt", encoding="utf-8-sig")
 
 
 class _Arpa:
@@ -275,6 +329,6 @@ class _Arpa:
       p, weight = float(fields[0]), float(fields[order + 1]) if len(fields) > order + 1 else 0.0
     except ValueError:
       self._fail(f"{line[:60]!r} has something else than a number")
-    if not (math.isfinite(p) and math.isfinite(weight) and p <= 0):
+    if not (p <= 0 and weight < math.inf):  # nor is nan
       self._fail(f"{line[:60]!r} has no log10 probability (0 or below)")
     return tuple(fields[1 : order + 1]), p, weight

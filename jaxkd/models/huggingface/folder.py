@@ -1,12 +1,14 @@
 """A model folder in Hugging Face's layout: config.json, weights, vocabulary, front-end."""
 
 import functools
+import itertools
 import json
 import pathlib
+import re
 
 from jaxkd.errors import UserError
 from jaxkd.files import write_json
-from jaxkd.labels import Vocabulary
+from jaxkd.labels import TokenVocabulary, Vocabulary
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import ACTIVATIONS, FAMILIES, Wav2Vec2Config
 from jaxkd.types import SAMPLE_RATE_HZ
@@ -48,12 +50,15 @@ _DEFAULTS = {
 # Parts that some models have and this one does not: field -> value that turns them off.
 _UNSUPPORTED = {"conv_pos_batch_norm": False, "adapter_attn_dim": None, "add_adapter": False}
 
+# Tokenizers of transformers.
+_CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
+
 
 def folder_of(source: str) -> pathlib.Path:
   """The folder of a model: a path, or org/name, fetched from the Hugging Face hub.
 
   Raises:
-    UserError: neither.
+    UserError: neither, or one on the hub whose weights are pickles.
   """
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
@@ -67,10 +72,28 @@ def folder_of(source: str) -> pathlib.Path:
     raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
   try:
     files = ["*.json", "*.safetensors"]
-    return pathlib.Path(snapshot_download(source, allow_patterns=files))
+    path = pathlib.Path(snapshot_download(source, allow_patterns=files))
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{wrong} ({type(error).__name__}: {reason})") from error
+  if not any(path.glob("*.safetensors")):
+    _refuse_pickles(source)
+  return path
+
+
+def _refuse_pickles(source: str) -> None:
+  """UserError where a model on the hub has nothing but PyTorch's pickles, which are not fetched."""
+  import huggingface_hub
+
+  try:
+    found = huggingface_hub.list_repo_files(source)
+  except Exception:  # without the network it is said that the folder that was kept has no weights
+    return
+  if old := [name for name in found if re.fullmatch(r"pytorch_model.*\.bin", name)]:
+    raise UserError(
+      f"{source} has no *.safetensors on the hub, only {old[0]}, a pickle, which is not fetched: "
+      f"hf download {source} --local-dir DIR, then jaxkd convert DIR, and give DIR"
+    )
 
 
 def read_description(folder: pathlib.Path) -> dict:
@@ -195,6 +218,10 @@ def _check_usable(description: dict, where: str) -> None:
 def read_labels(folder: pathlib.Path) -> Vocabulary:
   """The vocabulary of a model with a CTC head: ids as in vocab.json, the blank is the pad token.
 
+  Texts are tokens between spaces where the tokenizer is that of phonemes, else characters. One
+  thing differs from transformers: its tokenizer of characters drops the spaces beside a token of
+  several characters, so that words run together; here every space is kept.
+
   Raises:
     UserError: no head, no vocabulary, or one without blank or with ids that do not fit the head.
   """
@@ -203,19 +230,20 @@ def read_labels(folder: pathlib.Path) -> Vocabulary:
       f"{folder} has no CTC head (lm_head): it is pre-trained only, and no teacher before it is "
       f"fine-tuned: --config=configs/teacher.py:RECIPE --config.student.source={folder}"
     )
+  config = _read_json(folder / "config.json")
   vocabulary = _read_json(folder / "vocab.json")
-  classes = _read_json(folder / "config.json").get("vocab_size", 32)
+  classes = config.get("vocab_size", 32)
   settings = {}
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
     if (folder / name).exists():
       settings |= _read_json(folder / name)
-  if (folder / "added_tokens.json").exists():
-    added = _read_json(folder / "added_tokens.json")
-    vocabulary |= {s: i for s, i in added.items() if i in range(classes)}  # others have no class
   if not all(isinstance(i, int) and i >= 0 for i in vocabulary.values()):
     raise UserError(f"{folder}/vocab.json must map every symbol to its class, a whole number")
-  pad = settings.get("pad_token") or "<pad>"
-  pad = pad["content"] if isinstance(pad, dict) else pad
+  taken = set(vocabulary.values())
+  for symbol, index in _added_tokens(folder, settings).items():
+    if index in range(classes) and index not in taken:  # others have no class
+      vocabulary.setdefault(symbol, index)
+  pad = _token(settings, "pad_token") or "<pad>"
   if pad not in vocabulary:
     raise UserError(
       f"{folder}/vocab.json has no blank: CTC models of this family use the pad token, {pad!r}"
@@ -228,7 +256,25 @@ def read_labels(folder: pathlib.Path) -> Vocabulary:
     )
   # Classes without a symbol exist where a head was rounded up; they stand for nothing.
   listed = tuple(symbols.get(i, f"<unused {i}>") for i in range(classes))
-  return Vocabulary(listed, vocabulary[pad], space=settings.get("word_delimiter_token") or "|")
+  delimiter = _token(settings, "word_delimiter_token")
+  if (settings.get("tokenizer_class") or config.get("tokenizer_class")) == _PHONEMES:
+    return TokenVocabulary(listed, vocabulary[pad], delimiter or "")
+  return Vocabulary(listed, vocabulary[pad], delimiter or "|")
+
+
+def _added_tokens(folder: pathlib.Path, settings: dict) -> dict[str, int]:
+  """Symbols that are not in vocab.json, of newer and of older files."""
+  given = settings.get("added_tokens_decoder") or {}
+  found = {token["content"]: int(index) for index, token in given.items()}
+  if (folder / "added_tokens.json").exists():
+    found |= _read_json(folder / "added_tokens.json")
+  return found
+
+
+def _token(settings: dict, name: str) -> str | None:
+  """A token of tokenizer_config.json, which is written in two ways."""
+  token = settings.get(name)
+  return token["content"] if isinstance(token, dict) else token
 
 
 def save(
@@ -247,7 +293,6 @@ def save(
   """
   folder.mkdir(parents=True, exist_ok=True)
   architecture = {"data2vec-audio": "Data2VecAudio", "wavlm": "WavLM", "hubert": "Hubert"}
-  blank = labels.symbols[labels.blank_id]
   changed = {
     "architectures": [architecture.get(config.family, "Wav2Vec2") + "ForCTC"],
     "vocab_size": len(labels.symbols),
@@ -255,25 +300,42 @@ def save(
     "final_dropout": config.head_dropout,
     "dtype": "float32",
   }
-  # transformers has no vocabulary with a space in it.
-  delimiter = "|" if labels.space == " " else labels.space
-  written = [delimiter if s == labels.space else s for s in labels.symbols]
   given = description["config"]
   files = {
     "config.json": {k: v for k, v in given.items() if k != "torch_dtype"} | changed,
     "preprocessor_config.json": description["preprocessor"],
-    "vocab.json": {s: i for i, s in enumerate(written)},
-    "tokenizer_config.json": {
-      "tokenizer_class": "Wav2Vec2CTCTokenizer",
-      "pad_token": blank,
-      "word_delimiter_token": delimiter,
-    },
-  }
+  } | tokenizer_files(labels)
   probabilities = (f"mask_{axis}_prob" for axis in ("time", "feature"))
   masks = any(_field(given, p) > 0 for p in probabilities)
   port.save(folder, config, params, mask_embedding=masks)
   for name, value in files.items():
     write_json(folder / name, value)
+
+
+def tokenizer_files(labels: Vocabulary) -> dict[str, dict]:
+  """Of vocab.json and tokenizer_config.json, by which transformers has the same classes."""
+  settings = {"pad_token": labels.symbols[labels.blank_id]}
+  written = {symbol: i for i, symbol in enumerate(labels.symbols)}
+  if isinstance(labels, TokenVocabulary):
+    settings |= {"tokenizer_class": _PHONEMES, "do_phonemize": False}
+    settings |= {"phone_delimiter_token": " ", "word_delimiter_token": labels.space or None}
+    return {"vocab.json": written, "tokenizer_config.json": settings}
+  between = labels.space_ids()
+  texts = {symbol: i for symbol, i in written.items() if i not in between}
+  # transformers 5 reads no other delimiter from a file than the first of these.
+  delimiter = next(c for c in map(chr, itertools.count(ord("|"))) if c not in texts)
+  written = {delimiter if i in between else symbol: i for symbol, i in written.items()}
+  # Beside tokens of several characters that are in vocab.json, transformers drops the spaces.
+  added = {
+    str(i): {"content": symbol, "lstrip": False, "rstrip": False, "normalized": False}
+    for symbol, i in written.items()
+    if len(symbol) > 1 and labels.decode([i])
+  }
+  settings |= {"tokenizer_class": _CHARACTERS, "word_delimiter_token": delimiter}
+  if added:
+    settings["added_tokens_decoder"] = added
+  kept = {symbol: i for symbol, i in written.items() if str(i) not in added}
+  return {"vocab.json": kept, "tokenizer_config.json": settings}
 
 
 def _read_json(path: pathlib.Path) -> dict:

@@ -1,5 +1,6 @@
 """Weights of `wav2vec2.Wav2Vec2CTC` by the names that Hugging Face transformers gives them."""
 
+import json
 import pathlib
 import re
 
@@ -205,8 +206,49 @@ def _fresh_head(shape, key: jax.Array) -> np.ndarray:
   return np.asarray(0.02 * jax.random.normal(key, shape))
 
 
+def stored(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """The files that hold a model's weights, as transformers chooses them; none where there are none.
+
+  Other weights that lie beside them, such as averages, optimisers and old copies, are not read.
+
+  Args:
+    folder: of the model.
+    name: of the one file that has all; or else `name` + ".index.json" says which shards have them.
+
+  Raises:
+    UserError: an index that is damaged, or a shard that is absent or outside the folder.
+  """
+  if (folder / name).exists():
+    return [folder / name]
+  index = folder / f"{name}.index.json"
+  if not index.exists():
+    return []
+  try:
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    outside = [shard for shard in shards if pathlib.PurePath(shard).name != shard]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{index} does not say which file has which weight: {error!r}") from error
+  if outside:
+    raise UserError(f"{index} names {outside[0]!r}: a shard must be a file of the same folder")
+  if absent := [shard for shard in shards if not (folder / shard).exists()]:
+    raise UserError(f"{index} names {_some(absent)}: not in {folder}: fetch the whole model again")
+  return [folder / shard for shard in shards]
+
+
+def _no_weights(folder: pathlib.Path) -> str:
+  """What is wrong with a folder without weights that can be read, and what to do about it."""
+  if others := sorted(p.name for p in folder.glob("*.safetensors")):
+    return (
+      f"{folder}: neither model.safetensors nor model.safetensors.index.json in it, only "
+      f"{_some(others)}: call the model's weights model.safetensors, or fetch its shards' index"
+    )
+  old = stored(folder, "pytorch_model.bin")
+  hint = f"; jaxkd convert {folder} makes one of {old[0].name}" if old else ""
+  return f"{folder}: no *.safetensors in it{hint}"
+
+
 def _read_names(folder: pathlib.Path) -> dict:
-  """Name → function that reads the array, over all safetensors files of a folder.
+  """Name → function that reads the array, over a folder's safetensors.
 
   Raises:
     UserError: none there, or damaged.
@@ -217,13 +259,9 @@ def _read_names(folder: pathlib.Path) -> dict:
     raise UserError(
       "reading Hugging Face weights needs safetensors: pip install 'jaxkd[hf]'"
     ) from error
-  paths = sorted(folder.glob("*.safetensors"))
+  paths = stored(folder, "model.safetensors")
   if not paths:
-    old = sorted(p.name for p in folder.glob("*.bin"))
-    raise UserError(
-      f"{folder}: no *.safetensors in it"
-      + (f"; jaxkd convert {folder} makes one of {old[0]}" if old else "")
-    )
+    raise UserError(_no_weights(folder))
   names = {}
   for path in paths:
     try:
