@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
@@ -189,8 +190,9 @@ def _check_trained(path: str, model: ConfigDict, training_path: str, training: C
 
 def _check_labels(block: ConfigDict) -> None:
   alphabet = block.alphabet
+  letters = [c for c in alphabet if not unicodedata.combining(c)]  # marks belong to many
   _require(
-    0 < len(set(alphabet)) == len(alphabet),
+    0 < len(set(letters)) == len(letters),
     "labels.alphabet",
     alphabet,
     f"{fields.AUTO}, or characters, each once",

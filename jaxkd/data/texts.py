@@ -12,6 +12,8 @@ from jaxkd.labels import UnknownSymbol, UnknownWords, Vocabulary, normalise
 from jaxkd.types import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
+# Kinds of classes whose texts have spaces between words or tokens, also where each has only one.
+_SPACED = ("phonemes", "tokens")
 
 
 class Spelling(NamedTuple):
@@ -29,7 +31,7 @@ class Spelling(NamedTuple):
   def of(cls, vocabulary: Vocabulary, texts: Iterable[str | None]) -> "Spelling":
     """As the transcripts write: where none has a space, none is taught between two of them."""
     spaced = any(" " in normalise(text) for text in texts if text)
-    return cls(vocabulary, " " if spaced or vocabulary.kind == "phonemes" else "")
+    return cls(vocabulary, " " if spaced or vocabulary.kind in _SPACED else "")
 
   def __call__(self, texts: list[str]) -> np.ndarray:
     """i32[U] of texts that follow one another."""
@@ -142,5 +144,7 @@ def _unwritten(text: str, vocabulary: Vocabulary, error: UnknownSymbol) -> str:
   said = f"the text {text[:60]!r} has {error.symbol!r}, which is no class of the model: "
   if vocabulary.kind == "sentencepiece":
     return f"{said}the transcripts of its training have none"
+  if vocabulary.kind == "tokens":
+    return f"{said}the text must be tokens of the model's vocabulary between spaces"
   known = "".join(s for i, s in enumerate(vocabulary.symbols) if i != vocabulary.blank_id)
   return f"{said}normalise the text, or add it to config.labels.alphabet (now {known!r})"
