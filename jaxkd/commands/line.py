@@ -26,7 +26,9 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+  "distil": Verb("distil", "Distils a teacher into a small recogniser, with audio alone."),
   "train": Verb("train", "Trains a student, its teacher first if need be, and evaluates both."),
+  "transcribe": Verb("transcribe", "Writes down what is said in recordings."),
   "evaluate": Verb("evaluate", "Evaluates a finished run on other data."),
   "search": Verb("search", "Searches with lexicon and language model, tuned on dev."),
   "grid": Verb("grid", "Trains many runs beside one teacher and writes their report."),
@@ -155,7 +157,7 @@ class Parser(argparse.ArgumentParser):
     """
     fields, rest = split_fields(argv)
     if fields and not self._takes_fields:
-      self.error(f"{fields[0]}: fields of a config are for train, grid and plan-tpu")
+      self.error(f"{fields[0]}: fields of a config are for distil, train, grid and plan-tpu")
     args, unknown = self.parse_known_intermixed_args(rest)
     for name in unknown:
       if not name.startswith("-"):

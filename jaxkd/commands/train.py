@@ -69,6 +69,11 @@ def run(args) -> int:
   if args.fields is not None:
     show_fields(args.fields)
     return 0
+  return train(args)
+
+
+def train(args) -> int:
+  """Trains what config, workdir and fields say; returns the exit status."""
   config, folder = overrides.parse(as_config_flags(args))
   from jaxkd.devices import mesh
   from jaxkd.training import loop, results

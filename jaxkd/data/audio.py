@@ -1,6 +1,7 @@
 """Audio files → 16 kHz mono float32, at the amplitude that the file has."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -78,6 +79,27 @@ def read(
   if wanted is not None and wanted - len(samples) > spare * rate:
     raise BrokenAudio(f"holds {len(samples) / rate:.2f} s of the {duration_seconds:.2f} s expected")
   return as_model_hears(_one_channel(samples), rate)
+
+
+def stream(path: str | os.PathLike) -> Iterator[np.ndarray]:
+  """f32[S] at 16 kHz, a file's samples in parts of some seconds, of which memory holds one.
+
+  Raises:
+    BrokenAudio: absent, unreadable, or with samples that are not numbers.
+  """
+  try:
+    with _opened(path) as file:
+      rate = file.samplerate
+      resampler = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32")
+      for block in _blocks(file, None):
+        samples = _one_channel(block)
+        if not np.isfinite(samples).all():
+          raise BrokenAudio("samples that are not numbers")
+        yield samples if rate == SAMPLE_RATE_HZ else resampler.resample_chunk(samples)
+      if rate != SAMPLE_RATE_HZ:
+        yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+  except (OSError, RuntimeError, ValueError) as error:
+    raise BrokenAudio(_reason(path, error)) from error
 
 
 def as_model_hears(samples: np.ndarray, rate_hz: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from jaxkd import files
 from jaxkd.data import audio
 from jaxkd.errors import UserError
 
@@ -50,6 +51,16 @@ def of_file(path: pathlib.Path) -> list[Entry]:
   rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
   names = _unique(row["audio_filepath"] for row in rows)
   return [_entry(name, row, path.parent) for name, row in zip(names, rows, strict=True)]
+
+
+def to_file(path: pathlib.Path, entries: list[Entry]) -> None:
+  """Writes what `of_file` reads, with absolute paths, whole or not at all."""
+  rows = []
+  for entry in entries:
+    row = {"audio_filepath": os.path.abspath(entry.path)}
+    given = {"offset": entry.offset or None, "duration": entry.seconds, "text": entry.text}
+    rows.append(row | {name: value for name, value in given.items() if value is not None})
+  files.write_jsonl(path, rows)
 
 
 def of_recording(path: pathlib.Path) -> list[Entry]:

@@ -243,20 +243,33 @@ def _open(spec: str, options: corpora.Options, limits: Limits) -> Source:
     reasons = ((i, limits.reason(s)) for i, s in enumerate(source.durations.tolist()))
     reasons = {i: reason for i, reason in reasons if reason}
     return source.without(reasons) if reasons else source
+  return _opened(spec, entries(spec, options), limits)
+
+
+def entries(spec: str, options: corpora.Options) -> list[Entry]:
+  """What a name stands for, unread; not of TFDS_CORPORA, whose utterances are no files.
+
+  Args:
+    spec: one name, as for `open_source`.
+    options: of the named corpora.
+
+  Raises:
+    UserError: absent or malformed.
+  """
+  corpus, colon, split = spec.partition(":")
   if colon and corpus in CORPORA:
-    entries = manifest.of_file(corpora.manifest(corpus, split, options))
-  elif (path := pathlib.Path(os.path.expanduser(spec))).is_dir():
-    entries = manifest.of_folder(spec, path)
-  elif path.is_file() and path.suffix.lower() in (*audio.EXTENSIONS, *audio.UNREAD_EXTENSIONS):
-    entries = manifest.of_recording(path)
-  elif path.is_file():
-    entries = manifest.of_file(path)
-  else:
-    raise UserError(
-      f"{spec}: no such file or folder; data is a manifest (JSON lines), a folder of audio, or "
-      + ", ".join(f"{name}:SPLIT" for name in (*CORPORA, *TFDS_CORPORA))
-    )
-  return _opened(spec, entries, limits)
+    return manifest.of_file(corpora.manifest(corpus, split, options))
+  path = pathlib.Path(os.path.expanduser(spec))
+  if path.is_dir():
+    return manifest.of_folder(spec, path)
+  if path.is_file() and path.suffix.lower() in (*audio.EXTENSIONS, *audio.UNREAD_EXTENSIONS):
+    return manifest.of_recording(path)
+  if path.is_file():
+    return manifest.of_file(path)
+  raise UserError(
+    f"{spec}: no such file or folder; data is a manifest (JSON lines), a folder of audio, a "
+    "recording, or " + ", ".join(f"{name}:SPLIT" for name in (*CORPORA, *TFDS_CORPORA))
+  )
 
 
 def _joined(name: str, sources: list[Source]) -> Source:
@@ -301,12 +314,12 @@ def _check_one_can_be_read(source: Source) -> None:
   raise UserError(f"{source.name}: no utterance can be decoded; the first: {first}")
 
 
-def _opened(name: str, entries: list[Entry], limits: Limits) -> Source:
+def _opened(name: str, given: list[Entry], limits: Limits) -> Source:
   """What entries stand for, with durations from the files' headers where none are given."""
   ids, durations, texts, parts, skipped = [], [], [], [], []
   cut = 0
-  with console.progress(f"opening {name}", len(entries)) as update:
-    for entry in entries:
+  with console.progress(f"opening {name}", len(given)) as update:
+    for entry in given:
       update()
       try:
         seconds = _seconds(entry)
@@ -326,7 +339,7 @@ def _opened(name: str, entries: list[Entry], limits: Limits) -> Source:
       "pieces, %d utterances in all",
       name,
       cut,
-      len(entries),
+      len(given),
       limits.max_seconds,
       len(ids),
     )

@@ -1,8 +1,9 @@
 """Phonemes of a lexicon as classes, with end-of-word variants as in the paper."""
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -58,6 +59,11 @@ class PhonemeVocabulary(Vocabulary):
         words.append(self._words.get(tuple(sounds)) or _no_word(sounds))
         sounds = []
     return " ".join([*words, _no_word(sounds)] if sounds else words)
+
+  def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """See `Vocabulary._spans`."""
+    ends = [i + 1 for i, label in enumerate(ids) if self.symbols[label].endswith(WORD_END)]
+    return itertools.pairwise([0, *ends, len(ids)])
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
     """See `Vocabulary.spellings`."""

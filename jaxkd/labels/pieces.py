@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import io
+import itertools
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -55,6 +56,11 @@ class PieceVocabulary(Vocabulary):
     """Normalised text of labels (blanks and repeats already gone)."""
     pieces = (self.symbols[i] for i in ids if i != self.blank_id)
     return normalise("".join(pieces).replace(WORD_START, " "))
+
+  def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """See `Vocabulary._spans`."""
+    starts = [i for i, label in enumerate(ids) if self.symbols[label].startswith(WORD_START)]
+    return itertools.pairwise([0, *starts, len(ids)])
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
     """See `Vocabulary.spellings`."""

@@ -1,7 +1,7 @@
 """Tokens between spaces as classes, such as phonemes that a Hugging Face model hears."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -45,6 +45,10 @@ class TokenVocabulary(Vocabulary):
   def decode(self, ids: Iterable[int]) -> str:
     """Normalised tokens of labels (blanks and repeats already gone), spaces between them."""
     return normalise(" ".join(self._texts[i] for i in ids))
+
+  def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """See `Vocabulary._spans`."""
+    return ((i, i + 1) for i in range(len(ids)))
 
   def spellings(self, word: str) -> list[tuple[int, ...]]:
     """See `Vocabulary.spellings`."""

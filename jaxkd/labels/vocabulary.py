@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -114,6 +114,20 @@ class Vocabulary:
   def decode(self, ids: Iterable[int]) -> str:
     """Normalised text of labels (blanks and repeats already gone)."""
     return normalise("".join(self._texts[i] for i in ids))
+
+  def words(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+    """The words of `decode`, each with the half-open range of the labels that spell it."""
+    found = [(self.decode(ids[start:end]), start, end) for start, end in self._spans(ids)]
+    return [span for span in found if span[0]]
+
+  def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of labels, of which each is a word or nothing; here between spaces."""
+    start = 0
+    for index, label in enumerate(ids):
+      if self._texts[label] == " ":
+        yield start, index
+        start = index + 1
+    yield start, len(ids)
 
   def space_ids(self) -> tuple[int, ...]:
     """The class of the space between words; nothing where there is none."""

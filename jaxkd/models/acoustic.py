@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,31 @@ from jaxkd.types import SAMPLE_RATE_HZ, FrameOutput
 
 # Audio that is heard at once; longer audio is heard in windows, each with a margin of what comes
 # before and after it.
-_LONGEST_SECONDS, _WINDOW_SECONDS, _MARGIN_SECONDS = 60.0, 40.0, 4.0
+LONGEST_SECONDS = 60.0
+_WINDOW_SECONDS, _MARGIN_SECONDS = 40.0, 4.0
+
+
+class Windows(NamedTuple):
+  """How long audio is divided, in output frames.
+
+  Attributes:
+    size: of a window.
+    margin: at each end, where a window's output is not used but at the ends of the audio.
+  """
+
+  size: int
+  margin: int
+
+  @classmethod
+  def of(cls, frame_samples: int) -> "Windows":
+    """For a model with so many audio samples in a frame."""
+    in_frames = lambda seconds: max(1, int(seconds * SAMPLE_RATE_HZ) // frame_samples)
+    return cls(in_frames(_WINDOW_SECONDS), in_frames(_MARGIN_SECONDS))
+
+  @property
+  def hop(self) -> int:
+    """From the start of one to that of the next."""
+    return self.size - 2 * self.margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +97,14 @@ def _apply(graphdef, frame_samples: int, params, audio: jax.Array, audio_len: ja
     out = nnx.merge(graphdef, params)(audio, audio_len)
     return FrameOutput(out.logits.astype(jnp.float32), out.mask)
 
-  if audio.shape[1] <= _LONGEST_SECONDS * SAMPLE_RATE_HZ:
+  if audio.shape[1] <= LONGEST_SECONDS * SAMPLE_RATE_HZ:
     return sharding.by_rows(whole(audio, audio_len))
   return sharding.by_rows(_in_windows(whole, audio, audio_len, frame_samples))
 
 
 def _in_windows(model, audio: jax.Array, audio_len: jax.Array, frame_samples: int) -> FrameOutput:
   """A model's output of long audio, pieced together from the middles of windows."""
-  in_frames = lambda seconds: max(1, int(seconds * SAMPLE_RATE_HZ) // frame_samples)
-  window, margin = in_frames(_WINDOW_SECONDS), in_frames(_MARGIN_SECONDS)
-  hop = window - 2 * margin
+  (window, margin), hop = (windows := Windows.of(frame_samples)), windows.hop
   count = -(-max(0, -(-audio.shape[1] // frame_samples) - window) // hop) + 1
   size = ((count - 1) * hop + window) * frame_samples
   audio = jnp.pad(audio, ((0, 0), (0, size - audio.shape[1])))

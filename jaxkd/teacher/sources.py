@@ -40,21 +40,23 @@ class Found:
   load: Callable[[jax.sharding.Mesh], AcousticModel]
 
 
-def find(source: str, *, pool: int, dtype: str) -> Found:
+def find(source: str, *, pool: int, dtype: str, named: str = "config.teacher.source is ") -> Found:
   """The teacher at a source: a finished workdir, a Hugging Face model, or an ensemble of several.
 
   Args:
     source: a folder, or org/name on the hub; several with commas between.
     pool: 20 ms frames of a Hugging Face model that become one; a workdir has its own.
     dtype: of a Hugging Face model's arithmetic.
+    named: where the source stands, for errors.
 
   Raises:
     UserError: no teacher there, one that cannot be used, or several that do not go together.
   """
-  names = members(source)
+  names = members(source, named)
   if len(names) > 1:
-    return _together(source, [find(name, pool=pool, dtype=dtype) for name in names])
-  if not _is_huggingface(source):
+    found = [find(name, pool=pool, dtype=dtype, named=named) for name in names]
+    return _together(source, found)
+  if not _is_huggingface(source, named):
     found = kept.read(pathlib.Path(source).expanduser())
     structure = found.graphdef, found.like
     return Found(source, found.vocabulary, found.architecture.frame_samples, *structure, found.load)
@@ -86,7 +88,7 @@ def _together(source: str, found: list[Found]) -> Found:
   return Found(source, first.vocabulary, first.frame_samples, *structure, load)
 
 
-def members(source: str) -> list[str]:
+def members(source: str, named: str = "config.teacher.source is ") -> list[str]:
   """The teachers of a source, which are several where commas stand between.
 
   Raises:
@@ -94,11 +96,11 @@ def members(source: str) -> list[str]:
   """
   found = [part.strip() for part in source.split(",")]
   if not all(found):
-    raise UserError(f"config.teacher.source is {source!r}: teachers with single commas between")
+    raise UserError(f"{named}{source!r}: teachers with single commas between")
   return found
 
 
-def _is_huggingface(source: str) -> bool:
+def _is_huggingface(source: str, named: str) -> bool:
   """Whether a teacher's source is a Hugging Face model and not a workdir.
 
   Raises:
@@ -111,8 +113,9 @@ def _is_huggingface(source: str) -> bool:
     if source.count("/") == 1 and not folder.parent.is_dir():
       return True
     raise UserError(
-      f"config.teacher.source is {source!r}: no such folder; it must be train, none, the workdir "
-      "of a finished run, or a model in Hugging Face's layout (a folder, or org/name on its hub)"
+      f"{named}{source!r}: no such folder; it must be the workdir of a finished run, or a model in "
+      "Hugging Face's layout (a folder, or org/name on its hub)"
+      + ("; or train, or none" if "config" in named else "")
     )
   config = folder / "config.json"
   if not config.exists() or "recipe" in files.read_json(config):

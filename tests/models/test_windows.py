@@ -48,7 +48,7 @@ def test_windows_give_what_the_whole_gives(monkeypatch, short):
   audio = rng.standard_normal((len(frames), 83 * FRAME), dtype=np.float32)
   lengths = (frames * FRAME).astype(np.int32)
   whole = model(short)(audio, lengths)
-  monkeypatch.setattr(acoustic, "_LONGEST_SECONDS", 1.0)
+  monkeypatch.setattr(acoustic, "LONGEST_SECONDS", 1.0)
   jax.clear_caches()
   pieced = model(short)(audio, lengths)
   size = whole.mask.shape[1]

@@ -1,0 +1,119 @@
+"""jaxkd distil: a teacher and a folder of audio in, a small recogniser out; no transcripts.
+
+The same run as `jaxkd train --config=symmetric:manifest-SIZE …`, which it prints.
+"""
+
+import hashlib
+import logging
+import os
+import pathlib
+import re
+import shlex
+
+from jaxkd import config as config_lib
+from jaxkd.commands import line, train
+from jaxkd.errors import UserError
+
+log = logging.getLogger(__name__)
+_EPILOG = """\
+Frames beside what the teacher hears as a label carry the loss (symmetric
+selection), so no transcript is read and any speech of the language will do.
+
+examples:
+  %(prog)s --teacher=facebook/hubert-large-ls960-ft --audio=recordings
+  %(prog)s --teacher=runs/teacher --audio=a,b --size=tiny \\
+    --dev=dev.jsonl --config.training.epochs=20"""
+# Of audio without dev data: every so manieth recording, but no more than so many.
+_HELD_OUT_EVERY, _HELD_OUT_MOST = 20, 200
+
+
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = _EPILOG
+  add = parser.add_argument
+  add(
+    "--teacher",
+    required=True,
+    metavar="SOURCE",
+    help="a model with CTC head in Hugging Face's layout (a folder, or org/name on its hub), or "
+    "the workdir of a finished run; several with commas between are averaged",
+  )
+  add(
+    "--audio",
+    required=True,
+    metavar="DATA",
+    help="what is learnt from: folders, recordings, manifests, with commas between",
+  )
+  sizes = "; ".join(f"{name}: {size.about}" for name, size in config_lib.SIZES.items())
+  add("--size", choices=tuple(config_lib.SIZES), default="small", help=sizes)
+  add("--dev", metavar="DATA", default="", help="chooses the best student; default: held-out audio")
+  add("--test", metavar="DATA", default="", help="transcribed, for a word error rate at the end")
+  add("--out", metavar="DIR", help="the workdir (default runs/distil-AUDIO)")
+  parser.add_fields("a field of the config, as for train")
+
+
+def run(args) -> int:
+  """Trains as the train command does; returns the exit status."""
+  folder = pathlib.Path(args.out or f"runs/distil-{_short(args.audio)}")
+  data, dev = args.audio, args.dev
+  if not dev:
+    data, dev = hold_out(args.audio, folder)
+  given = {
+    "teacher.source": _absolute(args.teacher),
+    "data.train": data,
+    "data.dev": dev,
+    "data.test": args.test,
+  }
+  flags = [f"--config.{name}={value}" for name, value in given.items() if value]
+  args.config, args.workdir = f"symmetric:manifest-{args.size}", str(folder)
+  args.config_fields = [*flags, *args.config_fields]
+  said = [f"--config={args.config}", f"--workdir={args.workdir}", *args.config_fields]
+  log.info("the same as: %s train %s", line.pasted(), " ".join(map(shlex.quote, said)))
+  return train.train(args)
+
+
+def _short(audio: str) -> str:
+  """A name for a workdir."""
+  name = pathlib.Path(audio.split(",")[0].rstrip("/")).stem
+  return re.sub(r"[^\w.-]+", "-", name).strip("-") or "audio"
+
+
+def _absolute(teacher: str) -> str:
+  """A teacher's folders by their whole paths, so that the run can be resumed from anywhere."""
+  whole = lambda name: os.path.abspath(name) if os.path.isdir(name) else name
+  return ",".join(whole(os.path.expanduser(part.strip())) for part in teacher.split(","))
+
+
+def hold_out(audio: str, folder: pathlib.Path) -> tuple[str, str]:
+  """Splits audio in two: what is learnt from, and what the student is compared with its teacher on.
+
+  A recording's name decides, so that more of them may be added later.
+
+  Args:
+    audio: names of data, as for `data.sources.open_source`.
+    folder: the workdir, where both manifests are written.
+
+  Returns:
+    Paths of the manifests.
+
+  Raises:
+    UserError: the audio is not there, or too little to hold out any.
+  """
+  from jaxkd.data import manifest, sources
+  from jaxkd.data.corpora import Options
+
+  found = [e for part in sources.parts_of(audio) for e in sources.entries(part, Options())]
+  order = sorted(found, key=lambda entry: hashlib.sha256(entry.id.encode()).digest())
+  count = min(-(-len(found) // _HELD_OUT_EVERY), _HELD_OUT_MOST)
+  if len(found) < 2:
+    raise UserError(f"--audio={audio} is a single recording: give --dev=DATA beside it")
+  held = {id(entry) for entry in order[:count]}
+  kept = [e._replace(text=None) for e in found if id(e) not in held]
+  dev = [e for e in found if id(e) in held]
+  for name, entries in (("train", kept), ("dev", dev)):
+    manifest.to_file(folder / "data" / f"{name}.jsonl", entries)
+  said = (
+    "no --dev: %d of %d recordings are held out; the student is chosen by its KL to the teacher"
+  )
+  log.info(said, count, len(found))
+  return str(folder / "data" / "train.jsonl"), str(folder / "data" / "dev.jsonl")

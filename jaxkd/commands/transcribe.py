@@ -1,0 +1,164 @@
+"""jaxkd transcribe: recordings in, words out."""
+
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+from jaxkd import console, files
+from jaxkd.commands import line
+from jaxkd.errors import UserError
+
+_EPILOG = """\
+MODEL is the workdir of a finished run, or a model with CTC head in Hugging
+Face's layout (a folder, or org/name on its hub). Folders are searched for
+recordings; - reads one from standard input: a file's bytes, or raw 16-bit
+samples at 16 kHz.
+
+Without --format the text goes to standard output; with it, each recording's
+transcript goes to a file beside it, or in --out.
+
+examples:
+  %(prog)s runs/symmetric-demo talk.wav
+  %(prog)s runs/symmetric-demo recordings --format=srt --out=subtitles"""
+_FORMATS = ("txt", "json", "srt", "vtt", "ctm")
+
+
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = _EPILOG
+  add = parser.add_argument
+  add("model_source", metavar="MODEL", help="what listens; see below")
+  add("inputs", metavar="INPUT", nargs="+", help="recordings, folders of them, or -")
+  add("--model", choices=("student", "teacher"), default="student", help="of a finished run")
+  add("--format", choices=_FORMATS, help="of files with times and confidences")
+  add("--out", metavar="DIR", type=pathlib.Path, help="where these files go")
+  search = parser.add_argument_group("search")
+  add = search.add_argument
+  add(
+    "--beam", metavar="N", type=line.whole(1), default=1, help="of the prefix beam, or with words"
+  )
+  add("--lexicon", metavar="FILE", help="a word a line: nothing else is heard; needs jaxkd[decode]")
+  add("--lm", metavar="FILE", help="an ARPA file, whose words are the lexicon where none is given")
+  add("--lm_weight", metavar="W", type=line.number(-1e3, 1e3), default="1", help="of log10 p")
+  add("--phrases", metavar="FILE", help="a phrase a line, to be favoured by a prefix beam")
+  add("--boost", metavar="B", type=line.number(0, 1e3), default="3", help="of each, added to log p")
+
+
+def run(args) -> int:
+  """Transcribes; returns the exit status, 1 where a recording could not be used."""
+  from jaxkd.data.audio import BrokenAudio
+  from jaxkd.inference import recogniser
+
+  if args.out and not args.format:
+    raise UserError(f"--out={args.out} is for files: say which with --format=txt, srt, …")
+  with tempfile.TemporaryDirectory() as spool:
+    found = _recordings(args.inputs, spool)
+    loaded = recogniser.load(args.model_source, args.model)
+    search = _search(args, loaded.model.vocabulary, recogniser)
+    started, heard, broken = time.monotonic(), 0.0, []
+    with console.progress("transcribing", len(found)) as update:
+      said = loaded.each([entry.path for entry in found], search=search)
+      for entry, transcript in zip(found, said, strict=True):
+        update()
+        if isinstance(transcript, BrokenAudio):
+          broken.append((entry.id, str(transcript)))
+          continue
+        heard += transcript.seconds
+        _give(transcript, entry, args, many=len(found) > 1)
+  seconds = time.monotonic() - started
+  for name, reason in broken:
+    console.err.print(f"{name}: {reason}", highlight=False, markup=False, soft_wrap=True)
+  told = f"{heard:.0f} s of audio in {seconds:.1f} s, {heard / seconds:.0f} times real time"
+  if broken:
+    told += f"; {len(broken)} of {len(found)} recordings could not be used"
+  console.err.print(told, highlight=False, markup=False, soft_wrap=True)
+  return 1 if broken else 0
+
+
+def _recordings(inputs: list[str], spool: str):
+  """Entries of all recordings.
+
+  Raises:
+    UserError: a folder without audio.
+  """
+  from jaxkd.data import manifest
+
+  found = []
+  for given in inputs:
+    path = pathlib.Path(os.path.expanduser(given))
+    if given == "-":
+      found.append(manifest.Entry("stdin", _spooled(spool)))
+    elif path.is_dir():
+      entries = manifest.of_folder(given, path)
+      found += [entry._replace(id=os.path.join(given, entry.id)) for entry in entries]
+    else:
+      (entry,) = manifest.of_recording(path)
+      found.append(entry._replace(id=given))
+  return found
+
+
+def _spooled(folder: str) -> str:
+  """Standard input as a file: as it is, or raw samples with a header."""
+  import numpy as np
+  import soundfile
+
+  data = sys.stdin.buffer.read()
+  path = os.path.join(folder, "stdin")
+  with open(path, "wb") as file:
+    file.write(data)
+  try:
+    soundfile.info(path)
+  except RuntimeError:
+    samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
+    soundfile.write(path, samples, 16_000, format="WAV", subtype="PCM_16")
+  return path
+
+
+def _search(args, vocabulary, recogniser):
+  """What the flags ask for; None for the best path."""
+  from jaxkd.inference.search import lexicon
+
+  if args.phrases and (args.lexicon or args.lm):
+    raise UserError("--phrases is for the prefix beam: leave out --lexicon and --lm")
+  if args.lexicon or args.lm:
+    lm = lexicon.open_lm(pathlib.Path(args.lm).expanduser()) if args.lm else None
+    words = lm.words if lm else ()
+    if args.lexicon:
+      words = lexicon.read_words(pathlib.Path(args.lexicon).expanduser())
+    beam = args.beam if args.beam > 1 else lexicon.Options().beam
+    options = lexicon.Options(beam=beam, lm_weight=args.lm_weight if lm else 0.0)
+    return recogniser.with_lexicon(vocabulary, words, lm, options)
+  phrases = _phrases(pathlib.Path(args.phrases).expanduser()) if args.phrases else []
+  if not phrases and args.beam == 1:
+    return None
+  beam = args.beam if args.beam > 1 else recogniser.NBEST
+  return recogniser.with_beam(vocabulary, beam=beam, phrases=phrases, boost=args.boost)
+
+
+def _phrases(path: pathlib.Path) -> list[str]:
+  try:
+    found = [text.strip() for text in path.read_text(encoding="utf-8-sig").splitlines()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"--phrases={path} cannot be read: {error}") from error
+  if not any(found):
+    raise UserError(f"--phrases={path} holds no phrases: one a line")
+  return [text for text in found if text]
+
+
+def _give(transcript, entry, args, *, many: bool) -> None:
+  """Prints a transcript, or writes its file."""
+  from jaxkd.inference.transcript import FORMATS
+
+  if not args.format:
+    console.out.file.write(f"{entry.id}\t{transcript.text}\n" if many else f"{transcript.text}\n")
+    console.out.file.flush()
+    return
+  path = pathlib.Path(entry.path).with_suffix(f".{args.format}")
+  if args.out or entry.id == "stdin":
+    path = (args.out or pathlib.Path()) / path.name
+  try:
+    files.write_text(path, FORMATS[args.format](transcript))
+  except OSError as error:
+    raise UserError(f"{path} cannot be written: {error.strerror}; --out=DIR") from error
