@@ -1,4 +1,4 @@
-"""What logits say of a frame, in float32, whatever their dtype and what is common to all of them."""
+"""What logits say of a frame, in float32, whatever their dtype and common offset."""
 
 import jax
 import jax.numpy as jnp

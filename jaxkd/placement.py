@@ -26,9 +26,9 @@ def split_alike(compute: Callable, axes: int, *arrays):
   if mesh is None:
     return compute(*arrays)
   out = NamedSharding(mesh, PartitionSpec(*types[0].sharding.spec[:axes]))
-  return jax.jit(
-    jax.sharding.auto_axes(compute, axes=mesh.explicit_axes, out_sharding=out)
-  )(*arrays)
+  return jax.jit(jax.sharding.auto_axes(compute, axes=mesh.explicit_axes, out_sharding=out))(
+    *arrays
+  )
 
 
 def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
@@ -55,7 +55,7 @@ def first_row(x: jax.Array) -> jax.Array | int:
   """i32[], the number of the first row of x[B, ...] among those of all shards.
 
   Inside of `jax.shard_map` rows are taken to be split over the axes of the mesh that x varies over,
-  in the mesh's order; with check_vma=False, when that is not known, over all that it is mapped over.
+  in the mesh's order; with check_vma=False, when that is not known, over all mapped axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = mesh.manual_axes

@@ -97,7 +97,7 @@ def _align(logits, logit_len, labels, label_len, blank_id) -> Alignment:
 
 
 def _viterbi(logits, logit_len, labels, label_len, blank_id):
-  """`viterbi` of one row that is feasible by its lengths: path i32[T], first i32[U], score f32[]."""
+  """`viterbi` of one feasible row: path i32[T], first i32[U], score f32[]."""
   size, frames = len(labels), jnp.arange(len(logits), dtype=jnp.int32)
   # Labels of padding come after the last one, where no path gets to that ends in it.
   classes = jnp.zeros(2 * size + 1, jnp.int32) + blank_id

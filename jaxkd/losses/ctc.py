@@ -113,8 +113,8 @@ def ctc_loss(
     blank_id: the blank's class, int or traced i32[].
 
   Returns:
-    f32[B], never below 0, float32 for float64 logits too. +inf with a gradient of exactly 0 where no
-    path spells the labels: where `ctc_is_feasible` is False, logit_len is above T, a label that
+    f32[B], never below 0, float32 for float64 logits too. +inf with a gradient of exactly 0 where
+    no path spells the labels: where `ctc_is_feasible` is False, logit_len is above T, a label that
     counts is the blank or none of the V classes, every path has probability 0, or a traced blank_id
     is no class. NaN, with NaN in the gradient, for the other rows with NaN, +inf, or -inf for every
     class in a real frame.
@@ -206,7 +206,7 @@ def _lattice(logit_len, labels, label_len, frames: int) -> _Lattice:
   before = states[None] + jnp.pad(jnp.cumsum(repeats, 1, jnp.int32), ((0, 0), (1, 0)))
   needed = jnp.take_along_axis(before, label_len[:, None], 1)
   last = logit_len[:, None] - 1 - needed
-  mandatory = jnp.pad(repeats, ((0, 0), (0, 1)))
+  mandatory = jnp.pad(repeats, ((0, 0), (0, 1))).astype(jnp.int32)
   blank_last = jnp.where(states[None] < label_len[:, None], last + before + mandatory, -1)
   blank_last = jnp.where(states[None] == label_len[:, None], frames, blank_last)
   label_last = jnp.where(states[None, 1:] <= label_len[:, None], last + before[:, 1:], -1)
