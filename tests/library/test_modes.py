@@ -234,9 +234,10 @@ MODES = {
   "shard_map": (in_shards, FUNCTIONS),
   "shard_map_unchecked": (functools.partial(in_shards, check_vma=False), ("ctc_loss", "viterbi")),
   "explicit": (on_explicit_axes, FUNCTIONS),
-  "explicit_eager": (
-    functools.partial(on_explicit_axes, context=False, jitted=False),
-    FUNCTIONS,
+  "explicit_eager": (functools.partial(on_explicit_axes, jitted=False), FUNCTIONS),
+  "explicit_without_context": (
+    functools.partial(on_explicit_axes, context=False),
+    ("ctc_loss", "viterbi", "random_blanks"),
   ),
 }
 
