@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxkd import arguments
 from jaxkd.types import FrameOutput
 
 
@@ -12,8 +13,9 @@ def lift(x, ndim: int):
 
 
 def length_mask(lengths: jax.Array, size: int) -> jax.Array:
-  """bool[..., size], True at positions below i32[...] `lengths`."""
-  return lift(jnp.arange(size), lengths.ndim + 1) < lengths[..., None]
+  """bool[..., size], True at positions below `lengths` [...] of any integer dtype, or lists."""
+  lengths = arguments.integers("lengths", lengths, "...")[..., None]
+  return lift(jnp.arange(size, dtype=jnp.int32), lengths.ndim) < lengths
 
 
 def strided_len(lengths, stride: int):
@@ -27,17 +29,28 @@ def zero_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def dilate(mask: jax.Array, *, before, after) -> jax.Array:
-  """bool[T]: positions with a True of bool[T] `mask` at most `after` behind or `before` ahead.
+  """bool[..., T]: positions with a True of `mask` at most `after` behind or `before` ahead.
 
-  `before` and `after` are int or traced i32[]; a True at t reaches from t - before to t + after.
+  Args:
+    mask: bool[..., T].
+    before, after: positions ≥ 0, int or traced i32[]; a True at t reaches from t - before to
+      t + after. Where a traced one is below 0, the result is False everywhere.
+
+  Raises:
+    TypeError, ValueError: an argument is of another kind, or below 0 and known.
   """
-  size = mask.shape[0]
-  positions = jnp.arange(size)
-  last = jax.lax.cummax(jnp.where(mask, positions, -2 * size), axis=0)
-  following = jax.lax.cummin(jnp.where(mask, positions, 3 * size), axis=0, reverse=True)
-  return (positions - last <= jnp.minimum(after, size)) | (
+  mask = arguments.truths("mask", mask, "..., T")
+  (before, some), (after, other) = (
+    arguments.count(name, x) for name, x in (("before", before), ("after", after))
+  )
+  size, axis = mask.shape[-1], mask.ndim - 1
+  positions = lift(jnp.arange(size, dtype=jnp.int32), mask.ndim)
+  last = jax.lax.cummax(jnp.where(mask, positions, -2 * size), axis=axis)
+  following = jax.lax.cummin(jnp.where(mask, positions, 3 * size), axis=axis, reverse=True)
+  near = (positions - last <= jnp.minimum(after, size)) | (
     following - positions <= jnp.minimum(before, size)
   )
+  return near & some & other
 
 
 def same_frames(a: FrameOutput, b: FrameOutput) -> tuple[FrameOutput, FrameOutput]:

@@ -7,21 +7,53 @@ Every selector has the form
 where `mask` is True for real frames, `blank_id` is the class of the blank, and the result is a
 subset of `mask`; or f32[B, T], weights ≥ 0 that are 0 outside of `mask` (`soft`). Only the teacher
 is looked at. Padded frames are never read, so they may hold NaN.
-A *label frame* is one whose most probable class is not the blank.
+
+A *label frame* is one whose most probable class is not the blank. -inf excludes a class. A real
+frame without a softmax (NaN, +inf, or -inf for every class) counts as a label frame, so that it is
+selected and reaches the loss, which is NaN then; its weight is NaN.
+
+What does not fit raises ValueError or TypeError when it is traced. Numbers may be traced (f32[],
+counts and blank_id i32[]); where such a one is not what it must be, nothing is selected, and
+weights are NaN.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from jaxkd import arguments
+from jaxkd.logits import is_distribution, log_softmax
 from jaxkd.masks import dilate, lift
+from jaxkd.placement import first_row, split_alike
 
 
+def _selector(select: Callable) -> Callable:
+  """The function for checked arrays on any mesh."""
+
+  @functools.wraps(select)
+  def checked(logits, mask, *, blank_id, **options):
+    logits = arguments.floats("logits", logits, "..., T, V")
+    mask = arguments.truths("mask", mask, "..., T")
+    arguments.check_shape("mask", mask, logits.shape[:-1], "the frames of logits")
+    blank_id, exists = arguments.class_id("blank_id", blank_id, logits.shape[-1])
+    options["blank_id"] = blank_id
+    traced = {name: x for name, x in options.items() if isinstance(x, jax.Array)}
+    compute = lambda logits, mask, traced: select(logits, mask, **options | traced)
+    return split_alike(compute, mask.ndim, logits, mask & exists, traced)
+
+  return checked
+
+
+@_selector
 def all_frames(logits: jax.Array, mask: jax.Array, *, blank_id: int) -> jax.Array:
   """Every real frame ("standard")."""
   del logits, blank_id
   return mask
 
 
+@_selector
 def nonblank(
   logits: jax.Array,
   mask: jax.Array,
@@ -34,24 +66,36 @@ def nonblank(
 
   Args:
     logits, mask, blank_id: see the module.
-    log_prior: float[V]; prior_scale · log_prior is subtracted from the teacher's log probabilities
-      before the argmax, which makes blanks rarer. None for none.
-    prior_scale: 0.5 in the paper.
+    log_prior: float[V], finite; prior_scale · log_prior is subtracted from the teacher's log
+      probabilities before the argmax, which makes blanks rarer. None for none.
+    prior_scale: 0.5 in the paper; without a log_prior it must be 0.
   """
-  if log_prior is not None:
-    log_prior = lift(jnp.asarray(log_prior), logits.ndim)
-    logits = jax.nn.log_softmax(logits.astype(jnp.float32)) - prior_scale * log_prior
-  return mask & (jnp.argmax(logits, axis=-1) != blank_id)
+  prior_scale, sound = arguments.number("prior_scale", prior_scale, lambda x: x == x, "finite")
+  if log_prior is None:
+    if isinstance(prior_scale, jax.Array) or prior_scale:
+      raise ValueError(f"prior_scale is {prior_scale}; without a log_prior it must be 0")
+    return _label_frames(logits, mask, blank_id)
+  log_prior = arguments.floats("log_prior", log_prior, "V")
+  arguments.check_shape("log_prior", log_prior, logits.shape[-1:], "the classes of logits")
+  prior = prior_scale * lift(log_prior.astype(jnp.float32), logits.ndim)
+  return _label_frames(log_softmax(logits) - prior, mask & sound, blank_id)
 
 
+def _label_frames(scores, mask, blank_id):
+  """bool[..., T], of scores float[..., T, V]."""
+  return mask & ((jnp.argmax(scores, axis=-1) != blank_id) | ~is_distribution(scores))
+
+
+@_selector
 def trim(logits: jax.Array, mask: jax.Array, *, blank_id: int) -> jax.Array:
   """From an utterance's first label frame to its last; nothing where it has none."""
-  labels = nonblank(logits, mask, blank_id=blank_id)
+  labels = _label_frames(logits, mask, blank_id)
   started = jnp.cumsum(labels, axis=-1) > 0
   not_over = jnp.cumsum(labels[..., ::-1], axis=-1)[..., ::-1] > 0
   return mask & started & not_over
 
 
+@_selector
 def keep(
   logits: jax.Array, mask: jax.Array, *, blank_id: int, before: int, after: int
 ) -> jax.Array:
@@ -61,10 +105,10 @@ def keep(
     logits, mask, blank_id: see the module.
     before, after: frames ≥ 0; int or traced i32[].
   """
-  labels = nonblank(logits, mask, blank_id=blank_id)
-  return mask & jax.vmap(lambda row: dilate(row, before=before, after=after))(labels)
+  return mask & dilate(_label_frames(logits, mask, blank_id), before=before, after=after)
 
 
+@_selector
 def symmetric(logits: jax.Array, mask: jax.Array, *, blank_id: int, n: int) -> jax.Array:
   """Label frames and the n frames on each side of each ("symmetric selection").
 
@@ -72,9 +116,12 @@ def symmetric(logits: jax.Array, mask: jax.Array, *, blank_id: int, n: int) -> j
     logits, mask, blank_id: see the module.
     n: frames ≥ 0, 2 for TED-LIUM and 4 for LibriSpeech in the paper; int or traced i32[].
   """
+  if not isinstance(n, jax.core.Tracer):
+    n, _ = arguments.count("n", n)
   return keep(logits, mask, blank_id=blank_id, before=n, after=n)
 
 
+@_selector
 def threshold(
   logits: jax.Array, mask: jax.Array, *, blank_id: int, min_label_prob: float
 ) -> jax.Array:
@@ -84,10 +131,12 @@ def threshold(
     logits, mask, blank_id: see the module.
     min_label_prob: in [0, 1]; the softmax is taken at temperature 1.
   """
-  label_mass = _label_mass(logits, mask, blank_id)
-  return nonblank(logits, mask, blank_id=blank_id) | (mask & (label_mass >= min_label_prob))
+  least, sound = _share("min_label_prob", min_label_prob)
+  enough = _label_mass(logits, mask, blank_id) >= least
+  return sound & (_label_frames(logits, mask, blank_id) | (mask & enough))
 
 
+@_selector
 def soft(
   logits: jax.Array, mask: jax.Array, *, blank_id: int, min_weight: float = 0.0
 ) -> jax.Array:
@@ -98,43 +147,57 @@ def soft(
     min_weight: in [0, 1], the least that a blank frame weighs; the softmax is taken at
       temperature 1.
   """
-  weights = jnp.maximum(_label_mass(logits, mask, blank_id), min_weight)
-  weights = jnp.where(nonblank(logits, mask, blank_id=blank_id), 1.0, weights)
+  least, sound = _share("min_weight", min_weight)
+  weights = jnp.maximum(_label_mass(logits, mask, blank_id), least)
+  labels = _label_frames(logits, mask, blank_id) & ~jnp.isnan(weights)
+  weights = jnp.where(sound, jnp.where(labels, 1.0, weights), jnp.nan)
   return jnp.where(mask, weights, 0.0)
 
 
-def _label_mass(logits, mask, blank_id: int) -> jax.Array:
-  """f32[B, T]: 1 - p(blank) at temperature 1."""
-  scores = jnp.where(mask[..., None], logits.astype(jnp.float32), 0)
-  is_blank = lift(jnp.arange(scores.shape[-1]) == blank_id, scores.ndim)
+def _share(name: str, value):
+  """As `arguments.number`, of what is in [0, 1]."""
+  return arguments.number(name, value, lambda x: (x >= 0) & (x <= 1), "from 0 to 1")
+
+
+def _label_mass(logits, mask, blank_id) -> jax.Array:
+  """f32[..., T]: 1 - p(blank) at temperature 1; NaN where there is no softmax."""
+  probs = jnp.exp(log_softmax(jnp.where(mask[..., None], logits, 0)))
+  is_blank = lift(jnp.arange(probs.shape[-1], dtype=jnp.int32) == blank_id, probs.ndim)
   # Summed over labels: 1 - p(blank) would lose a small mass to rounding.
-  return jnp.where(is_blank, 0, jax.nn.softmax(scores)).sum(-1)
+  return jnp.where(is_blank, 0, probs).sum(-1)
 
 
+@_selector
 def random_blanks(
   logits: jax.Array, mask: jax.Array, *, blank_id: int, ratio: float, key: jax.Array
 ) -> jax.Array:
   """Label frames, and round(ratio · label frames) of each utterance's blank frames at random.
 
   Drawn without replacement; all blank frames where there are fewer. Row b draws with
-  fold_in(key, b), and a frame's lot does not depend on the padding.
+  fold_in(key, b), and a frame's lot does not depend on the padding. Inside of `jax.shard_map` b
+  counts the rows of all shards, as `jaxkd.placement.first_row` tells them apart: a batch that is
+  split over its rows draws what the whole one would.
 
   Args:
     logits, mask, blank_id: see the module.
     ratio: ≥ 0.
-    key: typed PRNG key.
+    key: typed PRNG key, the same in every shard.
   """
-  draw = lambda x, m, row: _random_row(x, m, blank_id, ratio, jax.random.fold_in(key, row))
-  return jax.vmap(draw)(logits, mask, jnp.arange(mask.shape[0]))
-
-
-def _random_row(logits, mask, blank_id, ratio, key):
-  """bool[T] for float[T, V] and bool[T]."""
-  labels = nonblank(logits, mask, blank_id=blank_id)
+  if mask.ndim != 2:
+    raise ValueError(f"mask has shape {mask.shape}; it must be [B, T]")
+  ratio, sound = arguments.number("ratio", ratio, lambda x: x >= 0, "finite and 0 or more")
+  labels = _label_frames(logits, mask, blank_id)
+  wanted = jnp.minimum(ratio * labels.sum(1, jnp.float32), mask.shape[1])
+  rows = jnp.arange(mask.shape[0], dtype=jnp.int32) + first_row(mask)
+  draw = lambda blanks, row: _ranks(blanks, jax.random.fold_in(key, row))
   blanks = mask & ~labels
-  frames = jnp.arange(mask.shape[0])
-  lots = jax.vmap(lambda t: jax.random.bits(jax.random.fold_in(key, t)))(frames) >> 1
+  drawn = jax.vmap(draw)(blanks, rows) < jnp.round(wanted).astype(jnp.int32)[:, None]
+  return sound & (labels | (blanks & drawn))
+
+
+def _ranks(blanks, key) -> jax.Array:
+  """i32[T]: each frame's place in a random order of the blanks bool[T], others after them."""
+  frames = jnp.arange(blanks.shape[0], dtype=jnp.int32)
+  lots = jax.vmap(lambda t: jax.random.bits(jax.random.fold_in(key, t), (), "uint32"))(frames) >> 1
   order = jnp.argsort(jnp.where(blanks, lots, jnp.uint32(2**32 - 1)), stable=True)
-  rank = jnp.zeros_like(frames).at[order].set(frames)
-  wanted = jnp.round(ratio * labels.sum()).astype(jnp.int32)
-  return labels | (blanks & (rank < wanted))
+  return jnp.zeros_like(frames).at[order].set(frames)

@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(jaxkd.__file__).parent
 # In the order of the flow; rooms of one line may use each other where a comment says so.
 ROOMS = (
   ("types",),
+  ("arguments", "logits", "placement"),
   ("masks", "errors"),
   ("files", "console"),
   ("selection", "losses"),

@@ -17,13 +17,16 @@ How the sum is made, for U labels in two sets of states, U + 1 blanks and U labe
   where the two directions hardly overlap at some frame. Then the batch is redone in logarithms.
 """
 
-import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxkd import arguments
+from jaxkd.logits import relative
 from jaxkd.masks import length_mask
+from jaxkd.placement import split_alike, vary_alike
 
 _FLOOR = 1e-37
 _MAX_SCALE = 90
@@ -34,17 +37,60 @@ def ctc_is_feasible(logit_len: jax.Array, labels: jax.Array, label_len: jax.Arra
   """Whether any path of CTC spells the labels.
 
   Args:
-    logit_len: i32[B], frames.
-    labels: i32[B, U]; entries at or past label_len are ignored.
-    label_len: i32[B]; above U where labels were truncated.
+    logit_len: int[B], frames.
+    labels: int[B, U]; entries at or past label_len are ignored.
+    label_len: int[B]; above U where labels were truncated.
 
   Returns:
     bool[B], True where labels and the blanks between equal neighbours fit into the frames, and no
-    label was cut off.
+    label was cut off. False where a length, or a label that counts, is below 0.
+
+  Raises:
+    TypeError, ValueError: an argument is not of integers, or of another shape.
   """
+  logit_len, labels, label_len = integer_targets(logit_len, labels, label_len)
+  return split_alike(_is_feasible, 1, logit_len, labels, label_len)
+
+
+def _is_feasible(logit_len, labels, label_len):
   size = labels.shape[1]
-  repeats = (_repeats(labels) & length_mask(label_len, size)).sum(1)
-  return (label_len + repeats <= logit_len) & (label_len <= size)
+  counts = length_mask(label_len, size)
+  repeats = (_repeats(labels) & counts).sum(1, jnp.int32)
+  exist = (label_len >= 0) & (label_len <= size) & ((labels >= 0) | ~counts).all(1)
+  return exist & (label_len + repeats <= logit_len)
+
+
+def integer_targets(logit_len, labels, label_len) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """i32[B], i32[B, U] and i32[B] of any integers; TypeError or ValueError where they are not."""
+  labels = arguments.integers("labels", labels, "B, U")
+  logit_len = arguments.integers("logit_len", logit_len, "B")
+  label_len = arguments.integers("label_len", label_len, "B")
+  for name, x in (("logit_len", logit_len), ("label_len", label_len)):
+    arguments.check_shape(name, x, labels.shape[:1], "the rows of labels")
+  return logit_len, labels, label_len
+
+
+def checked_targets(logits, logit_len, labels, label_len, blank_id) -> tuple[jax.Array, ...]:
+  """Arguments of `ctc_loss` as arrays that vary alike.
+
+  Returns:
+    logits f[B, T, V], logit_len i32[B], labels i32[B, U], label_len i32[B] and blank i32[].
+    logit_len is -1 where it was above T, or labels that count are the blank or no class: then
+    `ctc_is_feasible` is False.
+
+  Raises:
+    TypeError, ValueError: as for `ctc_loss`.
+  """
+  logits = arguments.floats("logits", logits, "B, T, V")
+  logit_len, labels, label_len = integer_targets(logit_len, labels, label_len)
+  arguments.check_shape("labels", labels, (len(logits), labels.shape[1]), "with the rows of logits")
+  frames, classes = logits.shape[1:]
+  blank, exists = arguments.class_id("blank_id", blank_id, classes)
+  counts = length_mask(label_len, labels.shape[1])
+  spoken = (labels >= 0) & (labels < classes) & (labels != blank)
+  right = (logit_len <= frames) & (spoken | ~counts).all(1) & exists
+  logit_len = jnp.where(right, logit_len, -1)
+  return tuple(vary_alike(logits, logit_len, labels, label_len, jnp.asarray(blank, jnp.int32)))
 
 
 def ctc_loss(
@@ -58,46 +104,56 @@ def ctc_loss(
   """-log p(labels | logits), differentiable in the logits.
 
   Args:
-    logits: f[B, T, V] of any float dtype, before the softmax; computed in float32, and the gradient
-      has their dtype. Frames at or past logit_len may hold anything; their gradient is 0.
-    logit_len: i32[B], at most T.
-    labels: i32[B, U]; entries at or past label_len may hold anything. U may be 0.
-    label_len: i32[B]; 0 is the path of blanks alone, above U is infeasible.
-    blank_id: the blank's class.
+    logits: f[B, T, V] of any float dtype, before the softmax; computed in float32 relative to each
+      frame's largest, and the gradient has their dtype. Frames at or past logit_len may hold
+      anything; their gradient is 0. -inf excludes a class. T may be 0.
+    logit_len: int[B] of any integer dtype, at most T.
+    labels: int[B, U]; entries at or past label_len may hold anything. U may be 0.
+    label_len: int[B]; 0 is the path of blanks alone, above U is infeasible.
+    blank_id: the blank's class, int or traced i32[].
 
   Returns:
-    f32[B], never below 0; +inf with a gradient of exactly 0 where `ctc_is_feasible` is False.
+    f32[B], never below 0, float32 for float64 logits too. +inf with a gradient of exactly 0 where
+    no path spells the labels: where `ctc_is_feasible` is False, logit_len is above T, a label that
+    counts is the blank or none of the V classes, every path has probability 0, or a traced blank_id
+    is no class. NaN, with NaN in the gradient, for the other rows with NaN, +inf, or -inf for every
+    class in a real frame.
+
+  Raises:
+    TypeError, ValueError: shapes or dtypes do not fit, or blank_id is no class.
   """
-  return _ctc_loss(blank_id, logits, logit_len, labels, label_len)
+  logits, *rest = checked_targets(logits, logit_len, labels, label_len, blank_id)
+  if not logits.shape[1]:  # a frame that no row reads, for the scans
+    logits = jnp.pad(logits, ((0, 0), (0, 1), (0, 0)))
+  return split_alike(_ctc_loss, 1, logits, *rest)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ctc_loss(blank_id, logits, logit_len, labels, label_len):
-  return _forward(blank_id, logits, logit_len, labels, label_len)[0]
+@jax.custom_vjp
+def _ctc_loss(logits, logit_len, labels, label_len, blank_id):
+  return _forward(logits, logit_len, labels, label_len, blank_id)[0]
 
 
-def _forward(blank_id, logits, logit_len, labels, label_len):
+def _forward(logits, logit_len, labels, label_len, blank_id):
   """The loss f32[B], and what `_backward` needs: the loss's gradient, and where it exists."""
-  feasible = ctc_is_feasible(logit_len, labels, label_len)
+  feasible = _is_feasible(logit_len, labels, label_len)
   logit_len, label_len = jnp.where(feasible, logit_len, 0), jnp.where(feasible, label_len, 0)
   labels = jnp.where(length_mask(label_len, labels.shape[1]), labels, blank_id)
-  classes = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=blank_id)
+  classes = jnp.concatenate([jnp.full_like(label_len, 0)[:, None] + blank_id, labels], 1)
   frames = length_mask(logit_len, logits.shape[1])
-  clean = jnp.where(frames[..., None], logits.astype(jnp.float32), 0)
-  norm = jax.nn.logsumexp(clean, 2, keepdims=True)
-  probs = jnp.where(frames[..., None], jnp.exp(clean - norm), 0)
+  clean = lambda: relative(jnp.where(frames[..., None], logits, 0))
+  norm = jnp.log(jnp.exp(clean()).sum(2, keepdims=True))
+  probs = jnp.where(frames[..., None], jnp.exp(clean() - norm), 0)
   lattice = _lattice(logit_len, labels, label_len, logits.shape[1])
   gain = logits.shape[2].bit_length()
   sums, sound = _sum_paths(lattice, gain, *_emissions(probs, frames, classes, 1))
 
   def in_logarithms():
-    clean = jnp.where(frames[..., None], logits.astype(jnp.float32), 0)
-    log_probs = jnp.maximum(clean - norm, _LOG_ZERO)
+    log_probs = jnp.maximum(clean() - norm, _LOG_ZERO)
     return _sum_log_paths(lattice, *_emissions(log_probs, frames, classes, 0))
 
   log_p, occupied = jax.lax.cond(sound, lambda: _occupied(*sums), in_logarithms)
   possible = feasible & ~(log_p < _LOG_ZERO / 2)
-  occupied = jnp.where(possible, occupied, 0)
+  occupied = jnp.where((frames.T & possible[None])[:, None], occupied, 0)
   blank = jnp.where(frames.T, 1 - occupied.sum(1), 0)[:, None]
   occupied = jnp.concatenate([blank, occupied], 1).transpose(2, 0, 1)
   subtract = jax.vmap(lambda row, classes, values: row.at[:, classes].add(-values))
@@ -105,12 +161,12 @@ def _forward(blank_id, logits, logit_len, labels, label_len):
   return jnp.where(possible, jnp.maximum(-log_p, 0), jnp.inf), (gradient, possible)
 
 
-def _backward(blank_id, residuals, cotangent):
-  del blank_id
+def _backward(residuals, cotangent):
   gradient, possible = residuals
   # A loss of +inf that the caller masked out arrives with a cotangent of 0 or NaN.
   scale = jnp.where(possible, cotangent, 0)[:, None, None]
-  return (gradient * scale).astype(gradient.dtype), None, None, None
+  gradient = (gradient.astype(jnp.float32) * scale).astype(gradient.dtype)
+  return gradient, None, None, None, None
 
 
 _ctc_loss.defvjp(_forward, _backward)
@@ -145,12 +201,12 @@ def _lattice(logit_len, labels, label_len, frames: int) -> _Lattice:
   """Clean lengths i32[B] and labels i32[B, U], and the frames T of the batch, to a `_Lattice`."""
   size = labels.shape[1]
   repeats = _repeats(labels) & length_mask(label_len, size)
-  states = jnp.arange(size + 1)
+  states = jnp.arange(size + 1, dtype=jnp.int32)
   # Frames that the labels before each blank take, and those from each label on.
-  before = states[None] + jnp.pad(jnp.cumsum(repeats, 1), ((0, 0), (1, 0)))
+  before = states[None] + jnp.pad(jnp.cumsum(repeats, 1, jnp.int32), ((0, 0), (1, 0)))
   needed = jnp.take_along_axis(before, label_len[:, None], 1)
   last = logit_len[:, None] - 1 - needed
-  mandatory = jnp.pad(repeats, ((0, 0), (0, 1)))
+  mandatory = jnp.pad(repeats, ((0, 0), (0, 1))).astype(jnp.int32)
   blank_last = jnp.where(states[None] < label_len[:, None], last + before + mandatory, -1)
   blank_last = jnp.where(states[None] == label_len[:, None], frames, blank_last)
   label_last = jnp.where(states[None, 1:] <= label_len[:, None], last + before[:, 1:], -1)
@@ -167,7 +223,8 @@ def _lattice(logit_len, labels, label_len, frames: int) -> _Lattice:
 
   # The growth of the number of paths per frame and factor w on entering is the larger root of
   # x^2 - (2 + w) x + 1, and labels per frame are d log x / d log w = sqrt(w / (w + 4)).
-  rate = jnp.clip(label_len / jnp.maximum(logit_len, 1), 1e-3, 0.99)
+  rate = label_len.astype(jnp.float32) / jnp.maximum(logit_len, 1).astype(jnp.float32)
+  rate = jnp.clip(rate, 1e-3, 0.99)
   enter = jnp.round(jnp.log2(4 * rate**2 / (1 - rate**2))).astype(jnp.int32)
   return _Lattice(
     start=(states[None, None] == ends[..., None]).astype(jnp.float32).swapaxes(1, 2),
@@ -225,15 +282,16 @@ def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
     top = jnp.maximum(blank.max(1, keepdims=True), label.max(1, keepdims=True, initial=0))
     return (blank, label, _exponent(top) - gain), (label[0], to_label[1], exponent[:, 0])
 
-  frames = jnp.arange(len(blank_probs))
-  state = lattice.start, jnp.zeros(lattice.skip.shape), jnp.zeros_like(lattice.start[:, :1], int)
+  frames = jnp.arange(len(blank_probs), dtype=jnp.int32)
+  start = lattice.start
+  state = start, _filled(start[:, 1:], 0), _filled(start[:, :1], 0).astype(jnp.int32)
   state, (label, onward, exponents) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
   done = state[0][0].sum(0) + state[1][0].sum(0)
   total, scales = _scales(exponents)
   sound = (scales - _exponent(done)[None] <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
   # A path that is in a label has entered it in both directions.
   scales = _power_of_two(jnp.clip(scales - lattice.enter[None], -126, 127)) / done[None]
-  log_p = jnp.log(done) + (total - lattice.entered) * jnp.log(2.0)
+  log_p = jnp.log(done) + (total - lattice.entered).astype(jnp.float32) * math.log(2)
   return (log_p, label, onward, scales), sound
 
 
@@ -247,7 +305,7 @@ def _scales(removed: jax.Array) -> tuple[jax.Array, jax.Array]:
     [B], taken out of the result of the forward direction, and [T, B], what a product of the states
     of both directions at a frame lacks in comparison with that result.
   """
-  sums = jnp.cumsum(removed, 0)
+  sums = jnp.cumsum(removed, 0, removed.dtype)
   total = sums[-1:, 0]
   return total[0], sums[:, 0] + (sums - removed)[::-1, 1] - total
 
@@ -269,13 +327,18 @@ def _sum_log_paths(lattice: _Lattice, blank_probs, label_probs):
     )
     return (blank, label, jnp.ceil(new_top)), (label[0], to_label[1], top[:, 0])
 
-  frames = jnp.arange(len(blank_probs))
-  start = jnp.where(lattice.start > 0, 0.0, _LOG_ZERO), jnp.full(lattice.skip.shape, _LOG_ZERO)
-  state = *start, jnp.zeros_like(lattice.start[:, :1])
+  frames = jnp.arange(len(blank_probs), dtype=jnp.int32)
+  start = jnp.where(lattice.start > 0, _filled(lattice.start, 0), _LOG_ZERO)
+  state = start, _filled(start[:, 1:], _LOG_ZERO), _filled(start[:, :1], 0)
   state, (label, onward, tops) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
   done = jax.nn.logsumexp(jnp.concatenate([state[0][0], state[1][0]]), 0)
   total, scales = _scales(tops)
   return done + total, jnp.exp(label + onward[::-1, ::-1] + (scales - done[None])[:, None])
+
+
+def _filled(like: jax.Array, value: float) -> jax.Array:
+  """The shape and dtype of `like`, with one value; for a scan to begin with."""
+  return vary_alike(jnp.full(like.shape, value, like.dtype), like)[0]
 
 
 def _exponent(x: jax.Array) -> jax.Array:

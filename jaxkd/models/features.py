@@ -13,6 +13,7 @@ from jaxkd.types import SAMPLE_RATE_HZ
 HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
 _FFT = 512
+_KINDS = ("logmel", "kaldi")
 _KALDI_EPSILON = np.finfo(np.float32).eps
 
 
@@ -28,6 +29,9 @@ class LogMel:
     low_hz, high_hz: edges of the filter bank.
     normalise: "none", or "utterance" for zero mean and unit variance of each filter over the
       utterance's real frames.
+
+  Raises:
+    ValueError: a setting is none of these, or low_hz to high_hz is no band up to 8 kHz.
   """
 
   kind: str = "logmel"
@@ -36,9 +40,26 @@ class LogMel:
   high_hz: float = 7600.0
   normalise: str = "none"
 
+  def __post_init__(self):
+    _check_choice("kind", self.kind, _KINDS)
+    _check_choice("normalise", self.normalise, ("none", "utterance"))
+    if self.mels != int(self.mels) or self.mels < 1:
+      raise ValueError(f"mels is {self.mels}; it must be a whole number, 1 or more")
+    if not 0 <= self.low_hz < self.high_hz <= SAMPLE_RATE_HZ / 2:
+      raise ValueError(
+        f"low_hz is {self.low_hz} and high_hz {self.high_hz}; "
+        f"they must be a band from 0 to {SAMPLE_RATE_HZ // 2} Hz, low_hz below high_hz"
+      )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
 
 def frame_len(audio_len, kind: str):
-  """Feature frames of so many samples, for ints and arrays."""
+  """Feature frames of so many samples, for ints and arrays, of a kind of `LogMel`."""
+  _check_choice("kind", kind, _KINDS)
   if kind == "kaldi":
     return jnp.maximum(0, 1 + (audio_len - WINDOW) // HOP)
   return -(-audio_len // HOP)

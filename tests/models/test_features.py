@@ -164,3 +164,26 @@ def test_silence_is_finite(kind, normalise):
   settings = LogMel(kind, mels=23, normalise=normalise)
   features, _ = compute(np.zeros((3, 800), np.int16), np.array([800, 1, 0]), settings)
   assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize(
+  ("settings", "line"),
+  [
+    ({"kind": "Kaldi"}, "kind is 'Kaldi'; it must be one of logmel, kaldi"),
+    ({"normalise": "speaker"}, "normalise is 'speaker'; it must be one of none, utterance"),
+    ({"mels": 0}, "mels is 0; it must be a whole number, 1 or more"),
+    ({"mels": 2.5}, "mels is 2.5"),
+    ({"low_hz": 100.0, "high_hz": 100.0}, "low_hz is 100.0 and high_hz 100.0; .* from 0 to 8000"),
+    ({"low_hz": -1.0}, "low_hz is -1.0"),
+    ({"high_hz": 9000.0}, "high_hz 9000.0"),
+    ({"low_hz": float("nan")}, "low_hz is nan"),
+  ],
+)
+def test_settings_that_cannot_be(settings, line):
+  with pytest.raises(ValueError, match=line):
+    LogMel(**settings)
+
+
+def test_frames_of_an_unknown_kind():
+  with pytest.raises(ValueError, match="kind is 'Kaldi'; it must be one of logmel, kaldi"):
+    frame_len(16_000, "Kaldi")

@@ -14,10 +14,16 @@ than either.
 """
 
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxkd import arguments
+from jaxkd.logits import is_distribution, log_softmax
+from jaxkd.masks import length_mask
+from jaxkd.placement import split_alike, vary_alike
 
 _NONE = -jnp.inf
 
@@ -48,39 +54,64 @@ class _Beam(NamedTuple):
     return jnp.where(self.length > 0, jnp.take_along_axis(self.labels, at, 1)[:, 0], -1)
 
 
-@functools.partial(jax.jit, static_argnames=("blank_id", "beam"))
 def prefix_beam(
   logits: jax.Array, mask: jax.Array, *, blank_id: int, beam: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The most probable label sequences of each utterance, best first.
 
   Args:
-    logits: float[B, T, V]; padding is not read.
+    logits: float[B, T, V]; padding is not read. -inf excludes a class.
     mask: bool[B, T], True for real frames, which come first.
-    blank_id: class of the blank.
-    beam: states that are kept; N. With 1 the result is `greedy`'s.
+    blank_id: class of the blank, int or traced i32[].
+    beam: states that are kept, 1 or more; N. With 1 the result is `greedy`'s.
 
   Returns:
     hypotheses i32[B, N, T] (blank_id after their end), lengths i32[B, N], log_p f32[B, N]. log_p
     sums over the paths that the beam kept, so it is at most the sequence's true log probability.
-    Rows with fewer hypotheses end in empty ones of log_p -inf.
+    Rows with fewer hypotheses end in empty ones of log_p -inf. All of a row are empty and of log_p
+    NaN where a real frame has NaN, +inf, or -inf for every class, or a traced blank_id is no class.
+
+  Raises:
+    TypeError, ValueError: shapes or dtypes do not fit, blank_id is no class, or beam is below 1.
   """
+  logits = arguments.floats("logits", logits, "B, T, V")
+  mask = arguments.truths("mask", mask, "B, T")
+  arguments.check_shape("mask", mask, logits.shape[:2], "the frames of logits")
+  blank_id, exists = arguments.class_id("blank_id", blank_id, logits.shape[2])
+  if arguments.count("beam", beam)[0] < 1:
+    raise ValueError(f"beam is {beam}; it must be 1 or more")
+  frames = logits.shape[1]
+  if not frames:  # one of padding, for the scan
+    logits, mask = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in (logits, mask))
+  search = functools.partial(_search_all, beam=operator.index(beam))
+  arrays = vary_alike(logits, mask, jnp.asarray(blank_id, jnp.int32), jnp.asarray(exists))
+  hypotheses, lengths, log_p = split_alike(search, 1, *arrays)
+  return hypotheses[..., :frames], lengths, log_p
+
+
+@functools.partial(jax.jit, static_argnames="beam")
+def _search_all(logits, mask, blank_id, exists, *, beam: int):
+  known = (is_distribution(logits) | ~mask).all(1, keepdims=True) & exists
+  logits = jnp.where((mask & known)[..., None], logits, 0)
   search = functools.partial(_search, blank_id=blank_id, beam=beam)
-  return jax.vmap(search)(logits, mask)
+  hypotheses, lengths, log_p = jax.vmap(search)(logits, mask & known)
+  return hypotheses, lengths, jnp.where(known, log_p, jnp.nan)
 
 
-def _search(logits, mask, *, blank_id: int, beam: int):
+def _search(logits, mask, *, blank_id, beam: int):
   """`prefix_beam` of one utterance: f[T, V], bool[T]."""
   frames, classes = logits.shape
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  log_probs = log_softmax(logits)
   # A sequence's extensions rank as their labels, but for a repeated one: more are never kept.
-  choices = min(classes - 1, beam + 1)
+  choices = min(max(classes - 1, 1), beam + 1)
+  nothing = jnp.full(beam, _NONE, jnp.float32)
   start = _Beam(
-    labels=jnp.full((beam, frames), blank_id, jnp.int32),
+    labels=jnp.zeros((beam, frames), jnp.int32) + blank_id,
     length=jnp.zeros(beam, jnp.int32),
-    blank=jnp.full(beam, _NONE).at[0].set(0.0),
-    label=jnp.full(beam, _NONE),
+    blank=nothing.at[0].set(0.0),
+    label=nothing,
   )
+  start = _Beam(*vary_alike(*start, log_probs)[:-1])
 
   def advance(state: _Beam, frame):
     log_p, real = frame
@@ -91,11 +122,11 @@ def _search(logits, mask, *, blank_id: int, beam: int):
   log_p, order = jax.lax.top_k(end.total, beam)
   found = log_p > _NONE
   lengths = jnp.where(found, end.length[order], 0)
-  inside = jnp.arange(frames)[None] < lengths[:, None]
+  inside = length_mask(lengths, frames)
   return jnp.where(inside, end.labels[order], blank_id), lengths, log_p
 
 
-def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
+def _advance(state: _Beam, log_p, *, blank_id, choices: int) -> _Beam:
   """The beam after one frame of log probabilities f32[V]."""
   beam, room = state.labels.shape
   total, last = state.total, state.last
@@ -109,7 +140,7 @@ def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
   label = jnp.logaddexp(state.label, arriving) + of_last
 
   # Sequences that grow: by the best labels, unless that is a sequence of the beam already.
-  others = jnp.where(jnp.arange(len(log_p)) == blank_id, _NONE, log_p)
+  others = jnp.where(jnp.arange(len(log_p), dtype=jnp.int32) == blank_id, _NONE, log_p)
   added_log_p, added = jax.lax.top_k(others, choices)
   repeats = last[:, None] == added[None]
   grown = jnp.where(repeats, state.blank[:, None], total[:, None]) + added_log_p[None]
@@ -128,13 +159,13 @@ def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
   symbol = added[(slots - beam) % choices]
   length = state.length[source]
   labels = state.labels[source]
-  grows = ~stays[:, None] & (jnp.arange(room)[None] == length[:, None])
+  grows = ~stays[:, None] & (jnp.arange(room, dtype=jnp.int32)[None] == length[:, None])
   pick = lambda staying, growing: jnp.where(
     stays, staying[jnp.minimum(slots, beam - 1)], growing[jnp.maximum(slots - beam, 0)]
   )
   return _Beam(
     labels=jnp.where(grows, symbol[:, None], labels),
-    length=length + ~stays,
+    length=length + (~stays).astype(jnp.int32),
     blank=pick(blank, jnp.full_like(grown, _NONE)),
     label=pick(label, grown),
   )
@@ -143,7 +174,7 @@ def _advance(state: _Beam, log_p, *, blank_id: int, choices: int) -> _Beam:
 def _child_of(state: _Beam) -> jax.Array:
   """bool[K, K]: [i, j] where sequence j is sequence i and one label more, both in use."""
   labels, length = state.labels, state.length
-  inside = jnp.arange(labels.shape[1])[None] < length[:, None]
+  inside = length_mask(length, labels.shape[1])
   same = ((labels[:, None] == labels[None]) | ~inside[:, None]).all(-1)
   used = state.total > _NONE
   longer = length[:, None] + 1 == length[None]
