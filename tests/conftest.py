@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import tempfile
 
 import jax
 import psutil
@@ -13,6 +14,7 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".pytest_cache/hypothesis"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+PROGRAMS = "JAXKD_TEST_PROGRAMS"
 MUCH_MEMORY = 3 * 2**29
 
 
@@ -47,17 +49,28 @@ def quick_to_compile():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+def pytest_configure(config):
+  """Programs that several test files, workers and commands compile are kept for the whole session."""
+  if PROGRAMS not in os.environ:
+    folder = tempfile.TemporaryDirectory(prefix="jaxkd-programs-")
+    os.environ[PROGRAMS] = folder.name
+    config.add_cleanup(folder.cleanup)
+
+
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Runs of one model share their programs."""
+def compiled_once():
+  """Whole runs share their programs, and have two devices: more take longer to compile for."""
   options = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+    "jax_compilation_cache_dir": os.environ[PROGRAMS],
     "jax_persistent_cache_min_compile_time_secs": 0.0,
   }
   before = {name: getattr(jax.config, name) for name in options}
-  for values in (options, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    if values is options:
-      yield
+  devices = jax.devices
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "devices", lambda *given: devices(*given)[:2])
+    for values in (options, before):
+      for name, value in values.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()
+      if values is options:
+        yield

@@ -27,20 +27,20 @@ def command(lab: pathlib.Path, variant: str, name: str, *flags: str) -> list[str
   return [sys.executable, "-m", *corpus.flags(lab, variant, lab / name, *data, *more, *flags)]
 
 
-def environment(lab: pathlib.Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
   """One device, and programs that runs side by side share."""
   return {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(lab / "programs"),
+    "JAX_COMPILATION_CACHE_DIR": os.environ["JAXKD_TEST_PROGRAMS"],
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
 
 
 def start(line: list[str]) -> subprocess.Popen:
   folder = next(f for f in line if f.startswith("--workdir=")).partition("=")[2]
-  settings = os.environ | environment(pathlib.Path(folder).parent)
+  settings = os.environ | environment()
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
   return subprocess.Popen(line, env=settings, cwd=corpus.ROOT, **pipes)
 

@@ -7,6 +7,7 @@ import pytest
 import corpus
 from jaxkd.config import overrides, recipes
 from jaxkd.data import tfds
+from jaxkd.training import assembly
 from jaxkd.training import loop as train
 
 hf_models = pytest.importorskip("hf_models")
@@ -59,19 +60,29 @@ UTTERANCES = {
 }
 
 
-@pytest.mark.parametrize("recipe", tfds.TFDS_CORPORA)
-def test_teacher_and_student_take_two_steps(lab, recipe, monkeypatch):
-  monkeypatch.setenv("JAXKD_CACHE", str(lab / "cache"))
+def asked(lab, recipe: str):
+  """Config and workdir."""
   seconds, parts = RUNS[recipe]
   sizes = [f"--config.{t}.batch_seconds={seconds}" for t in ("training", "teacher.training")]
-  config, folder = overrides.parse(
-    shrunk(lab, "symmetric", recipe, *sizes, *parts, "--config.teacher.training.accumulate=1")
-  )
-  assert config.dtype == "bfloat16"
+  more = (*sizes, *parts, "--config.teacher.training.accumulate=1")
+  return overrides.parse(shrunk(lab, "symmetric", recipe, *more))
+
+
+@pytest.mark.parametrize("recipe", tfds.TFDS_CORPORA)
+def test_splits_are_opened_and_models_planned(lab, recipe, monkeypatch):
+  monkeypatch.setenv("JAXKD_CACHE", str(lab / "cache"))
+  made = assembly.plan_run(*asked(lab, recipe))
+  assert {name: f["utterances"] for name, f in made.facts().items()} == UTTERANCES[recipe]
+  assert made.config.dtype == made.teacher.config.dtype == "bfloat16"
+  assert made.teacher.architecture.description["config"]["model_type"] == "hubert"
+
+
+def test_teacher_and_student_take_two_steps(lab, monkeypatch):
+  """Of LibriSpeech; TED-LIUM's run differs in names and numbers alone."""
+  monkeypatch.setenv("JAXKD_CACHE", str(lab / "cache"))
+  config, folder = asked(lab, "librispeech")
   found = train.run(config, folder)
   assert {"teacher", "student"} <= set(found["test"])
-  data = json.loads((folder / "data.json").read_text())
-  assert {name: split["utterances"] for name, split in data.items()} == UTTERANCES[recipe]
   teacher = folder / found["teacher_workdir"]
   for run in (folder, teacher):
     last = (run / "metrics.jsonl").read_text().splitlines()[-1]

@@ -38,7 +38,7 @@ def line(lab, name: str) -> list[str]:
 def start(lab, name: str, count: int) -> subprocess.Popen:
   """launch/local.sh, in a process group of its own."""
   script = [str(corpus.ROOT / "launch" / "local.sh"), str(count), "--"]
-  environment = whole_runs.environment(lab) | {"PYTHON": sys.executable}
+  environment = whole_runs.environment() | {"PYTHON": sys.executable}
   return subprocess.Popen(
     [*script, *line(lab, name)],
     env=os.environ | environment,
@@ -131,7 +131,7 @@ def test_processes_that_cannot_meet_are_one_line(lab, given, words):
   given = {k: v.format(port=port) for k, v in given.items()} | {"JAXKD_TIMEOUT": "3"}
   found = subprocess.run(
     [sys.executable, "-m", "jaxkd.main", *line(lab, "alone")],
-    env=os.environ | whole_runs.environment(lab) | given,
+    env=os.environ | whole_runs.environment() | given,
     cwd=corpus.ROOT,
     capture_output=True,
     text=True,

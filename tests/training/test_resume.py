@@ -16,7 +16,7 @@ import whole_runs
 
 pytestmark = pytest.mark.slow
 # More by hand: JAXKD_TEST_KILLS=20 python -m pytest tests/test_resume.py
-KILLS = int(os.environ.get("JAXKD_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("JAXKD_TEST_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")

@@ -302,9 +302,11 @@ def test_updates_without_finite_numbers_are_skipped_and_counted():
   update, init, teacher_params = trainer()
   over = Mesh(np.array(jax.devices()[:1])[:, None], sharding.AXES)
   batch, key, epoch = mesh.put_batch(make_batch(8), over), jax.random.key(7), jnp.int32(0)
+  put = lambda tree: jax.device_put(tree, sharding.replicated(over))  # as in `train`: one program
+  teacher_params, key, epoch = put((teacher_params, key, epoch))
   broken = jax.tree.map(lambda x: x * jnp.nan, teacher_params)
-  first = jax.device_get(update(init(), teacher_params, batch, epoch, key))
-  state = update(jax.tree.map(jnp.array, first), broken, batch, epoch, key)
+  first = jax.device_get(update(put(init()), teacher_params, batch, epoch, key))
+  state = update(put(first), broken, batch, epoch, key)
   found = jax.device_get(state)
   assert_same((found.params, found.opt_state), (first.params, first.opt_state), rtol=0)
   assert (int(found.step), int(found.last_skipped)) == (2, 1)
