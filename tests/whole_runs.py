@@ -31,7 +31,6 @@ def environment() -> dict[str, str]:
   """One device, and programs that runs side by side share."""
   return {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_COMPILATION_CACHE_DIR": os.environ["JAXKD_TEST_PROGRAMS"],
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -39,7 +38,6 @@ def environment() -> dict[str, str]:
 
 
 def start(line: list[str]) -> subprocess.Popen:
-  folder = next(f for f in line if f.startswith("--workdir=")).partition("=")[2]
   settings = os.environ | environment()
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
   return subprocess.Popen(line, env=settings, cwd=corpus.ROOT, **pipes)
