@@ -23,7 +23,7 @@ examples:
   %(prog)s --teacher=facebook/hubert-large-ls960-ft --audio=recordings
   %(prog)s --teacher=runs/teacher --audio=a,b --size=tiny \\
     --dev=dev.jsonl --config.training.epochs=20"""
-# Of audio without dev data: every so manieth recording, but no more than so many.
+# Of audio without dev data: one of so many recordings, but no more than so many.
 _HELD_OUT_EVERY, _HELD_OUT_MOST = 20, 200
 
 
@@ -103,11 +103,11 @@ def hold_out(audio: str, folder: pathlib.Path) -> tuple[str, str]:
   from jaxkd.data.corpora import Options
 
   found = [e for part in sources.parts_of(audio) for e in sources.entries(part, Options())]
-  order = sorted(found, key=lambda entry: hashlib.sha256(entry.id.encode()).digest())
-  count = min(-(-len(found) // _HELD_OUT_EVERY), _HELD_OUT_MOST)
   if len(found) < 2:
     raise UserError(f"--audio={audio} is a single recording: give --dev=DATA beside it")
-  held = {id(entry) for entry in order[:count]}
+  lot = lambda entry: int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:8], "big")
+  drawn = sorted((e for e in found if lot(e) % _HELD_OUT_EVERY == 0), key=lot)
+  held = {id(e) for e in (drawn or [min(found, key=lot)])[:_HELD_OUT_MOST]}
   kept = [e._replace(text=None) for e in found if id(e) not in held]
   dev = [e for e in found if id(e) in held]
   for name, entries in (("train", kept), ("dev", dev)):
@@ -115,5 +115,5 @@ def hold_out(audio: str, folder: pathlib.Path) -> tuple[str, str]:
   said = (
     "no --dev: %d of %d recordings are held out; the student is chosen by its KL to the teacher"
   )
-  log.info(said, count, len(found))
+  log.info(said, len(dev), len(found))
   return str(folder / "data" / "train.jsonl"), str(folder / "data" / "dev.jsonl")

@@ -13,6 +13,7 @@ from jaxkd.data.plan import Shape
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
+from jaxkd.errors import UserError
 from jaxkd.inference import alignment, error_rates
 from jaxkd.inference.frames import Remembered, Spoken, frames
 from jaxkd.inference.search.greedy import best_path, collapse
@@ -126,7 +127,13 @@ class _Gathered:
 
   def _row(self, utterance: int, path: np.ndarray) -> dict:
     text = self.source.texts[utterance]
-    labels = collapse(path, blank_id=self.vocabulary.blank_id)
+    try:
+      labels = collapse(path, blank_id=self.vocabulary.blank_id)
+    except ValueError as error:
+      raise UserError(
+        f"{self.source.ids[utterance]}: a model says no numbers of it (NaN): its parameters are "
+        "damaged, or config.dtype=bfloat16 is too little for them"
+      ) from error
     return {
       "id": self.source.ids[utterance],
       "reference": None if text is None else normalise(text),

@@ -80,7 +80,7 @@ def test_main_has_the_help_of_train(arguments, capsys):
   ("arguments", "words"),
   [
     (["trian"], ["'trian' is no verb", "did you mean 'train'", "plan-tpu"]),
-    (["xyz"], ["'xyz' is no verb of jaxkd; the verbs are train, evaluate"]),
+    (["xyz"], ["'xyz' is no verb of jaxkd; the verbs are distil, train"]),
     (["--config=symmetric"], ["a verb must come first, as in jaxkd train --config=symmetric"]),
     (["train", "--workdir=x"], ["--config=VARIANT[:RECIPE] is missing"]),
     (["train", "--config"], ["--config: expected one argument; see"]),

@@ -99,6 +99,8 @@ def test_ctrl_c_while_modules_are_loaded(tmp_path, program, module):
     text=True,
     cwd=tmp_path,
     env=environment(tmp_path),
+    # Where the tests run in a shell's background, Ctrl-C is ignored by all that they start.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   assert done.returncode == 130, done.stderr
   assert done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1

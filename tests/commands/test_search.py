@@ -6,14 +6,14 @@ import json
 import pathlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 import corpus
+import drawn_run
 import reference
 from jaxkd import config as config_lib
-from jaxkd import console, files
+from jaxkd import console
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
@@ -22,7 +22,6 @@ from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
 from jaxkd.inference.search.split import SplitFrames
 from jaxkd.labels import UnknownSymbol, characters
-from jaxkd.models import kept, parameters, registry
 
 WIDE = Options(beam=100_000, token_beam=100, threshold=1e6)
 
@@ -283,21 +282,6 @@ def test_what_cannot_be_searched_with(tmp_path, monkeypatch):
 # The command.
 
 
-def save(folder: pathlib.Path, config, results: dict) -> pathlib.Path:
-  """The workdir of a run that ended at once, with drawn parameters."""
-  vocabulary = characters(config.labels.alphabet)
-  model = registry.architecture(config.student, config.features, dtype=config.dtype)
-  rng = np.random.default_rng(0)
-  drawn = lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32)
-  folder.mkdir(parents=True)
-  like = model.structure(len(vocabulary.symbols))[1]
-  parameters.save_params(folder / kept.FINAL, jax.tree.map(drawn, like))
-  vocabulary.save(folder / kept.VOCABULARY)
-  files.write_json(folder / "config.json", json.loads(json.dumps(config.to_dict())))
-  files.write_json(folder / "results.json", results)
-  return folder
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
   """A corpus, a teacher/ that was trained on transcripts, a student/ that was not."""
@@ -306,8 +290,8 @@ def lab(tmp_path_factory):
   corpus.make(folder)
   alphabet = "--config.labels.alphabet= abc"
   config, _ = overrides.parse(corpus.flags(folder, "symmetric", folder / "student", alphabet))
-  save(folder / "teacher", config_lib.for_teacher(config), {"teacher_workdir": None})
-  save(folder / "student", config, {"teacher_workdir": "../teacher"})
+  drawn_run.save(folder / "teacher", config_lib.for_teacher(config), {"teacher_workdir": None})
+  drawn_run.save(folder / "student", config, {"teacher_workdir": "../teacher"})
   return folder
 
 
@@ -442,7 +426,7 @@ def test_mistakes_are_one_line(lab, given, words):
       config = config_lib.base("manifest").copy_and_resolve_references().unlock()
       config.update(json.loads((lab / "teacher" / "config.json").read_text()))
       config.data[field] = str(lab / f"{value}.jsonl") if value else ""
-      save(lab / name, config, {"teacher_workdir": None})
+      drawn_run.save(lab / name, config, {"teacher_workdir": None})
   with pytest.raises(UserError, match=words) as caught:
     command_line.main(["search", *(flag.format(lab=lab) for flag in given)])
   assert "\n" not in str(caught.value)

@@ -1,0 +1,162 @@
+"""jaxkd transcribe and distil as commands."""
+
+import io
+import json
+import logging
+import sys
+import types
+
+import numpy as np
+import pytest
+import soundfile
+
+import corpus
+import drawn_run
+import jaxkd
+from jaxkd.commands import distil, train
+from jaxkd.commands import line as command_line
+from jaxkd.config import overrides
+from jaxkd.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("lab")
+  corpus.make(folder)
+  flags = corpus.flags(folder, "symmetric", folder / "run", "--config.labels.alphabet= abc")
+  config, _ = overrides.parse(flags)
+  drawn_run.save(folder / "run", config, {"teacher_workdir": None})
+  return folder
+
+
+@pytest.fixture
+def said(lab) -> dict[str, str]:
+  """Name → text, by the library."""
+  paths = sorted((lab / "audio").glob("test-*.flac"))
+  found = jaxkd.load(lab / "run").transcribe(paths)
+  return {path.name: transcript.text for path, transcript in zip(paths, found, strict=True)}
+
+
+def test_a_folder_and_files(lab, said, capfd, tmp_path):
+  for name in said:
+    (tmp_path / name).symlink_to(lab / "audio" / name)
+  first = lab / "audio" / "test-00.flac"
+  assert command_line.main(["transcribe", str(lab / "run"), str(tmp_path), str(first)]) == 0
+  out, err = capfd.readouterr()
+  rows = dict(line.split("\t") for line in out.splitlines())
+  assert rows.pop(str(first)) == said["test-00.flac"]
+  assert {name.rsplit("/", 1)[1]: text for name, text in rows.items()} == said
+  assert "times real time" in err
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_standard_input(lab, said, capfd, monkeypatch, raw):
+  path = lab / "audio" / "test-01.flac"
+  data = path.read_bytes()
+  if raw:
+    data = soundfile.read(path, dtype="int16")[0].tobytes()
+  monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+  assert command_line.main(["transcribe", str(lab / "run"), "-"]) == 0
+  assert capfd.readouterr().out == said["test-01.flac"] + "\n"
+
+
+def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
+  (tmp_path / "x.wav").write_text("no sound")
+  good = [str(lab / "audio" / f"test-0{n}.flac") for n in (0, 1)]
+  given = [str(lab / "run"), good[0], str(tmp_path / "x.wav"), good[1]]
+  assert command_line.main(["transcribe", *given, "--format=json", f"--out={tmp_path / 'o'}"]) == 1
+  err = capfd.readouterr().err
+  assert f"{tmp_path / 'x.wav'}: not readable as audio" in err
+  assert "1 of 3 recordings could not be used" in err
+  for n in (0, 1):
+    found = json.loads((tmp_path / "o" / f"test-0{n}.json").read_text())
+    assert found["text"] == said[f"test-0{n}.flac"]
+    assert all(0 <= w["start"] < w["end"] <= found["seconds"] + 0.04 for w in found["words"])
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["{lab}/gone", "{lab}/audio"], "gone'?: no such folder"),
+    (["{lab}/audio", "{lab}/audio"], "neither the workdir of a finished run"),
+    (["{lab}/run", "{lab}/run"], "no audio in this folder"),
+    (["{lab}/run", "{lab}/x.m4a"], "x.m4a: .m4a is not read: make FLAC"),
+    (["{lab}/run", "{lab}/audio", "--model=teacher"], "has no teacher"),
+    (["{lab}/run", "{lab}/audio", "--format=doc"], "--format: invalid choice: 'doc'"),
+    (["{lab}/run", "{lab}/audio", "--out=x"], "--out=x is for files: say which with --format"),
+    (["{lab}/run", "{lab}/audio", "--phrases=gone.txt"], "gone.txt cannot be read"),
+    (["{lab}/run", "{lab}/audio", "--lm=gone.arpa"], "gone.arpa cannot be read"),
+    (["{lab}/run", "{lab}/audio", "--lm=a", "--phrases=b"], "leave out --lexicon and --lm"),
+    (["{lab}/run"], "missing: INPUT"),
+  ],
+)
+def test_mistakes_are_one_line(lab, flags, words):
+  with pytest.raises(UserError, match=words) as error:
+    command_line.main(["transcribe", *(flag.format(lab=lab) for flag in flags)])
+  assert "\n" not in str(error.value)
+
+
+def planned(monkeypatch, *arguments: str):
+  """Config and workdir of the run that `jaxkd distil` would begin."""
+  caught = []
+  read = lambda args: caught.append(overrides.parse(train.as_config_flags(args))) or 0
+  monkeypatch.setattr(train, "train", read)
+  assert command_line.main(["distil", *arguments]) == 0
+  return caught[0]
+
+
+def test_distil_is_the_flagship_in_one_line(lab, monkeypatch, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  monkeypatch.chdir(tmp_path)
+  given = [f"--teacher={lab / 'run'}", f"--audio={lab / 'audio'}", "--size=tiny"]
+  config, folder = planned(monkeypatch, *given, "--config.training.epochs=3")
+  assert (config.variant, config.recipe, str(folder)) == (
+    "symmetric",
+    "manifest-tiny",
+    "runs/distil-audio",
+  )
+  assert (config.kd.scale, config.kd.selection.name) == (1.0, "symmetric")
+  assert (config.teacher.source, config.training.epochs) == (str(lab / "run"), 3)
+  paths = lambda split: [json.loads(r)["audio_filepath"] for r in open_(config.data[split])]
+  lists = [paths("train"), paths("dev")]
+  files = sorted(map(str, (lab / "audio").glob("*.flac")))
+  assert sorted(lists[0] + lists[1]) == files and 0 < len(lists[1]) < len(files) / 5
+  assert f"{len(lists[1])} of {len(files)} recordings are held out" in caplog.text
+  (line,) = [r.message for r in caplog.records if r.message.startswith("the same as: ")]
+  words = line.partition(" train ")[2].split()
+  assert overrides.parse(["", *words])[0] == config
+  # The same recordings are held out again, and more of them move none.
+  soundfile.write(str(tmp_path / "new.wav"), np.ones(16_000) * 0.1, 16_000)
+  more = f"--audio={lab / 'audio'},{tmp_path / 'new.wav'}"
+  again, _ = planned(monkeypatch, given[0], more)
+  assert set(lists[1]) <= {json.loads(r)["audio_filepath"] for r in open_(again.data.dev)}
+
+
+def open_(path) -> list[str]:
+  with open(path) as file:
+    return file.read().splitlines()
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--audio=x"], "missing: --teacher"),
+    (["--teacher=t", "--audio=gone"], "gone: no such file or folder"),
+    (["--teacher=t", "--audio={lab}/audio/test-00.flac"], "a single recording: give --dev"),
+    (["--teacher=t", "--audio={lab}/audio", "--size=huge"], "--size: invalid choice: 'huge'"),
+  ],
+)
+def test_mistakes_of_distil_are_one_line(lab, flags, words, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=words) as error:
+    command_line.main(["distil", *(flag.format(lab=lab) for flag in flags)])
+  assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+
+
+def test_held_out_recordings_keep_their_transcripts_and_the_others_none(lab, tmp_path):
+  train_path, dev_path = distil.hold_out(str(lab / "train.jsonl"), tmp_path)
+  dev = [json.loads(row) for row in open_(dev_path)]
+  assert 0 < len(dev) < 8 and all(row["text"] for row in dev)
+  assert not any("text" in json.loads(row) for row in open_(train_path))
