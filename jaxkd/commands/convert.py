@@ -29,13 +29,11 @@ example: %(prog)s runs/teacher-manifest"""
 
 def run(args) -> int:
   """Converts and says where to; returns the exit status."""
-  from jaxkd.models.huggingface.weights import stored
-
   source, target = (path and path.expanduser() for path in (args.source, args.target))
   if (source / "results.json").exists():
     target = target or source / "huggingface"
     export(source, target)
-  elif weights := stored(source, "pytorch_model.bin"):
+  elif weights := _pickles(source):
     target = target or source
     from_pickles(source, weights, target)
   else:
@@ -45,6 +43,15 @@ def run(args) -> int:
     )
   console.out.print(str(target), highlight=False, markup=False, soft_wrap=True)
   return 0
+
+
+def _pickles(source: pathlib.Path) -> list[pathlib.Path]:
+  """PyTorch's files of weights in a folder."""
+  if not any(source.glob("pytorch_model.bin*")):
+    return []
+  from jaxkd.models.huggingface.weights import stored
+
+  return stored(source, "pytorch_model.bin")
 
 
 def export(source: pathlib.Path, target: pathlib.Path) -> None:

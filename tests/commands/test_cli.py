@@ -177,7 +177,7 @@ def lab(tmp_path_factory):
     "malformed": [json.dumps(row), "{not json"],
     "silent": [json.dumps({"audio_filepath": str(silent), "text": "a"})],
     "unknown": [json.dumps(row | {"text": "a é"})],
-    "untold": [json.dumps(row), json.dumps({"audio_filepath": "audio/train-01.flac"})],
+    "untold": [json.dumps({"audio_filepath": "audio/train-01.flac"})],
   }
   for name, lines in written.items():
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
@@ -191,12 +191,13 @@ def lab(tmp_path_factory):
     ("train=malformed.jsonl", ["malformed.jsonl:2", "not JSON"]),
     ("train=silent.jsonl", ["silent.jsonl", "no utterance can be decoded", "silent"]),
     ("teacher_train=unknown.jsonl", ["unknown.jsonl", "'é'", "labels.alphabet"]),
-    ("teacher_train=untold.jsonl", ["untold.jsonl", "audio/train-01.flac", "no transcript"]),
+    ("teacher_train=untold.jsonl", ["untold.jsonl", "audio/train-01.flac", "has a transcript"]),
   ],
 )
 def test_wrong_data_leaves_no_workdir(lab, tmp_path, flag, words):
   field, name = flag.split("=")
-  argv = corpus.flags(lab, "symmetric", tmp_path / "w", f"--config.data.{field}={lab / name}")
+  flags = [f"--config.data.{field}={lab / name}", "--config.labels.alphabet=abc "]
+  argv = corpus.flags(lab, "symmetric", tmp_path / "w", *flags)
   with pytest.raises(UserError) as error:
     main.main(argv)
   told = str(error.value)

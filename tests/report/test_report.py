@@ -470,7 +470,7 @@ def test_posteriors(tmp_path):
   rows = [json.loads(line) for line in manifest.read_text().splitlines()]
   texts = {row["audio_filepath"]: row["text"] for row in rows}
   utterance = max(rows, key=lambda row: row["duration"])["audio_filepath"]
-  audio = (soundfile.read(tmp_path / utterance)[0] * 32767).astype(np.int16)
+  audio = soundfile.read(tmp_path / utterance, dtype="float32")[0]
   flags = [*corpus.TINY, f"--config.data.test={manifest}", "--config.kd.selection.n=1"]
   teacher = write_run(tmp_path / "teacher", "teacher", *flags[:-1], utterances=texts)
   folder = write_run(tmp_path / "run", "symmetric", *flags, utterances=texts, teacher="teacher")

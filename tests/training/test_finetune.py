@@ -190,7 +190,7 @@ def test_stopped_finetuning_resumes_to_the_same_numbers(lab, teacher, monkeypatc
     ("--config.teacher.source={lab}/pretrained", "no CTC head .*configs/teacher.py"),
     ("--config.teacher.source={lab}", "neither the workdir of a finished run .* nor a model"),
     ("--config.teacher.source={lab}/nowhere", "no such folder"),
-    ("--config.kd.scale=0.5", "has no transcript"),
+    ("--config.kd.scale=0.5", "no utterance has a transcript"),
   ],
 )
 def test_teachers_that_cannot_teach(lab, flag, words):
