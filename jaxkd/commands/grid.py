@@ -1,6 +1,7 @@
 """jaxkd grid: every run of a grid one after the other, beside one teacher, then the report."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import itertools
 import logging
@@ -102,10 +103,11 @@ def load(path: pathlib.Path, recipe: str) -> dict:
   Raises:
     UserError: the file defines no grid.
   """
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
+  # By this loader, a file is Python whatever it is called.
+  loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
+  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(path.stem, loader))
   try:
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     grid = module.get_grid(recipe)
     return {name: grid[name] for name in ("scales", "seeds", "variants")}
   except Exception as error:  # whatever the file raises

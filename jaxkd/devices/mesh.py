@@ -42,8 +42,20 @@ def start_processes() -> None:
 
 
 def describe_devices() -> str:
-  """Such as "cpu: 8 devices, in 2 processes"."""
-  devices = jax.devices()
+  """Such as "cpu: 8 devices, in 2 processes".
+
+  Raises:
+    UserError: JAX has no devices of the kind that is asked for.
+  """
+  try:
+    devices = jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing
+    asked = jax.config.jax_platforms or "any"
+    reason = " ".join(str(error).split())[:200] or "it has no such backend here"
+    raise UserError(
+      f"JAX_PLATFORMS={asked}: JAX finds no device ({reason}): install its plugin, such as "
+      "pip install 'jax[cuda12]', or set JAX_PLATFORMS=cpu"
+    ) from error
   kind, backend = devices[0].device_kind, jax.default_backend()
   count = f"{len(devices)} device{'s' * (len(devices) > 1)}"
   named = "" if kind == backend else f" ({kind})"

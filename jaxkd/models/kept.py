@@ -66,7 +66,11 @@ def read(folder: pathlib.Path) -> Kept:
       f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
     )
   vocabulary = Vocabulary.load(folder / VOCABULARY)
-  config = config_lib.upgrade(files.read_json(folder / "config.json"))
+  try:
+    config = config_lib.upgrade(files.read_json(folder / "config.json", kind=dict))
+  except UserError as error:
+    told = str(folder) in str(error)
+    raise error if told else UserError(f"{folder / 'config.json'}: {error}") from error
   description = None
   if config.student.name == "huggingface":
     description = files.read_json(folder / DESCRIPTION)

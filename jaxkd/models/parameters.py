@@ -69,8 +69,12 @@ def check_params(folder: pathlib.Path, like) -> None:
 def _found(folder: pathlib.Path):
   """Where the parameters of a folder lie; all errors become UserErrors that name it."""
   folder = folder.absolute()
+  if not folder.exists() and not _fresh(folder).exists():
+    raise UserError(
+      f"{folder} is not there: copy the whole workdir, or train it again in another one"
+    )
   try:
-    yield folder if folder.exists() or not _fresh(folder).exists() else _fresh(folder)
+    yield folder if folder.exists() else _fresh(folder)
   except UserError:
     raise
   except Exception as error:  # Orbax raises many kinds for a damaged file

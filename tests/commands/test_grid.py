@@ -65,8 +65,9 @@ def test_audio_without_transcripts_goes_to_runs_that_need_none():
     ("def get_grid(recipe:", "SyntaxError"),
   ],
 )
-def test_wrong_grids_are_one_line(tmp_path, text, words):
-  path = tmp_path / "mine.py"
+@pytest.mark.parametrize("name", ["mine.py", "README.md"])
+def test_wrong_grids_are_one_line(tmp_path, text, words, name):
+  path = tmp_path / name
   path.write_text(text)
   with pytest.raises(UserError, match=words) as caught:
     grid.load(path, "demo")

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import sys
 import types
 
@@ -95,6 +96,28 @@ def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
 def test_mistakes_are_one_line(lab, flags, words):
   with pytest.raises(UserError, match=words) as error:
     command_line.main(["transcribe", *(flag.format(lab=lab) for flag in flags)])
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("file", "content", "words"),
+  [
+    ("results.json", "[]", "results.json must hold a JSON object"),
+    ("config.json", "5", "config.json must hold a JSON object"),
+    ("config.json", "{}", "config.json: it is no config of jaxkd"),
+    ("labels.json", "7", "labels.json does not hold the classes"),
+    ("checkpoints/final", None, "final is not there: copy the whole workdir"),
+  ],
+)
+def test_damaged_workdirs_are_one_line(lab, tmp_path, file, content, words):
+  folder = shutil.copytree(lab / "run", tmp_path / "run")
+  if content is None:
+    shutil.rmtree(folder / file)
+  else:
+    (folder / file).write_text(content)
+  given = ["evaluate", f"--workdir={folder}", f"--data={lab / 'test.jsonl'}", "--model=student"]
+  with pytest.raises(UserError, match=words) as error:
+    command_line.main(given)
   assert "\n" not in str(error.value)
 
 

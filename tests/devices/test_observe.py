@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxkd import config
-from jaxkd.devices import observe
+from jaxkd.devices import mesh, observe
 from jaxkd.errors import UserError
 
 
@@ -56,3 +56,15 @@ def test_wrong_profiles_are_one_line(given):
 
 def test_profiles():
   assert config.profile_steps("10:20") == (10, 20) and config.profile_steps("") is None
+
+
+def test_devices_that_are_not_there_are_one_line(monkeypatch):
+  for error in (AssertionError(), RuntimeError("Unable to initialize\nbackend 'nope'")):
+    monkeypatch.setattr(jax, "devices", lambda error=error: raise_(error))
+    with pytest.raises(UserError, match="JAX finds no device .*JAX_PLATFORMS=cpu") as caught:
+      mesh.describe_devices()
+    assert "\n" not in str(caught.value)
+
+
+def raise_(error: Exception):
+  raise error

@@ -56,7 +56,7 @@ def test_round_trip_replacement_and_damage(tmp_path):
   absent = tmp_path / "absent"
   damage(folder)
   for check in (parameters.load_params, parameters.check_params):
-    with pytest.raises(UserError, match=r"absent cannot be read: "):
+    with pytest.raises(UserError, match=r"absent is not there: copy the whole workdir"):
       check(absent, tree(0))
     with pytest.raises(UserError, match=r"final cannot be read: "):
       check(folder, tree(0))
