@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from jaxkd.errors import Interrupted, UserError
 
+_TERMINATED = "terminated; the same command starts again, a training from its last save"
 _INTERRUPTED = "interrupted; the same command starts again, a training from its last save"
 
 
@@ -18,10 +19,14 @@ def guard(command: Callable[[], int]) -> int:
   """Runs a command and returns its exit status.
 
   A user's mistake and a full disk become one line on standard error and 2, Ctrl-C becomes 130, a
-  training that SIGTERM ended 0 or JAXKD_STOPPED_STATUS, a closed pipe (`| head`) nothing and 1.
+  training that SIGTERM ended 0 or JAXKD_STOPPED_STATUS (SIGTERM at other times 143), a closed pipe
+  (`| head`) nothing and 1.
   """
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: nohup
     signal.signal(signal.SIGINT, _interrupt)
+  if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    process = os.getpid()
+    signal.signal(signal.SIGTERM, lambda *_: _terminate(process))
   try:
     status = _status_of(command)
     sys.stdout.flush()
@@ -74,6 +79,13 @@ def _interrupt(signum, frame) -> None:
       _leave_at_once(130)
     frame = frame.f_back
   raise KeyboardInterrupt
+
+
+def _terminate(process: int) -> None:
+  """SIGTERM where no training runs that could be saved: a word, and the end; of workers the end."""
+  if os.getpid() == process:
+    _say(_TERMINATED)
+  os._exit(128 + signal.SIGTERM)
 
 
 def _end(status: int, line: str = "") -> int:

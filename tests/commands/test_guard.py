@@ -15,9 +15,10 @@ from jaxkd.errors import Interrupted, UserError
 
 @pytest.fixture(autouse=True)
 def keep_the_handler():
-  before = signal.getsignal(signal.SIGINT)
+  before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
   yield
-  signal.signal(signal.SIGINT, before)
+  for number, handler in before.items():
+    signal.signal(number, handler)
 
 
 def environment(*folders) -> dict[str, str]:
@@ -89,9 +90,10 @@ def test_the_guard_is_on_before_anything_is_loaded():
 
 @pytest.mark.parametrize("module", ["argparse", "absl", "jax"])
 @pytest.mark.parametrize("program", [["jaxkd.main"], ["jaxkd", "train"]])
-def test_ctrl_c_while_modules_are_loaded(tmp_path, program, module):
-  """It comes in the middle of an import that would swallow an exception."""
-  swallow = "try:\n  os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n  pass\n"
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_while_modules_are_loaded(tmp_path, program, module, name):
+  """They come in the middle of an import that would swallow an exception."""
+  swallow = f"try:\n  os.kill(os.getpid(), signal.{name})\nexcept BaseException:\n  pass\n"
   (tmp_path / f"{module}.py").write_text(f"import os, signal\n{swallow}raise ImportError('late')\n")
   done = subprocess.run(
     [sys.executable, "-m", *program, "--config=symmetric:demo"],
@@ -102,8 +104,9 @@ def test_ctrl_c_while_modules_are_loaded(tmp_path, program, module):
     # Where the tests run in a shell's background, Ctrl-C is ignored by all that they start.
     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
-  assert done.returncode == 130, done.stderr
-  assert done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1
+  status, word = {"SIGINT": (130, "interrupted;"), "SIGTERM": (143, "terminated;")}[name]
+  assert done.returncode == status, done.stderr
+  assert done.stderr.startswith(word) and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
