@@ -231,7 +231,8 @@ def left_out(name: str, found: list[tuple[str, str]], of: int) -> str:
   """A line about (id, reason) of utterances that are left out of so many."""
   kinds = collections.Counter(re.sub(r"\d[\d.]*", "N", reason) for _, reason in found)
   unique, reason = found[0]
-  more = f" (and {len(kinds) - 1} other reasons)" if len(kinds) > 1 else ""
+  others = len(kinds) - 1
+  more = f" (and {others} other reason{'s' * (others > 1)})" if others else ""
   return f"{name}: {len(found)} of {of} utterances are left out: {unique}: {reason}{more}"
 
 
