@@ -19,7 +19,7 @@ from jaxkd.inference.frames import Remembered, Spoken, frames
 from jaxkd.inference.search.greedy import best_path, collapse
 from jaxkd.labels import UnknownSymbol, Vocabulary, normalise
 from jaxkd.masks import same_frames
-from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel
 from jaxkd.types import FrameOutput, WeightedSum
 
 
@@ -123,7 +123,10 @@ class _Gathered:
       texts = [None if u is None else self.source.texts[u] for u in utterances]
       rows = zip(texts, paths["teacher"], strict=True)
       targets = [_target(*row, self.vocabulary) for row in rows]
-      self.offsets.append(_offsets(both, targets, blank_id, devices))
+      if both[0].mask.shape[1] * self.frame_ms <= 1000 * LONGEST_SECONDS:
+        self.offsets.append(_offsets(both, targets, blank_id, devices))
+      else:  # memory for an alignment grows with the square of the length
+        self.offsets.append(_not_aligned(both[0].mask, devices))
 
   def _row(self, utterance: int, path: np.ndarray) -> dict:
     text = self.source.texts[utterance]
@@ -209,6 +212,20 @@ def _offsets(
   lengths = np.array([len(target) for target in targets], np.int32)
   ids, lengths = (jax.make_array_from_process_local_data(where, x) for x in (ids, lengths))
   return jax.device_get(_compare(blank_id, devices, *outputs, ids, lengths))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _count_rows(mask: jax.Array, devices) -> jax.Array:
+  """i32[], rows with a real frame, on every device."""
+  count = mask.any(-1).sum(dtype=jnp.int32)
+  return jax.lax.with_sharding_constraint(count, sharding.replicated(devices))
+
+
+def _not_aligned(mask: jax.Array, devices) -> alignment.SpikeOffsets:
+  """Of a batch of which nothing is compared."""
+  nothing = np.zeros(2 * alignment.REACH + 1, np.int32)
+  left_out = np.int32(jax.device_get(_count_rows(mask, devices)))
+  return alignment.SpikeOffsets(nothing, np.int32(0), np.int32(0), left_out)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

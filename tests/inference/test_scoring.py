@@ -139,3 +139,12 @@ def test_no_offsets_without_teacher_or_label_or_wish():
   assert alone.spike_offsets is None and list(alone.blank_runs) == ["student"]
   silence = evaluate(source_of(["." * 14] * 6, [None] * 6), late=1)
   assert silence.spike_offsets is None and sum(silence.blank_runs["student"]) == 0
+
+
+def test_long_recordings_are_left_out_of_the_comparison_in_time(monkeypatch, quick_to_compile):
+  """Its memory grows with the square of their length; all other figures are there."""
+  compared = evaluate(source_of(PATHS, TEXTS), late=1)
+  monkeypatch.setattr(scoring, "LONGEST_SECONDS", 0.0)
+  found = evaluate(source_of(PATHS, TEXTS), late=1)
+  assert found.spike_offsets is None and compared.spike_offsets is not None
+  assert (found.figures, found.kl) == (compared.figures, compared.kl)
