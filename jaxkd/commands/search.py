@@ -138,7 +138,9 @@ def search(folder: pathlib.Path, settings: Settings) -> dict:
       parse; nothing to tune on.
   """
   from jaxkd.inference.finished import FinishedRun
+  from jaxkd.training.workdir import check_usable
 
+  check_usable(folder)  # before the work whose results are written there
   opened = FinishedRun(folder)
   models, splits = opened.models(settings.models), opened.splits(settings.data)
   _check_tuning(settings, splits)

@@ -1,10 +1,12 @@
 """jaxkd transcribe and distil as commands."""
 
+import errno
 import io
 import json
 import logging
 import shutil
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -14,6 +16,7 @@ import soundfile
 import corpus
 import drawn_run
 import jaxkd
+import jaxkd.inference.finished
 from jaxkd.commands import distil, train
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
@@ -183,3 +186,13 @@ def test_held_out_recordings_keep_their_transcripts_and_the_others_none(lab, tmp
   dev = [json.loads(row) for row in open_(dev_path)]
   assert 0 < len(dev) < 8 and all(row["text"] for row in dev)
   assert not any("text" in json.loads(row) for row in open_(train_path))
+
+
+def test_search_tries_at_once_whether_its_results_can_be_written(lab, monkeypatch):
+  def fail(**options):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+  monkeypatch.setattr(jaxkd.inference.finished, "FinishedRun", None)
+  with pytest.raises(UserError, match="run cannot be written: Read-only file system"):
+    command_line.main(["search", f"--workdir={lab / 'run'}", "--lm=none"])
