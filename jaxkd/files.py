@@ -14,7 +14,7 @@ from jaxkd.errors import UserError
 log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _IS_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {dict: "a JSON object", list: "a JSON list"}
 
 
@@ -59,7 +59,7 @@ def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
 def _json(value, indent: int | None = None) -> str:
   text = json.dumps(value, indent=indent, ensure_ascii=False)
   # Names of files in other encodings hold lone surrogates, which UTF-8 cannot write.
-  return text if text.isascii() or not _SURROGATE.search(text) else json.dumps(value, indent=indent)
+  return text if text.isascii() or not SURROGATE.search(text) else json.dumps(value, indent=indent)
 
 
 def read_json(path: pathlib.Path, kind: type | None = None):

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import pathlib
-import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from jaxkd import files
@@ -14,7 +14,6 @@ from jaxkd.data import audio
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Entry(NamedTuple):
@@ -49,7 +48,7 @@ def of_file(path: pathlib.Path) -> list[Entry]:
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
   rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
-  names = _unique(row["audio_filepath"] for row in rows)
+  names = numbered(_printable(row["audio_filepath"]) for row in rows)
   return [_entry(name, row, path.parent) for name, row in zip(names, rows, strict=True)]
 
 
@@ -98,7 +97,7 @@ def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
   if unread:
     log.warning("%s: not read: %s: %s", name, told, _cure(unread.most_common()[0][0]))
   found.sort()
-  names = _unique(str(path.relative_to(folder)) for path in found)
+  names = numbered(_printable(str(path.relative_to(folder))) for path in found)
   return [Entry(unique, str(path)) for unique, path in zip(names, found, strict=True)]
 
 
@@ -142,7 +141,7 @@ def _row(where: str, line: str) -> dict:
 def _entry(unique: str, row: dict, folder: pathlib.Path) -> Entry:
   seconds, text = row.get("duration"), row.get("text")
   wrong = ""
-  if text is not None and _SURROGATE.search(text):
+  if text is not None and files.SURROGATE.search(text):
     text, wrong = None, "half a character (a lone surrogate) in its text"
   return Entry(
     id=unique,
@@ -154,11 +153,11 @@ def _entry(unique: str, row: dict, folder: pathlib.Path) -> Entry:
   )
 
 
-def _unique(names) -> list[str]:
+def numbered(names: Iterable[str]) -> list[str]:
   """The names, numbered from the second time on that one occurs."""
   seen = collections.Counter()
   found = []
-  for name in map(_printable, names):
+  for name in names:
     seen[name] += 1
     found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
   return found
@@ -166,7 +165,7 @@ def _unique(names) -> list[str]:
 
 def _printable(name: str) -> str:
   """A name with the bytes that are no UTF-8 as \\xNN: results are written as UTF-8."""
-  if not _SURROGATE.search(name):
+  if not files.SURROGATE.search(name):
     return name
   try:
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -277,13 +277,9 @@ def _joined(name: str, sources: list[Source]) -> Source:
   """Several sources as one; ids of which two have the same are numbered."""
   if len(sources) == 1:
     return sources[0]
-  seen, ids = collections.Counter(), []
-  for unique in (unique for source in sources for unique in source.ids):
-    seen[unique] += 1
-    ids.append(unique if seen[unique] == 1 else f"{unique}#{seen[unique]}")
   return Source(
     name,
-    ids,
+    manifest.numbered(unique for source in sources for unique in source.ids),
     np.concatenate([source.durations for source in sources]),
     [text for source in sources for text in source.texts],
     [pair for source in sources for pair in source.skipped],

@@ -3,10 +3,11 @@
 import re
 import unicodedata
 
+from jaxkd import files
+
 # Typographic, opening (as in o‘zbek), reversed, of Breton and Ukrainian letters, full-width.
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ＇", "'"))
 _DOTTED = re.compile("i\u0307+")  # what İ is in lower case: the i has its dot already
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def normalise(text: str) -> str:
@@ -23,6 +24,6 @@ def normalise(text: str) -> str:
 
 def fold(text: str) -> str:
   """What `normalise` does to each character, wherever it stands; spaces stay as they are."""
-  text = unicodedata.normalize("NFD", _SURROGATE.sub("\ufffd", text)).replace("Σ", "σ")
+  text = unicodedata.normalize("NFD", files.SURROGATE.sub("\ufffd", text)).replace("Σ", "σ")
   text = _DOTTED.sub("i", text.lower()).translate(_APOSTROPHES)
   return unicodedata.normalize("NFC", text)

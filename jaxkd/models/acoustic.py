@@ -104,7 +104,8 @@ def _apply(graphdef, frame_samples: int, params, audio: jax.Array, audio_len: ja
 
 def _in_windows(model, audio: jax.Array, audio_len: jax.Array, frame_samples: int) -> FrameOutput:
   """A model's output of long audio, pieced together from the middles of windows."""
-  (window, margin), hop = (windows := Windows.of(frame_samples)), windows.hop
+  windows = Windows.of(frame_samples)
+  window, margin, hop = windows.size, windows.margin, windows.hop
   count = -(-max(0, -(-audio.shape[1] // frame_samples) - window) // hop) + 1
   size = ((count - 1) * hop + window) * frame_samples
   audio = jnp.pad(audio, ((0, 0), (0, size - audio.shape[1])))
