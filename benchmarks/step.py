@@ -5,10 +5,11 @@
 
 Both teach a Conformer of 12 layers, 384 wide (the paper's TED-LIUM student) from random weights by
 symmetric selection: teacher forward, selection, KL, gradient, RAdam. PyTorch has transformers'
-HuBERT and its Conformer encoder behind the same front-end. Each contestant has a process of its
-own, so that its peak of memory is its own; they take turns. Printed: parameters, seconds of audio a
-second (median and range over all rounds), arithmetic a second (of matrix products and
-convolutions), memory, and the ratio of the medians.
+HuBERT and its Conformer encoder behind the same front-end; on CUDA they are compiled, with the
+frozen teacher's weights in its dtype and its own choice of flash attention. Each contestant has a
+process of its own, so that its peak of memory is its own; they take turns. Printed: parameters,
+seconds of audio a second (median and range over all rounds), arithmetic a second (of matrix
+products and convolutions), memory, and the ratio of the medians.
 """
 
 import argparse
@@ -160,6 +161,13 @@ def theirs(args):
   teacher = transformers.HubertModel(config).eval().to(device)
   head = torch.nn.Linear(HUBERT_LARGE["hidden_size"], HUBERT_LARGE["vocab_size"]).to(device)
   student = torch_student(HUBERT_LARGE["vocab_size"]).to(device).train()
+  if device.type == "cuda":
+    torch.set_float32_matmul_precision("high")  # the tensor cores' float32, as in jax
+    teacher, head = teacher.to(dtype), head.to(dtype)
+    for layer in (*teacher.encoder.layers, *student.encoder.layers):
+      layer.compile()  # one by one, so that the first one's program serves the others
+    for part in (teacher.feature_extractor, student.front):
+      part.compile()
   params = list(student.parameters())
   optimizer = torch.optim.RAdam(
     params, LEARNING_RATE, eps=EPS, weight_decay=DECAY, decoupled_weight_decay=True
@@ -174,7 +182,7 @@ def theirs(args):
       x = x - x.sum(1, keepdim=True) / audio_len[:, None]
       x = torch.where(real, x, 0)
       x = x / torch.sqrt((x**2).sum(1, keepdim=True) / audio_len[:, None] + 1e-7)
-      x = teacher(x, attention_mask=real.long()).last_hidden_state
+      x = teacher(x.to(teacher.dtype), attention_mask=real.long()).last_hidden_state
       x = torch.nn.functional.max_pool1d(x.transpose(1, 2), 2, ceil_mode=True).transpose(1, 2)
       return head(x).float()
 
@@ -265,6 +273,9 @@ def torch_student(classes):
         spectrum = torch.stft(x, 512, 160, 400, self.window, return_complex=True)[..., :-1]
         x = (spectrum.abs() ** 2).transpose(1, 2) @ self.bank
         x = spec_augment(torch.log(x.clamp(min=1e-10)))
+      return self.encode(x, audio_len)
+
+    def encode(self, x, audio_len):
       x = self.front(x[:, None]).permute(0, 2, 1, 3).flatten(2)
       frames = (audio_len + 639) // 640
       mask = torch.arange(x.shape[1], device=x.device) < frames[:, None]

@@ -1,4 +1,4 @@
-"""How the library's functions run on arrays that are split over devices.
+"""How the library's functions run on arrays that are split over devices, and on a kind of device.
 
 Inside of `jax.shard_map` arrays know over which axes of the mesh their shards differ, and a scan
 wants that of what it carries. On a mesh with explicit axes arrays know how they are split, and
@@ -29,6 +29,24 @@ def split_alike(compute: Callable, axes: int, *arrays):
   return jax.jit(jax.sharding.auto_axes(compute, axes=mesh.explicit_axes, out_sharding=out))(
     *arrays
   )
+
+
+def on_nvidia(compute: Callable, elsewhere: Callable, *arrays):
+  """compute(*arrays) in a program for an NVIDIA GPU, elsewhere(*arrays) in any other.
+
+  Args:
+    compute, elsewhere: of trees of arrays, with results of the same shapes and dtypes. `compute` is
+      traced only where JAX's default devices are such GPUs.
+    *arrays: trees of arrays.
+  """
+  if not jax.local_devices()[0].device_kind.startswith("NVIDIA"):
+    return elsewhere(*arrays)
+  return jax.lax.platform_dependent(*arrays, cuda=compute, default=elsewhere)
+
+
+def is_whole() -> bool:
+  """Whether arrays are known to lie on one device: there is no other, and no `jax.shard_map`."""
+  return jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
 
 
 def vary_alike(*arrays: jax.Array) -> list[jax.Array]:

@@ -16,7 +16,7 @@ if jax.__version_info__ < (0, 11):  # newer ones do not know these, which halve 
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
   )
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("JAXKD_TEST_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PROGRAMS = "JAXKD_TEST_PROGRAMS"

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from jaxkd import arguments
 from jaxkd.logits import relative
+from jaxkd.losses import ctc_gpu
 from jaxkd.masks import length_mask
-from jaxkd.placement import split_alike, vary_alike
+from jaxkd.placement import is_whole, on_nvidia, split_alike, vary_alike
 
 _FLOOR = 1e-37
 _MAX_SCALE = 90
@@ -266,6 +267,33 @@ def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
 
   2^gain is a guess of 1 / probability, which keeps the states near 1.
   """
+  scan = lambda *inputs: scan_paths(lattice, gain, *inputs)
+  kernel = lambda *inputs: ctc_gpu.run_paths(lattice, gain, _FLOOR, *inputs)
+  if not (is_whole() and 1 <= label_probs.shape[2] <= ctc_gpu.MOST_LABELS):
+    kernel = scan
+  done, (label, onward, exponents) = on_nvidia(kernel, scan, blank_probs, label_probs)
+  total, scales = _scales(exponents)
+  sound = (scales - _exponent(done)[None] <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
+  # A path that is in a label has entered it in both directions.
+  scales = _power_of_two(jnp.clip(scales - lattice.enter[None], -126, 127)) / done[None]
+  log_p = jnp.log(done) + (total - lattice.entered).astype(jnp.float32) * math.log(2)
+  return (log_p, label, onward, scales), sound
+
+
+def scan_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
+  """Runs both directions over the frames.
+
+  Args:
+    lattice: states and steps.
+    gain: i32 exponent, 2^gain is a guess of 1 / probability.
+    blank_probs: f32[T, 2, 1, B].
+    label_probs: f32[T, 2, U, B].
+
+  Returns:
+    f32[B], the sum over complete paths, with a factor 2^(sum of the forward exponents) taken out,
+    and of every frame: f32[T, U, B], the labels of the forward direction, f32[T, U, B], what the
+    backward direction brings to its labels, and i32[T, 2, B], the exponents taken out before it.
+  """
   enter = _power_of_two(lattice.enter)[None, None]
 
   def step(state, frame):
@@ -286,13 +314,7 @@ def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
   start = lattice.start
   state = start, _filled(start[:, 1:], 0), _filled(start[:, :1], 0).astype(jnp.int32)
   state, (label, onward, exponents) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
-  done = state[0][0].sum(0) + state[1][0].sum(0)
-  total, scales = _scales(exponents)
-  sound = (scales - _exponent(done)[None] <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
-  # A path that is in a label has entered it in both directions.
-  scales = _power_of_two(jnp.clip(scales - lattice.enter[None], -126, 127)) / done[None]
-  log_p = jnp.log(done) + (total - lattice.entered).astype(jnp.float32) * math.log(2)
-  return (log_p, label, onward, scales), sound
+  return state[0][0].sum(0) + state[1][0].sum(0), (label, onward, exponents)
 
 
 def _scales(removed: jax.Array) -> tuple[jax.Array, jax.Array]:
