@@ -233,7 +233,7 @@ TRAINING = Block(
     ),
     "remat": Field(
       False,
-      "layers are computed again for the gradient: less memory, more work",
+      "layers are computed again for the gradient, products too: less memory, more work",
       bound=False,
     ),
     "buckets": _count(8, "shapes that utterances are padded to; each is compiled once", 1, 64),
@@ -375,10 +375,18 @@ FIELDS = Block(
     ),
     "features": Block(
       {
-        "kind": Field("logmel", "logmel is the paper's", choices=("logmel", "kaldi")),
+        "kind": Field(
+          "logmel",
+          "logmel is the paper's, sherpa what sherpa-onnx gives models of the kind zipformer_ctc",
+          choices=("logmel", "kaldi", "sherpa"),
+        ),
         "mels": _count(80, "mel filters", 8, 256, unit="mel filters"),
-        "low_hz": Field(60.0, "lower edge of the filters", unit="Hz", low=0.0, high=8000.0),
-        "high_hz": Field(7600.0, "upper edge of the filters", unit="Hz", low=0.0, high=8000.0),
+        "low_hz": Field(
+          60.0, "lower edge of the filters; sherpa has 20", unit="Hz", low=0.0, high=8000.0
+        ),
+        "high_hz": Field(
+          7600.0, "upper edge of the filters; sherpa has 7600", unit="Hz", low=0.0, high=8000.0
+        ),
         "normalise": Field(
           "none", "none (the paper's), or each filter per utterance", choices=("none", "utterance")
         ),

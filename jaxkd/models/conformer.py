@@ -31,7 +31,7 @@ class ConformerConfig:
     frontend_channels: of the four convolutions.
     frontend_pool: (time, mel) after convolutions 2 and 4.
     dtype: of the arithmetic, "float32" or "bfloat16"; parameters and logits are float32.
-    remat: in training, what a block computes is computed again for its gradient instead of kept.
+    remat: in training a block's products, too, are computed again for its gradient.
   """
 
   layers: int
@@ -167,8 +167,8 @@ class ConformerCTC(nnx.Module):
       block_params, block_key = inputs
       return nnx.merge(graphdef, sharding.layer(block_params))(x, mask, block_key), None
 
-    if self.config.remat and key is not None:
-      layer = jax.checkpoint(layer, prevent_cse=False)  # a scan needs no barrier against CSE
+    if key is not None:
+      layer = layers_lib.recomputed(layer, everything=self.config.remat)
     return jax.lax.scan(layer, x, (params, keys))[0]
 
 

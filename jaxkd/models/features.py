@@ -13,7 +13,8 @@ from jaxkd.types import SAMPLE_RATE_HZ
 HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
 _FFT = 512
-_KINDS = ("logmel", "kaldi")
+_KINDS = ("logmel", "kaldi", "sherpa")
+_SHERPA_BAND_HZ = (20.0, 7600.0)
 _KALDI_EPSILON = np.finfo(np.float32).eps
 
 
@@ -24,9 +25,10 @@ class LogMel:
   Attributes:
     kind: "logmel": peak-normalised, pre-emphasised audio, frames centred every 10 ms, as many as
       ceil(samples / 160) (the paper's front-end); "kaldi": as Kaldi's fbank with 16-bit scale,
-      snipped edges, Povey window and no dither.
-    mels: filters.
-    low_hz, high_hz: edges of the filter bank.
+      snipped edges, Povey window and no dither; "sherpa": what sherpa-onnx gives its models, as
+      Kaldi's but of full scale 1, with frames centred every 10 ms and audio mirrored at its ends.
+    mels: filters; sherpa-onnx has 80.
+    low_hz, high_hz: edges of the filter bank; those of "sherpa" are 20 and 7600 Hz.
     normalise: "none", or "utterance" for zero mean and unit variance of each filter over the
       utterance's real frames.
 
@@ -51,6 +53,11 @@ class LogMel:
         f"they must be a band from 0 to {SAMPLE_RATE_HZ // 2} Hz, low_hz below high_hz"
       )
 
+  @property
+  def band_hz(self) -> tuple[float, float]:
+    """Edges of the filter bank that is used."""
+    return _SHERPA_BAND_HZ if self.kind == "sherpa" else (self.low_hz, self.high_hz)
+
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
   if value not in choices:
@@ -62,6 +69,8 @@ def frame_len(audio_len, kind: str):
   _check_choice("kind", kind, _KINDS)
   if kind == "kaldi":
     return jnp.maximum(0, 1 + (audio_len - WINDOW) // HOP)
+  if kind == "sherpa":
+    return (audio_len + HOP // 2) // HOP
   return -(-audio_len // HOP)
 
 
@@ -83,7 +92,10 @@ def log_mel(
   audio = jnp.where(real, audio.astype(jnp.float32) * scale, 0)
   size = -(-audio.shape[1] // HOP)
   if settings.kind == "kaldi":
-    spectrum = _kaldi_power(audio, size)
+    spectrum = _kaldi_power(_frames(audio * 32768, size, 0))
+  elif settings.kind == "sherpa":
+    left = (WINDOW - HOP) // 2
+    spectrum = _kaldi_power(_frames(_mirrored(audio, audio_len, left, size), size, 0))
   else:
     spectrum = _paper_power(audio, real, size)
   bank, floor = _filters(settings)
@@ -116,9 +128,17 @@ def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
   return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window[None, None])
 
 
-def _kaldi_power(audio: jax.Array, size: int) -> jax.Array:
+def _mirrored(audio: jax.Array, audio_len: jax.Array, left: int, size: int) -> jax.Array:
+  """f32[B, ·] for `size` windows: `left` samples more at the start, and both ends mirrored."""
+  position = jnp.arange(size * HOP + WINDOW - HOP)[None] - left
+  position = jnp.where(position < 0, -1 - position, position)
+  last = audio_len[:, None] - 1
+  position = jnp.where(position > last, 2 * last + 1 - position, position)
+  return jnp.take_along_axis(audio, jnp.clip(position, 0, jnp.maximum(last, 0)), 1)
+
+
+def _kaldi_power(frames: jax.Array) -> jax.Array:
   """f32[B, size, 257]: as Kaldi: per-window mean removal and pre-emphasis, Povey window."""
-  frames = _frames(audio * 32768, size, 0)
   frames = frames - frames.mean(-1, keepdims=True)
   before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
   frames = frames - 0.97 * before
@@ -136,15 +156,16 @@ def _power(frames: jax.Array) -> jax.Array:
 def _filters(settings: LogMel) -> tuple[np.ndarray, float]:
   """f32[257, F], triangles of equal height and width in mel (Kaldi), and the power floor."""
   mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
-  edges = np.linspace(mel(settings.low_hz), mel(settings.high_hz), settings.mels + 2)
+  edges = np.linspace(*map(mel, settings.band_hz), settings.mels + 2)
   bins = mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT)[:, None]
   left, centre, right = edges[:-2], edges[1:-1], edges[2:]
   bank = np.maximum(
     0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
   )
-  if settings.kind == "kaldi":
-    bank[-1] = 0  # Kaldi leaves out the Nyquist bin
-  return bank.astype(np.float32), _KALDI_EPSILON if settings.kind == "kaldi" else 1e-10
+  if settings.kind == "logmel":
+    return bank.astype(np.float32), 1e-10
+  bank[-1] = 0  # Kaldi leaves out the Nyquist bin
+  return bank.astype(np.float32), _KALDI_EPSILON
 
 
 def _standardise(features: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,7 +16,15 @@ from flax import nnx
 
 from jaxkd.devices import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
-from jaxkd.models.layers import LayerNorm, Linear, add_bias, dropout, largest, standardise
+from jaxkd.models.layers import (
+  LayerNorm,
+  Linear,
+  add_bias,
+  dropout,
+  largest,
+  recomputed,
+  standardise,
+)
 from jaxkd.placement import on_nvidia
 from jaxkd.types import FrameOutput
 
@@ -58,7 +66,7 @@ class Wav2Vec2Config:
     time_mask, feature_mask: (probability, length, least number) of masked spans of frames, which
       become a learnt vector, and of channels, which become 0 (wav2vec 2.0, appendix B).
     freeze_conv: the convolutions over the waveform are not trained.
-    remat: in training, what a layer computes is computed again for its gradient instead of kept.
+    remat: in training a layer's products, too, are computed again for its gradient.
   """
 
   family: str
@@ -404,8 +412,8 @@ class Wav2Vec2CTC(nnx.Module):
         skip &= index > 0
       return jax.lax.cond(skip, lambda x: x, run, x), None
 
-    if config.remat and keys is not None:
-      step = jax.checkpoint(step, prevent_cse=False)  # a scan needs no barrier against CSE
+    if keys is not None:
+      step = recomputed(step, everything=config.remat)
     return jax.lax.scan(step, x, (jnp.arange(config.layers), params, keys))[0]
 
 

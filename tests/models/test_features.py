@@ -11,7 +11,7 @@ import reference
 from jaxkd.models.features import LogMel, frame_len, log_mel
 
 LENGTHS = (8000, 3200, 1605, 400, 399, 160, 1, 0)
-KINDS = ("logmel", "kaldi")
+KINDS = ("logmel", "kaldi", "sherpa")
 compute = functools.partial(jax.jit, static_argnums=2)(log_mel)
 
 
@@ -32,7 +32,11 @@ def test_shapes_counts_and_finite_rows(kind):
   audio, lengths = make_audio()
   features, mask = compute(audio, lengths, LogMel(kind, mels=23))
   assert features.shape == (8, 50, 23) and features.dtype == np.float32
-  counts = {"logmel": [50, 20, 11, 3, 3, 1, 1, 0], "kaldi": [48, 18, 8, 1, 0, 0, 0, 0]}[kind]
+  counts = {
+    "logmel": [50, 20, 11, 3, 3, 1, 1, 0],
+    "kaldi": [48, 18, 8, 1, 0, 0, 0, 0],
+    "sherpa": [50, 20, 10, 3, 2, 1, 0, 0],
+  }[kind]
   np.testing.assert_array_equal(mask.sum(1), counts)
   np.testing.assert_array_equal(frame_len(lengths, kind), counts)
   assert [int(frame_len(int(n), kind)) for n in lengths] == counts
@@ -104,8 +108,8 @@ def test_equals_float64(settings):
 @pytest.mark.parametrize("filter_id", [25, 40, 60, 78])
 def test_pure_tone_lands_in_its_filter(kind, filter_id):
   settings = LogMel(kind)
-  width = (reference.mel(7600) - reference.mel(60)) / 81
-  hz = 700 * (np.exp((reference.mel(60) + (filter_id + 1) * width) / 1127) - 1)
+  low, high = map(reference.mel, settings.band_hz)
+  hz = 700 * (np.exp((low + (filter_id + 1) * (high - low) / 81) / 1127) - 1)
   tone = np.sin(2 * np.pi * hz * np.arange(4800) / 16_000).astype(np.float32)
   features, _ = compute(tone[None], np.array([4800]), settings)
   # Frames at the edges hold a step, which is in every filter.
@@ -143,6 +147,26 @@ def test_equals_kaldi(mels, low_hz, high_hz):
       np.testing.assert_allclose(features[row, frame], fbank.get_frame(frame), atol=1e-3)
 
 
+def test_equals_what_sherpa_computes():
+  """The reference has sherpa-onnx's settings, and its own scale: it gives floats in [-1, 1]."""
+  knf = pytest.importorskip("kaldi_native_fbank")
+  options = knf.FbankOptions()
+  options.frame_opts.dither = 0
+  options.frame_opts.snip_edges = False
+  options.frame_opts.samp_freq = 16_000
+  options.mel_opts.num_bins = 80
+  options.mel_opts.low_freq, options.mel_opts.high_freq = 20, -400
+  audio, lengths = make_audio()
+  features, mask = compute(audio, lengths, LogMel("sherpa"))
+  for row, samples in enumerate(lengths[:6]):
+    fbank = knf.OnlineFbank(options)
+    fbank.accept_waveform(16_000, (audio[row, :samples] / np.float32(32768)).tolist())
+    fbank.input_finished()
+    assert int(mask[row].sum()) == fbank.num_frames_ready
+    for frame in range(fbank.num_frames_ready):
+      np.testing.assert_allclose(features[row, frame], fbank.get_frame(frame), atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_normalised_utterances_have_no_mean_and_unit_variance(kind):
   audio, lengths = make_audio()
@@ -169,7 +193,7 @@ def test_silence_is_finite(kind, normalise):
 @pytest.mark.parametrize(
   ("settings", "line"),
   [
-    ({"kind": "Kaldi"}, "kind is 'Kaldi'; it must be one of logmel, kaldi"),
+    ({"kind": "Kaldi"}, "kind is 'Kaldi'; it must be one of logmel, kaldi, sherpa"),
     ({"normalise": "speaker"}, "normalise is 'speaker'; it must be one of none, utterance"),
     ({"mels": 0}, "mels is 0; it must be a whole number, 1 or more"),
     ({"mels": 2.5}, "mels is 2.5"),
@@ -185,5 +209,5 @@ def test_settings_that_cannot_be(settings, line):
 
 
 def test_frames_of_an_unknown_kind():
-  with pytest.raises(ValueError, match="kind is 'Kaldi'; it must be one of logmel, kaldi"):
+  with pytest.raises(ValueError, match="kind is 'Kaldi'; it must be one of logmel, kaldi, sherpa"):
     frame_len(16_000, "Kaldi")
