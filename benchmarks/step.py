@@ -230,7 +230,7 @@ def torch_student(classes):
   from transformers import Wav2Vec2ConformerConfig
   from transformers.models.wav2vec2_conformer import modeling_wav2vec2_conformer as conformer
 
-  from jaxkd.models.features import LogMel, _filters
+  from jaxkd.models.features import LogMel, filters
 
   config = Wav2Vec2ConformerConfig(
     hidden_size=WIDTH,
@@ -262,7 +262,7 @@ def torch_student(classes):
       self.encoder = conformer.Wav2Vec2ConformerEncoder(config)
       del self.encoder.pos_conv_embed
       self.head = nn.Linear(WIDTH, classes)
-      self.register_buffer("bank", torch.tensor(_filters(LogMel(mels=MELS))[0]))
+      self.register_buffer("bank", torch.tensor(filters(LogMel(mels=MELS))[0]))
       self.register_buffer("window", torch.hann_window(400))
 
     def forward(self, audio, audio_len):

@@ -98,7 +98,7 @@ def log_mel(
     spectrum = _kaldi_power(_frames(_mirrored(audio, audio_len, left, size), size, 0))
   else:
     spectrum = _paper_power(audio, real, size)
-  bank, floor = _filters(settings)
+  bank, floor = filters(settings)
   features = jnp.log(jnp.maximum(spectrum @ bank, floor))
   mask = length_mask(frame_len(audio_len, settings.kind), size)
   features = zero_padding(features, mask)
@@ -153,7 +153,7 @@ def _power(frames: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _filters(settings: LogMel) -> tuple[np.ndarray, float]:
+def filters(settings: LogMel) -> tuple[np.ndarray, float]:
   """f32[257, F], triangles of equal height and width in mel (Kaldi), and the power floor."""
   mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
   edges = np.linspace(*map(mel, settings.band_hz), settings.mels + 2)

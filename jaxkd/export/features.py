@@ -1,0 +1,121 @@
+"""The features of `models.features` as an ONNX graph.
+
+Window, pre-emphasis, removal of the mean and Fourier transform are linear: they are one convolution
+over the waveform.
+"""
+
+import numpy as np
+
+from jaxkd.export.graph import FLOAT, Graph
+from jaxkd.models import features as features_lib
+from jaxkd.models.features import HOP, WINDOW, LogMel
+
+_FFT = 512
+_PREEMPHASIS = 0.97
+
+
+def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
+  """Features of audio f32[N, S] of full scale 1, before masks and normalisation.
+
+  Args:
+    g: the graph.
+    audio: its padding is 0.
+    lengths: i64[N] real samples; None for all.
+    settings: of the model's features.
+
+  Returns:
+    f32[N, M, F], and i64[N] real frames of M (None without lengths).
+  """
+  g.prefix = "features/"
+  pads = [0, 0]
+  if settings.kind == "logmel":
+    peak = g("ReduceMax", g("Abs", audio), axes=[1], keepdims=1)
+    audio = g("Div", audio, g("Max", peak, 1e-30))
+    before = g("Slice", g("Pad", audio, [0, 1, 0, 0]), [0], [-1], [1])
+    audio = g("Sub", audio, g("Mul", before, _PREEMPHASIS))
+    if lengths is not None:  # the last sample would echo into the padding
+      audio = g("Mul", audio, g("Squeeze", length_mask(g, audio, lengths, axis=1), [2]))
+    kernel, pads = _fourier(np.hanning(WINDOW + 1)[:-1]), [120, 279]
+  elif settings.kind == "kaldi":
+    audio = g("Mul", audio, 32768.0)
+    kernel = _fourier(_povey()) @ _kaldi_steps()
+  else:
+    audio = _mirrored(g, audio, lengths)
+    kernel = _fourier(_povey()) @ _kaldi_steps()
+  spectrum = g("Conv", g("Unsqueeze", audio, [1]), kernel[:, None], strides=[HOP], pads=pads)
+  real, imaginary = g("Split", g("Mul", spectrum, spectrum), axis=1, outputs=2)
+  power = g("Transpose", g("Add", real, imaginary), perm=[0, 2, 1])
+  bank, floor = features_lib.filters(settings)
+  features = g("Log", g("Max", g("MatMul", power, bank), floor))
+  return features, None if lengths is None else _frame_len(g, lengths, settings.kind)
+
+
+def _frame_len(g: Graph, lengths: str, kind: str) -> str:
+  """`models.features.frame_len` of i64[N] samples."""
+  first = {"logmel": HOP - 1, "kaldi": HOP - WINDOW, "sherpa": HOP // 2}[kind]
+  return g("Div", g("Max", g("Add", lengths, first), 0), HOP)
+
+
+def length_mask(g: Graph, x: str, lengths: str | None, axis: int) -> str | None:
+  """f32[N, T, 1] of the lengths i64[N], T the size of an axis of x."""
+  if lengths is None:
+    return None
+  frames = g("Range", np.int64(0), g("Squeeze", g.size(x, axis), [0]), np.int64(1))
+  real = g("Less", g("Unsqueeze", frames, [0]), g("Unsqueeze", lengths, [1]))
+  return g("Unsqueeze", g("Cast", real, to=FLOAT), [2])
+
+
+def normalised(g: Graph, x: str, mask: str | None) -> str:
+  """x f32[N, M, F] with zero mean and unit variance of each filter; padding becomes 0.
+
+  Args:
+    g: the graph.
+    x: features, 0 where the mask is.
+    mask: f32[N, M, 1], 1 for real frames; None for all.
+  """
+  if mask is None:
+    count = g("Cast", g.size(x, 1), to=FLOAT)
+  else:
+    count = g("Max", g("ReduceSum", mask, [1], keepdims=1), 1.0)
+  mean = g("Div", g("ReduceSum", x, [1], keepdims=1), count)
+  x = g("Sub", x, mean)
+  if mask is not None:
+    x = g("Mul", x, mask)
+  variance = g("Div", g("ReduceSum", g("Mul", x, x), [1], keepdims=1), count)
+  return g("Div", x, g("Sqrt", g("Add", variance, 1e-5)))
+
+
+def _mirrored(g: Graph, audio: str, lengths: str | None) -> str:
+  """Audio that windows of 400 samples every 10 ms lie centred in, mirrored at its ends."""
+  size = g.size(audio, 1)
+  if lengths is None:
+    last = g("Unsqueeze", g("Sub", size, 1), [1])
+  else:
+    last = g("Unsqueeze", g("Sub", lengths, 1), [1])
+  stop = g("Add", g("Mul", g("Div", g("Add", size, HOP // 2), HOP), HOP), WINDOW - HOP)
+  place = g("Range", np.int64(0), g("Squeeze", stop, [0]), np.int64(1))
+  place = g("Unsqueeze", g("Sub", place, (WINDOW - HOP) // 2), [0])
+  place = g("Max", place, g("Sub", -1, place))  # at the start
+  place = g("Min", place, g("Sub", g("Add", g("Mul", last, 2), 1), place))  # at the end
+  place = g("Max", g("Min", place, last), 0)
+  place = g("Expand", place, g("Concat", g.size(audio, 0), [1], axis=0))
+  return g("GatherElements", audio, place, axis=1)
+
+
+def _povey() -> np.ndarray:
+  turns = 2 * np.pi * np.arange(WINDOW) / (WINDOW - 1)
+  return (0.5 - 0.5 * np.cos(turns)) ** 0.85
+
+
+def _kaldi_steps() -> np.ndarray:
+  """[400, 400]: removal of a window's mean, then pre-emphasis; the first sample is its own past."""
+  centre = np.eye(WINDOW) - 1 / WINDOW
+  before = np.eye(WINDOW, k=-1)
+  before[0, 0] = 1
+  return (np.eye(WINDOW) - _PREEMPHASIS * before) @ centre
+
+
+def _fourier(window: np.ndarray) -> np.ndarray:
+  """[514, 400]: real, then imaginary parts of the 257 bins of a window of samples."""
+  turns = 2 * np.pi * np.outer(np.arange(_FFT // 2 + 1), np.arange(WINDOW)) / _FFT
+  return np.concatenate([np.cos(turns), -np.sin(turns)]) * window

@@ -1,0 +1,179 @@
+"""The places of other runtimes that a student fits into: a graph, and its classes beside it.
+
+omnilingual   sherpa-onnx, `from_omnilingual_asr_ctc`: raw audio, one recording at a time
+zipformer     sherpa-onnx, `from_zipformer_ctc`: its own features, in batches
+onnx-asr      onnx-asr's `wav2vec2-ctc`: raw audio in batches
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from flax import nnx
+
+from jaxkd import files
+from jaxkd.errors import UserError
+from jaxkd.export import features
+from jaxkd.export.conformer import classes, conformer
+from jaxkd.export.graph import FLOAT, INT, Graph
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.conformer import ConformerCTC
+
+_OMNILINGUAL_FRAME_MS = 20
+_ZIPFORMER_MELS, _ZIPFORMER_FRAME_MS = 80, 40
+_SPACE = "▁"
+
+
+class Slot(NamedTuple):
+  """One of them.
+
+  Attributes:
+    folder: where its files go.
+    lacks: model → why it does not fit, "" where it does.
+    build: model → graph.
+    write_classes: (model, folder) writes what the runtime knows the classes by.
+  """
+
+  folder: str
+  lacks: Callable[[AcousticModel], str]
+  build: Callable[[AcousticModel], onnx.ModelProto]
+  write_classes: Callable[[AcousticModel, pathlib.Path], None]
+
+
+def fitting(model: AcousticModel) -> tuple[list[Slot], dict[str, str]]:
+  """Slots that a model fits into, and folder → reason of the others.
+
+  Raises:
+    UserError: it fits into none.
+  """
+  net = nnx.merge(model.graphdef, model.params)
+  if not isinstance(net, ConformerCTC):
+    raise UserError(
+      "only a Conformer can be written as ONNX here; for models of Hugging Face's families: "
+      "jaxkd convert, then the optimum package"
+    )
+  reasons = {slot.folder: slot.lacks(model) for slot in SLOTS}
+  found = [slot for slot in SLOTS if not reasons[slot.folder]]
+  left_out = {folder: reason for folder, reason in reasons.items() if reason}
+  if not found:
+    told = "; ".join(f"{folder}: {reason}" for folder, reason in left_out.items())
+    raise UserError(f"no runtime has a place for this student: {told}")
+  return found, left_out
+
+
+def _settings(model: AcousticModel):
+  return nnx.merge(model.graphdef, model.params).features
+
+
+def _features(g: Graph, x: str, lengths: str | None, settings) -> str:
+  """Features as the model takes them: padding at 0, normalised where it does so."""
+  mask = features.length_mask(g, x, lengths, axis=1)
+  if mask is not None:
+    x = g("Mul", x, mask)
+  return features.normalised(g, x, mask) if settings.normalise == "utterance" else x
+
+
+def _omnilingual_lacks(model: AcousticModel) -> str:
+  settings = _settings(model)
+  if settings.kind != "logmel" and settings.normalise == "none":
+    return (
+      f"the runtime changes the volume of audio, which features.kind={settings.kind} hears "
+      "without features.normalise=utterance"
+    )
+  if model.frame_ms % _OMNILINGUAL_FRAME_MS:
+    return f"frames of {model.frame_ms:g} ms are no multiple of {_OMNILINGUAL_FRAME_MS} ms"
+  return ""
+
+
+def _omnilingual(model: AcousticModel) -> onnx.ModelProto:
+  """x f32[N, S] without padding → log_probs f32[N, T, V], a frame every 20 ms."""
+  g, settings = Graph(), _settings(model)
+  x, _ = features.log_mel(g, "x", None, settings)
+  log_probs, _, _ = conformer(g, _features(g, x, None, settings), None, model)
+  repeats = int(model.frame_ms) // _OMNILINGUAL_FRAME_MS
+  if repeats > 1:
+    wide = g("Expand", g("Unsqueeze", log_probs, [2]), [1, 1, repeats, 1])
+    shape = g("Concat", [0, -1], g.size(log_probs, 2), axis=0)
+    log_probs = g("Reshape", wide, shape)
+  g.named(log_probs, "log_probs")
+  outputs = {"log_probs": (FLOAT, ["N", "T", len(model.labels)])}
+  return g.model({"x": (FLOAT, ["N", "S"])}, outputs, {"model_type": "jaxkd-conformer"})
+
+
+def _zipformer_lacks(model: AcousticModel) -> str:
+  settings = _settings(model)
+  if settings.kind != "sherpa" or settings.mels != _ZIPFORMER_MELS:
+    return (
+      f"the runtime computes features.kind=sherpa with mels={_ZIPFORMER_MELS}, the student has "
+      f"{settings.kind} with {settings.mels}"
+    )
+  if model.frame_ms != _ZIPFORMER_FRAME_MS:
+    return f"frames must be of {_ZIPFORMER_FRAME_MS} ms, not {model.frame_ms:g}"
+  return ""
+
+
+def _zipformer(model: AcousticModel) -> onnx.ModelProto:
+  """x f32[N, M, 80] and x_lens i64[N] → log_probs f32[N, T, V] and log_probs_len i64[N]."""
+  g, settings = Graph(), _settings(model)
+  x = _features(g, "x", "x_lens", settings)
+  log_probs, _, lengths = conformer(g, x, "x_lens", model)
+  g.named(log_probs, "log_probs")
+  g.named(lengths, "log_probs_len")
+  inputs = {"x": (FLOAT, ["N", "M", _ZIPFORMER_MELS]), "x_lens": (INT, ["N"])}
+  outputs = {
+    "log_probs": (FLOAT, ["N", "T", len(model.labels)]),
+    "log_probs_len": (INT, ["N"]),
+  }
+  return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
+
+
+def _onnx_asr(model: AcousticModel) -> onnx.ModelProto:
+  """input_values f32[N, S] and input_lengths i64[N] → logprobs f32[N, T, V]; padding is blank."""
+  g, settings = Graph(), _settings(model)
+  real = features.length_mask(g, "input_values", "input_lengths", axis=1)
+  audio = g("Mul", "input_values", g("Squeeze", real, [2]))
+  x, lengths = features.log_mel(g, audio, "input_lengths", settings)
+  log_probs, mask, _ = conformer(g, _features(g, x, lengths, settings), lengths, model)
+  # The runtime reads up to one frame more than there is.
+  silence = np.where(np.arange(len(model.labels)) == 0, 0, -1e4)
+  padding = g("Mul", g("Sub", 1.0, mask), silence[None, None])
+  g.named(g("Add", g("Mul", log_probs, mask), padding), "logprobs")
+  inputs = {"input_values": (FLOAT, ["N", "S"]), "input_lengths": (INT, ["N"])}
+  outputs = {"logprobs": (FLOAT, ["N", "T", len(model.labels)])}
+  return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
+
+
+def _tokens(model: AcousticModel) -> list[str]:
+  """What the runtimes write for each class, the blank first."""
+  vocabulary, spaces = model.vocabulary, model.vocabulary.space_ids()
+  apart = vocabulary.kind in ("phonemes", "tokens")  # nothing stands for a space there
+
+  def token(index: int) -> str:
+    if index == vocabulary.blank_id:
+      return "<blk>"
+    if index in spaces:
+      return _SPACE
+    return (_SPACE if apart else "") + vocabulary.symbols[index]
+
+  return [token(index) for index in classes(model)]
+
+
+def _write_tokens(model: AcousticModel, folder: pathlib.Path, name: str = "tokens.txt") -> None:
+  lines = [f"{token} {index}\n" for index, token in enumerate(_tokens(model))]
+  files.write_text(folder / name, "".join(lines))
+
+
+def _write_onnx_asr(model: AcousticModel, folder: pathlib.Path) -> None:
+  _write_tokens(model, folder, "vocab.txt")
+  config = {"model_type": "wav2vec2-ctc", "subsampling_factor": model.frame_samples}
+  files.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+SLOTS = (
+  Slot("omnilingual", _omnilingual_lacks, _omnilingual, _write_tokens),
+  Slot("zipformer", _zipformer_lacks, _zipformer, _write_tokens),
+  Slot("onnx-asr", lambda model: "", _onnx_asr, _write_onnx_asr),
+)
