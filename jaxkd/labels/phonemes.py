@@ -76,8 +76,10 @@ class PhonemeVocabulary(Vocabulary):
     *inner, last = sounds
     return (*(self._ids[p] for p in inner), self._ids[last + WORD_END])
 
-  def _save_beside(self, folder: pathlib.Path) -> None:
-    self.lexicon.write(folder / "lexicon.txt")
+  def _save_beside(self, folder: pathlib.Path) -> list[pathlib.Path]:
+    path = folder / "lexicon.txt"
+    self.lexicon.write(path)
+    return [path]
 
   @classmethod
   def _load_beside(cls, folder: pathlib.Path) -> tuple:

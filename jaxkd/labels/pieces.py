@@ -66,8 +66,10 @@ class PieceVocabulary(Vocabulary):
     """See `Vocabulary.spellings`."""
     return [tuple(self.encode(word).tolist())]
 
-  def _save_beside(self, folder: pathlib.Path) -> None:
-    files.write_bytes(folder / "sentencepiece.model", self.model)
+  def _save_beside(self, folder: pathlib.Path) -> list[pathlib.Path]:
+    path = folder / "sentencepiece.model"
+    files.write_bytes(path, self.model)
+    return [path]
 
   @classmethod
   def _load_beside(cls, folder: pathlib.Path) -> tuple:

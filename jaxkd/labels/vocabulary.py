@@ -147,11 +147,16 @@ class Vocabulary:
     """
     return [(*self.encode(word).tolist(), *self.space_ids())]
 
-  def save(self, path: pathlib.Path) -> None:
-    """Writes the classes as JSON; a lexicon or a sentencepiece model goes to a file beside it."""
-    self._save_beside(path.parent)
+  def save(self, path: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the classes as JSON; a lexicon or a sentencepiece model goes to a file beside it.
+
+    Returns:
+      The files that were written, `path` first.
+    """
+    beside = self._save_beside(path.parent)
     fields = {name: getattr(self, name) for name in ("kind", "symbols", "blank_id", "space")}
     files.write_text(path, json.dumps(fields, ensure_ascii=False) + "\n")
+    return [path, *beside]
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "Vocabulary":
@@ -177,8 +182,9 @@ class Vocabulary:
     """Another one where anything is different."""
     return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
-  def _save_beside(self, folder: pathlib.Path) -> None:
-    """Writes the subclass's own field to a file."""
+  def _save_beside(self, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the subclass's own field to a file, which is returned."""
+    return []
 
   @classmethod
   def _load_beside(cls, folder: pathlib.Path) -> tuple:
