@@ -33,6 +33,7 @@ VERBS = {
   "search": Verb("search", "Searches with lexicon and language model, tuned on dev."),
   "grid": Verb("grid", "Trains many runs beside one teacher and writes their report."),
   "report": Verb("report", "Compares finished runs: table, plots, one page."),
+  "export": Verb("export", "Writes a student for other runtimes, and checks it in them."),
   "convert": Verb("convert", "Writes a model in Hugging Face's layout, or its weights anew."),
   "plan-tpu": Verb("plan_tpu", "Says what a run needs of TPUs, without one."),
 }

@@ -11,10 +11,10 @@ from jaxkd.commands import line
 from jaxkd.errors import UserError
 
 _EPILOG = """\
-MODEL is the workdir of a finished run, or a model with CTC head in Hugging
-Face's layout (a folder, or org/name on its hub). Folders are searched for
-recordings; - reads one from standard input: a file's bytes, or raw 16-bit
-samples at 16 kHz.
+MODEL is the workdir of a finished run, a folder of jaxkd export, or a model
+with CTC head in Hugging Face's layout (a folder, or org/name on its hub).
+Folders are searched for recordings; - reads one from standard input: a file's
+bytes, or raw 16-bit samples at 16 kHz.
 
 Without --format the text goes to standard output; with it, each recording's
 transcript goes to a file beside it, or in --out.

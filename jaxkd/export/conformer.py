@@ -1,6 +1,6 @@
 """The Conformer of `models.conformer` as an ONNX graph: the same layers, one after the other.
 
-Names and order are those of `models.layers`. A mask is f32[N, T, 1], 1 for real frames, or None
+Names and order are those of `models.layers`. A mask is float[N, T, 1], 1 for real frames, or None
 where a graph reads one recording at a time.
 """
 
@@ -29,7 +29,7 @@ def conformer(g: Graph, features: str, lengths: str | None, model: AcousticModel
   """
   net = nnx.merge(model.graphdef, model.params)
   config = net.config
-  x, mask, lengths = front_end(g, features, lengths, net.frontend)
+  x, mask, lengths = front_end(g, g.narrow(features), lengths, net.frontend)
   table = np.asarray(_sinusoids(np.arange(-config.rel_clip, config.rel_clip + 1), config.width))
   seen = Seen(table, distances(g, x, config.rel_clip), mask, keys(g, mask))
   for layer in range(config.layers):
@@ -38,7 +38,8 @@ def conformer(g: Graph, features: str, lengths: str | None, model: AcousticModel
   g.prefix = "head/"
   order = classes(model)
   kernel, bias = (np.asarray(p[...])[..., order] for p in (net.head.kernel, net.head.bias))
-  logits = g("Add", g("MatMul", x, kernel), bias)
+  logits = g.widen(g("Add", g("MatMul", x, kernel), bias))
+  mask = None if mask is None else length_mask(g, x, lengths, axis=1)
   return g("LogSoftmax", logits, axis=-1), mask, lengths
 
 
@@ -67,7 +68,7 @@ def keys(g: Graph, mask: str | None) -> str | None:
   """f32[N, 1, 1, T] of a mask: 0 for real frames, a finite low value for padding."""
   if mask is None:
     return None
-  low = g("Mul", g("Sub", mask, 1.0), 1e9)
+  low = g("Mul", g("Sub", mask, 1.0), 1e4 if g.half else 1e9)
   return g("Unsqueeze", g("Transpose", low, perm=[0, 2, 1]), [1])
 
 

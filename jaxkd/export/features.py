@@ -57,12 +57,12 @@ def _frame_len(g: Graph, lengths: str, kind: str) -> str:
 
 
 def length_mask(g: Graph, x: str, lengths: str | None, axis: int) -> str | None:
-  """f32[N, T, 1] of the lengths i64[N], T the size of an axis of x."""
+  """float[N, T, 1] of the lengths i64[N], T the size of an axis of x."""
   if lengths is None:
     return None
   frames = g("Range", np.int64(0), g("Squeeze", g.size(x, axis), [0]), np.int64(1))
   real = g("Less", g("Unsqueeze", frames, [0]), g("Unsqueeze", lengths, [1]))
-  return g("Unsqueeze", g("Cast", real, to=FLOAT), [2])
+  return g("Unsqueeze", g("Cast", real, to=g.float), [2])
 
 
 def normalised(g: Graph, x: str, mask: str | None) -> str:

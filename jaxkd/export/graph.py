@@ -5,7 +5,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR_VERSION = 17, 8  # what sherpa-onnx's runtime and older phones load
-FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
+FLOAT, HALF, INT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
 
 class Graph:
@@ -13,10 +13,13 @@ class Graph:
 
   Attributes:
     prefix: of the names of the nodes that are added.
+    half: whether what lies between `narrow` and `widen` is of 16 bits.
+    float: the type of numbers in the nodes that are added: FLOAT, or HALF.
   """
 
-  def __init__(self):
+  def __init__(self, half: bool = False):
     self.prefix = ""
+    self.half, self.float = half, FLOAT
     self._nodes: list[onnx.NodeProto] = []
     self._constants: dict[str, onnx.TensorProto] = {}
 
@@ -39,16 +42,28 @@ class Graph:
     return names[0] if outputs == 1 else names
 
   def constant(self, value, name: str = "") -> str:
-    """The name of a constant: f32 for floats, i64 for whole numbers."""
+    """The name of a constant: `float` for floats, i64 for whole numbers."""
     value = np.asarray(value)
     if value.dtype.kind == "f":
-      value = value.astype(np.float32)
+      value = value.astype(np.float16 if self.float == HALF else np.float32)
     elif value.dtype.kind == "i":
       value = value.astype(np.int64)
     name = name or f"constant_{len(self._constants)}"
     name = name if name not in self._constants else f"{name}_{len(self._constants)}"
     self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
     return name
+
+  def narrow(self, x: str) -> str:
+    """x f32 as the graph computes from here on."""
+    if not self.half:
+      return x
+    self.float = HALF
+    return self("Cast", x, to=HALF)
+
+  def widen(self, x: str) -> str:
+    """x as f32, as the graph computes from here on."""
+    narrow, self.float = self.float == HALF, FLOAT
+    return self("Cast", x, to=FLOAT) if narrow else x
 
   def size(self, x: str, axis: int) -> str:
     """i64[1]: the size of an axis."""

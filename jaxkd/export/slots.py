@@ -33,13 +33,13 @@ class Slot(NamedTuple):
   Attributes:
     folder: where its files go.
     lacks: model → why it does not fit, "" where it does.
-    build: model → graph.
+    build: (model, half) → graph; with `half` its products and what lies between are of 16 bits.
     write_classes: (model, folder) writes what the runtime knows the classes by.
   """
 
   folder: str
   lacks: Callable[[AcousticModel], str]
-  build: Callable[[AcousticModel], onnx.ModelProto]
+  build: Callable[[AcousticModel, bool], onnx.ModelProto]
   write_classes: Callable[[AcousticModel, pathlib.Path], None]
 
 
@@ -88,9 +88,9 @@ def _omnilingual_lacks(model: AcousticModel) -> str:
   return ""
 
 
-def _omnilingual(model: AcousticModel) -> onnx.ModelProto:
+def _omnilingual(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   """x f32[N, S] without padding → log_probs f32[N, T, V], a frame every 20 ms."""
-  g, settings = Graph(), _settings(model)
+  g, settings = Graph(half), _settings(model)
   x, _ = features.log_mel(g, "x", None, settings)
   log_probs, _, _ = conformer(g, _features(g, x, None, settings), None, model)
   repeats = int(model.frame_ms) // _OMNILINGUAL_FRAME_MS
@@ -115,9 +115,9 @@ def _zipformer_lacks(model: AcousticModel) -> str:
   return ""
 
 
-def _zipformer(model: AcousticModel) -> onnx.ModelProto:
+def _zipformer(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   """x f32[N, M, 80] and x_lens i64[N] → log_probs f32[N, T, V] and log_probs_len i64[N]."""
-  g, settings = Graph(), _settings(model)
+  g, settings = Graph(half), _settings(model)
   x = _features(g, "x", "x_lens", settings)
   log_probs, _, lengths = conformer(g, x, "x_lens", model)
   g.named(log_probs, "log_probs")
@@ -130,19 +130,22 @@ def _zipformer(model: AcousticModel) -> onnx.ModelProto:
   return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
 
 
-def _onnx_asr(model: AcousticModel) -> onnx.ModelProto:
-  """input_values f32[N, S] and input_lengths i64[N] → logprobs f32[N, T, V]; padding is blank."""
-  g, settings = Graph(), _settings(model)
+def _onnx_asr(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
+  """Padded audio input_values f32[N, S], input_lengths i64[N] → logprobs f32[N, T, V], i64[N].
+
+  Its padding is blank, since the runtime reads up to one frame more than there is.
+  """
+  g, settings = Graph(half), _settings(model)
   real = features.length_mask(g, "input_values", "input_lengths", axis=1)
   audio = g("Mul", "input_values", g("Squeeze", real, [2]))
   x, lengths = features.log_mel(g, audio, "input_lengths", settings)
-  log_probs, mask, _ = conformer(g, _features(g, x, lengths, settings), lengths, model)
-  # The runtime reads up to one frame more than there is.
+  log_probs, mask, lengths = conformer(g, _features(g, x, lengths, settings), lengths, model)
   silence = np.where(np.arange(len(model.labels)) == 0, 0, -1e4)
   padding = g("Mul", g("Sub", 1.0, mask), silence[None, None])
   g.named(g("Add", g("Mul", log_probs, mask), padding), "logprobs")
+  g.named(lengths, "logprobs_len")
   inputs = {"input_values": (FLOAT, ["N", "S"]), "input_lengths": (INT, ["N"])}
-  outputs = {"logprobs": (FLOAT, ["N", "T", len(model.labels)])}
+  outputs = {"logprobs": (FLOAT, ["N", "T", len(model.labels)]), "logprobs_len": (INT, ["N"])}
   return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
 
 

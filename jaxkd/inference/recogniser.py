@@ -21,6 +21,7 @@ from jaxkd.inference.search import lexicon as lexicon_lib
 from jaxkd.inference.search.prefix import prefix_beam
 from jaxkd.inference.transcript import Transcript, Word
 from jaxkd.labels import UnknownSymbol, Vocabulary, normalise
+from jaxkd.models import exported
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher import sources
 
@@ -43,7 +44,7 @@ class Recogniser:
     name: where it came from.
   """
 
-  model: AcousticModel
+  model: AcousticModel | exported.ExportedModel
   name: str
 
   def transcribe(self, recordings, *, search: Search | None = None):
@@ -109,10 +110,11 @@ class Recogniser:
 
 
 def load(source: str | os.PathLike, model: str = "student") -> Recogniser:
-  """A recogniser from a finished run, or a model in Hugging Face's layout.
+  """A recogniser from a finished run, an exported folder, or a model in Hugging Face's layout.
 
   Args:
-    source: the workdir of a finished run, a Hugging Face folder, or org/name on its hub.
+    source: the workdir of a finished run, a folder of `jaxkd export`, a Hugging Face folder, or
+      org/name on its hub.
     model: "student" or "teacher" of a run.
 
   Raises:
@@ -125,6 +127,8 @@ def load(source: str | os.PathLike, model: str = "student") -> Recogniser:
     return Recogniser(FinishedRun(folder, devices).models((model,))[model], source)
   if model != "student":
     raise UserError(f"{source} is no finished run, so it has no teacher beside it")
+  if (folder / exported.FACTS).exists():
+    return Recogniser(exported.ExportedModel(folder), source)
   found = sources.find(source, pool=1, dtype="float32", named="")
   return Recogniser(found.load(devices), source)
 

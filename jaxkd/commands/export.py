@@ -1,0 +1,115 @@
+"""jaxkd export: a student for other runtimes, checked in them."""
+
+import importlib.util
+import pathlib
+
+from rich.table import Table
+
+from jaxkd import console
+from jaxkd.commands import line
+from jaxkd.errors import UserError
+
+_EPILOG = """\
+onnx       OUT/omnilingual and OUT/zipformer for sherpa-onnx, OUT/onnx-asr for
+           onnx-asr: each with model.onnx and its classes. Every file is run in
+           its runtime on the run's test data; OUT/export.json has the figures.
+stablehlo  one file of jax.export, for cpu, cuda and tpu
+
+The zipformer place takes students of --config.features.kind=sherpa with 80 mel
+filters. Needs pip install 'jaxkd[export]'.
+
+examples:
+  %(prog)s runs/symmetric-demo --int8
+  %(prog)s runs/symmetric-demo --to=onnx --data=speech.jsonl --out=phone"""
+_TARGETS = ("onnx", "stablehlo")
+
+
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = _EPILOG
+  add = parser.add_argument
+  add("workdir", metavar="WORKDIR", type=line.finished_run, help="of a finished run")
+  add("--to", choices=_TARGETS, default="onnx", help="see below")
+  add("--out", metavar="DIR", type=pathlib.Path, help="a folder (default WORKDIR/export)")
+  onnx = parser.add_argument_group("onnx")
+  onnx.add_argument("--int8", action="store_true", help="also with products of 8 bits")
+  onnx.add_argument("--fp16", action="store_true", help="also with 16 bits but for the features")
+  onnx.add_argument(
+    "--max_wer_loss",
+    metavar="POINTS",
+    type=line.number(0, 100),
+    default="0.5",
+    help="a smaller file that loses more is not kept",
+  )
+  onnx.add_argument(
+    "--data",
+    metavar="DATA",
+    default="",
+    help="recordings for the check: a manifest, a folder of audio or corpus:split (default the "
+    "run's test data, or else its dev data)",
+  )
+
+
+def run(args) -> int:
+  """Exports; returns the exit status, 1 where a file does not say what the student says."""
+  from jaxkd.inference.finished import FinishedRun
+
+  out = args.out.expanduser() if args.out else args.workdir / "export"
+  if args.to == "onnx":
+    return _onnx(args, out)
+  from jaxkd.export import stablehlo
+
+  for path in stablehlo.write(FinishedRun(args.workdir).student, out):
+    _say(str(path))
+  return 0
+
+
+def _onnx(args, out: pathlib.Path) -> int:
+  """Writes, checks and shows the folders of the runtimes."""
+  missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+  if missing:
+    raise UserError(f"--to=onnx needs {' and '.join(missing)}: pip install 'jaxkd[export]'")
+  from jaxkd.export import folder
+  from jaxkd.inference.finished import FinishedRun
+
+  found = FinishedRun(args.workdir)
+  source = found.open(args.data) if args.data else list(found.splits().values())[-1]
+  forms = tuple(form for form in ("int8", "fp16") if getattr(args, form))
+  facts = folder.write(found.student, out, source, folder.Wanted(forms, args.max_wer_loss))
+  console.out.print(_table(facts, out))
+  for reason in sorted({x["not_run"] for x in facts["files"].values() if "not_run" in x}):
+    _say(f"checked in onnxruntime alone: {reason}")
+  kept_not = {name: x["not_kept"] for name, x in facts["files"].items() if "not_kept" in x}
+  for name, reason in (facts["left_out"] | kept_not).items():
+    _say(f"{name}: {reason}")
+  _say(f"figures: {out / folder.FACTS}")
+  if any(name.endswith("/model.onnx") for name in kept_not):
+    return 1
+  _say(f"next: {line.pasted()} transcribe {out} RECORDING.wav")
+  return 0
+
+
+def _table(facts: dict, out: pathlib.Path) -> Table:
+  run = [of_file for of_file in facts["files"].values() if "not_run" not in of_file]
+  here = console.percent(run[0]["wer_here"]) if run else "–"
+  title = f"{out} · {facts['recordings']} recordings of {facts['data']}"
+  if facts["transcribed"]:
+    title += f" · WER here {here} %"
+  table = Table(title=title, title_justify="left")
+  for heading in ("", "MB", "Δ log p", "same %", "WER %", "× real time"):
+    table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+  for name, of_file in facts["files"].items():
+    name = name.removesuffix(".onnx")
+    difference = of_file["largest_difference"]
+    size = f"{of_file['bytes'] / 1e6:.1f}"
+    difference = "NaN" if difference is None else f"{difference:.0e}"
+    if "not_run" in of_file:
+      table.add_row(name, size, difference, *["–"] * 3)
+      continue
+    rates = (console.percent(of_file[key]) for key in ("same_texts", "wer"))
+    table.add_row(name, size, difference, *rates, f"{1 / of_file['real_time_factor']:.0f}")
+  return table
+
+
+def _say(text: str) -> None:
+  console.out.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,174 @@
+"""Whether an exported file says in its runtime what the student says here."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxkd.data.audio import BrokenAudio
+from jaxkd.data.sources import Source
+from jaxkd.export import runtimes
+from jaxkd.export.conformer import classes
+from jaxkd.inference.error_rates import error_rates
+from jaxkd.inference.listening import listen
+from jaxkd.inference.search.greedy import collapse
+from jaxkd.labels import normalise
+from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel
+from jaxkd.models.features import log_mel
+from jaxkd.types import SAMPLE_RATE_HZ
+
+# Of float32 graphs: sums in another order stay far below, a wrong operation far above.
+MOST_DIFFERENCE, LEAST_SAME = 0.02, 0.99
+_COMPARED = 50  # recordings whose log probabilities are compared
+
+
+class Heard(NamedTuple):
+  """Recordings, and what the student makes of them here.
+
+  Attributes:
+    audio: f32[S] of each.
+    texts: hypotheses.
+    references: transcripts; the hypotheses where there are none.
+    transcribed: whether there are.
+    left_out: recordings that are broken or too long to be heard at once.
+  """
+
+  audio: list[np.ndarray]
+  texts: list[str]
+  references: list[str]
+  transcribed: bool
+  left_out: int
+
+
+def hear(model: AcousticModel, source: Source) -> Heard:
+  """Runs the student on a source."""
+  audio, kept, left_out = [], [], 0
+  for index in range(len(source)):
+    try:
+      samples = source.read(index)
+    except BrokenAudio:
+      samples = None
+    if samples is None or len(samples) > LONGEST_SECONDS * SAMPLE_RATE_HZ:
+      left_out += 1
+      continue
+    audio.append(samples)
+    kept.append(source.texts[index])
+  paths = (found.path for found in listen(model, audio))
+  texts = [model.vocabulary.decode(collapse(path, blank_id=model.blank_id)) for path in paths]
+  transcribed = bool(kept) and None not in kept
+  references = [normalise(text) for text in kept] if transcribed else texts
+  return Heard(audio, texts, references, transcribed, left_out)
+
+
+def check(
+  model: AcousticModel, path: pathlib.Path, heard: Heard, update: Callable[[], None]
+) -> dict:
+  """Facts of one file.
+
+  Args:
+    model: that was exported.
+    path: the file, in the folder of a slot.
+    heard: by the model here.
+    update: called after each recording.
+
+  Returns:
+    "bytes"; "largest_difference" of log probabilities in onnxruntime; "runtime", "same_texts"
+    (share of identical texts), "wer", "wer_here" and "real_time_factor" on one thread in its
+    runtime, or "not_run": why not.
+  """
+  folder = path.parent.name
+  found = {"bytes": path.stat().st_size, "largest_difference": _difference(model, path, heard)}
+  try:
+    listener = runtimes.RUNTIMES[folder][1](path)
+  except (ImportError, runtimes.NotRead) as error:
+    for _ in heard.audio:
+      update()
+    return found | {"not_run": str(error)}
+
+  def recordings():
+    for audio in heard.audio:
+      yield audio
+      update()
+
+  texts, seconds = runtimes.listen(listener, recordings())
+  texts = [normalise(text) for text in texts]
+  length = sum(map(len, heard.audio)) / SAMPLE_RATE_HZ
+  same = np.mean([a == b for a, b in zip(texts, heard.texts, strict=True)])
+  return found | {
+    "runtime": runtimes.version(folder),
+    "same_texts": round(float(same), 4),
+    "wer": error_rates(heard.references, texts)["wer"],
+    "wer_here": error_rates(heard.references, heard.texts)["wer"],
+    "real_time_factor": round(seconds / length, 5),
+  }
+
+
+def _difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float | None:
+  """Largest, in log probabilities of the first recordings; None where one is no number."""
+  folder, run, order = path.parent.name, runtimes.log_probs(path), classes(model)
+  settings = nnx.merge(model.graphdef, model.params).features
+  given = heard.audio[:_COMPARED]
+  if folder == "omnilingual":
+    given = [_standardised(audio) for audio in given]
+  largest = 0.0
+  for audio, here in zip(given, listen(model, given, log_probs=True), strict=True):
+    frames = len(here.path)
+    if not frames:
+      continue
+    there = run(**_INPUTS[folder](audio, settings))[0]
+    there = there[:: max(1, round(len(there) / frames))][:frames]
+    difference = np.abs(there - here.log_probs[:, order]).max()
+    if not np.isfinite(difference):
+      return None
+    largest = max(largest, float(difference))
+  return round(largest, 6)
+
+
+def _standardised(audio: np.ndarray) -> np.ndarray:
+  """As sherpa-onnx gives audio to the place omnilingual."""
+  return ((audio - audio.mean()) / np.sqrt(audio.var() + 1e-5)).astype(np.float32)
+
+
+def _omnilingual_inputs(audio: np.ndarray, settings) -> dict:
+  return {"x": audio[None]}
+
+
+def _zipformer_inputs(audio: np.ndarray, settings) -> dict:
+  """The student's own features, which are the runtime's within 1e-3 (tests/models)."""
+  settings = dataclasses.replace(settings, normalise="none")
+  x, mask = _log_mel(audio[None], np.array([len(audio)], np.int32), settings)
+  return {"x": np.asarray(x), "x_lens": np.asarray(mask.sum(1), np.int64)}
+
+
+def _onnx_asr_inputs(audio: np.ndarray, settings) -> dict:
+  return {"input_values": audio[None], "input_lengths": np.array([len(audio)], np.int64)}
+
+
+_log_mel = jax.jit(log_mel, static_argnums=2)
+_INPUTS = {
+  "omnilingual": _omnilingual_inputs,
+  "zipformer": _zipformer_inputs,
+  "onnx-asr": _onnx_asr_inputs,
+}
+
+
+def wrong(facts: dict) -> str:
+  """Why a float32 file must not be used; "" where it is right."""
+  if facts["largest_difference"] is None:
+    return "it says no numbers (NaN)"
+  if facts["largest_difference"] > MOST_DIFFERENCE:
+    return f"log probabilities differ by {facts['largest_difference']:g}"
+  if facts.get("same_texts", 1.0) < LEAST_SAME:
+    return f"{100 * (1 - facts['same_texts']):.1f} % of the texts differ in {facts['runtime']}"
+  return ""
+
+
+def lost(whole: dict, small: dict) -> float:
+  """Points of WER that a smaller file loses against the float32 one."""
+  if small.get("wer") is None or whole.get("wer") is None:
+    return 0.0
+  return 100 * (small["wer"] - whole["wer"])
