@@ -31,6 +31,8 @@ def test_an_installed_wheel_finds_variants_by_name(tmp_path):
     archive.extractall(tmp_path / "site")
   for path in (corpus.ROOT / "configs").rglob("*.py"):
     assert f"jaxkd/{path.relative_to(corpus.ROOT)}" in names
+  for path in (corpus.ROOT / "jaxkd/export/page").iterdir():
+    assert str(path.relative_to(corpus.ROOT)) in names
   assert not [name for name in names if not name.startswith(("jaxkd/", "jaxkd-"))]
   there = tmp_path / "elsewhere"
   there.mkdir()

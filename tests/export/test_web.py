@@ -1,0 +1,276 @@
+"""The page: its words are those of `transcribe`, in node and in a browser."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("onnx", reason="needs onnx")
+
+import browser
+import corpus
+import drawn_run
+import jaxkd
+from jaxkd import labels
+from jaxkd.config import overrides
+from jaxkd.errors import UserError
+from jaxkd.export import web
+from jaxkd.inference import listening, recogniser
+from jaxkd.labels.lexicon import Lexicon
+from jaxkd.labels.phonemes import phonemes
+from jaxkd.labels.pieces import PieceVocabulary
+from jaxkd.labels.tokens import TokenVocabulary
+from jaxkd.models.acoustic import Windows
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+needs_browser = pytest.mark.skipif(
+  browser.find() is None, reason="needs Chromium: name its program in JAXKD_TEST_BROWSER"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> pathlib.Path:
+  """A student with drawn parameters."""
+  folder = tmp_path_factory.mktemp("web")
+  flags = corpus.flags(folder, "symmetric", folder / "run", "--config.labels.alphabet= abc")
+  config, _ = overrides.parse(flags)
+  return drawn_run.save(folder / "run", config, {"teacher_workdir": None})
+
+
+@pytest.fixture(scope="module")
+def heard(run):
+  return jaxkd.load(run)
+
+
+@pytest.fixture(scope="module")
+def site(heard, tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("site")
+  try:
+    web.runtime_files()
+  except UserError as error:
+    pytest.skip(f"needs onnxruntime-web: {error}")
+  written = web.write(heard.model, folder)
+  assert sorted(written) == sorted(path for path in folder.rglob("*") if path.is_file())
+  return folder
+
+
+def noise(seconds: float) -> np.ndarray:
+  """f32[S] whose loudness and colour change, so that classes do."""
+  rng = np.random.default_rng(int(seconds))
+  size = int(16_000 * seconds)
+  steps = lambda low, high: np.repeat(rng.uniform(low, high, size // 3200 + 1), 3200)[:size]
+  tone = np.sin(2 * np.pi * np.cumsum(steps(100, 4000)) / 16_000)
+  return (steps(0.01, 0.4) * (tone + 0.3 * rng.normal(size=size))).astype(np.float32)
+
+
+def in_node(script: str, given):
+  """What a module prints as JSON; `page` is recogniser.js, `given` the data."""
+  source = (pathlib.Path(web.__file__).parent / "page" / "recogniser.js").as_uri()
+  program = (
+    f"import * as page from {json.dumps(source)};\n"
+    "import { readFileSync } from 'node:fs';\n"
+    "const given = JSON.parse(readFileSync(0, 'utf8'));\n"
+    f"console.log(JSON.stringify(await (async () => {{ {script} }})()));\n"
+  )
+  command = ["node", "--no-warnings", "--input-type=module", "-e", program]
+  done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def vocabularies() -> list[labels.Vocabulary]:
+  spoken = Lexicon((("ab", (("A", "B"), ("B",))), ("a", (("A",),)), ("bee", (("B",),))))
+  greek = ("<pad>", "<unk>", "|", "Σ", "Α", "İ", "ǆ", "e", "\u0301", "’", "i", "\u0307")
+  found = [labels.characters(" abcσ'é"), labels.Vocabulary(greek, 0, "|")]
+  found += [phonemes(spoken), TokenVocabulary(("<pad>", "n", "oʊ", "|"), 0, "|")]
+  found.append(PieceVocabulary(("▁", "a", "▁ab", "é", "'", "<blank>"), 5, ""))
+  return found
+
+
+@needs_node
+@pytest.mark.parametrize("vocabulary", vocabularies(), ids=lambda v: f"{v.kind}-{len(v.symbols)}")
+def test_words_are_those_of_transcribe(heard, vocabulary):
+  model = dataclasses.replace(heard.model, vocabulary=vocabulary)
+  described = web.described(model)
+  order = web.classes(model)
+  rng = np.random.default_rng(0)
+  rows = []
+  for frames in (0, 1, 7, 60, 300):
+    log_probs = np.log(rng.dirichlet(np.full(len(order), 0.1), frames) + 1e-30).astype(np.float32)
+    logits = log_probs.reshape(frames, len(order))
+    said = listening._said(logits, whole=False)
+    seconds = max(0, frames - 0.4) * model.frame_ms / 1000
+    found = listening.Frames(*map(np.asarray, said[:2]), None, seconds)
+    words = recogniser.Recogniser(model, "")._words(found, None)
+    want = [[w.text, w.start_s, w.end_s, w.confidence] for w in words]
+    rows.append((logits[:, order].ravel().tolist(), frames, seconds, want))
+  found = in_node(
+    "return given.rows.map(([logProbs, count, seconds]) => {"
+    "  const { length } = given.model.classes;"
+    "  const frames = page.framesOf(Float32Array.from(logProbs), length, 0, count);"
+    "  const labels = page.labelsOf(frames.path);"
+    "  const words = page.wordsOf(labels, frames.confidence, seconds, given.model);"
+    "  return words.map((w) => [w.text, w.start, w.end, w.confidence]);"
+    "});",
+    {"model": described, "rows": [row[:3] for row in rows]},
+  )
+  assert sum(len(row[3]) for row in rows) > 20
+  for got, (*_, want) in zip(found, rows, strict=True):
+    assert [word[0] for word in got] == [word[0] for word in want]
+    np.testing.assert_allclose([w[1:] for w in got], [w[1:] for w in want], rtol=1e-4, atol=1e-5)
+
+
+@needs_node
+def test_windows_are_those_of_transcribe(heard):
+  model = heard.model
+  longest, size = 60 * 16_000, Windows.of(model.frame_samples).size * model.frame_samples
+  lengths = [800, longest, longest + 1, longest + size, 3 * longest + 12_345]
+  found = in_node(
+    "return given.lengths.map((length) => page.pieces(length, given.model));",
+    {"model": web.described(model), "lengths": lengths},
+  )
+  for length, got in zip(lengths, found, strict=True):
+    samples = np.ones(length, np.float32)
+    want = listening._pieces(samples, Windows.of(model.frame_samples), model.frame_samples)
+    assert [(p["start"], p["end"], p["first"], p["last"]) for p in got] == [
+      (p.start, p.start + len(p.samples), p.kept.start, p.kept.stop) for p in want
+    ]
+
+
+@needs_node
+def test_the_picture_has_the_most_probable_classes():
+  rng = np.random.default_rng(1)
+  for classes in (2, 3, 4, 30):
+    log_probs = np.log(rng.dirichlet(np.full(classes, 0.2), 50) + 1e-30)
+    found = in_node(
+      "const frames = page.framesOf(Float32Array.from(given.rows), given.classes, 0, 50);"
+      "return { ids: [...frames.ids], p: [...frames.p], blank: [...frames.blank] };",
+      {"rows": log_probs.ravel().tolist(), "classes": classes},
+    )
+    p = np.zeros((50, 4))
+    best = np.sort(np.exp(log_probs[:, 1:]))[:, ::-1][:, :3]
+    p[:, : best.shape[1]] = best
+    np.testing.assert_allclose(np.reshape(found["p"], (50, 3)), p[:, :3], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["blank"], np.exp(log_probs[:, 0]), rtol=1e-4, atol=1e-6)
+    ids = np.reshape(found["ids"], (50, 3))
+    assert all(len(set(row) - {0}) == min(3, classes - 1) for row in ids)
+
+
+SHOWN = "!document.getElementById('result').hidden"
+FAILED = "document.getElementById('error').textContent"
+READY = "document.getElementById('status').textContent.startsWith('Ready')"
+ROWS = "[...document.querySelectorAll('#words tr')]"
+WORDS = f"{ROWS}.map((row) => [...row.cells].map((cell) => cell.innerText))"
+LOCKED = "document.getElementById('file').disabled"
+
+
+def shown_seconds(clock: str) -> float:
+  minutes, seconds = clock.split(":")
+  return 60 * int(minutes) + float(seconds)
+
+
+@needs_browser
+def test_a_browser_shows_what_transcribe_says(heard, site, tmp_path):
+  with browser.served(site) as (address, asked), browser.opened() as page:
+    page.open(address)
+    page.until(READY)
+    for seconds in (3.0, 75.5, 130.0):
+      path = tmp_path / f"{seconds}.wav"
+      soundfile.write(str(path), noise(seconds), 16_000)
+      want = heard.transcribe(path)
+      page.choose("#file", path)
+      page.until(f"{SHOWN} || {FAILED}")
+      assert page.value(FAILED) == ""
+      assert page.value("document.getElementById('text').textContent") == want.text
+      assert len(want.words) > 2 * seconds / 3
+      for got, word in zip(page.value(WORDS), want.words, strict=True):
+        times = [shown_seconds(clock) for clock in got[1:3]]
+        assert got[0] == word.text
+        assert times == pytest.approx([word.start_s, word.end_s], abs=0.0051)
+        assert float(got[3]) == pytest.approx(word.confidence, abs=0.0051)
+    assert page.logged == []
+    others = [a for a in page.addresses if not a.startswith((address, "blob:", "data:"))]
+    assert others == [] and "/model.onnx" in asked
+
+
+@needs_browser
+def test_mistakes_are_a_line(site, tmp_path):
+  (tmp_path / "x.wav").write_text("no sound")
+  soundfile.write(str(tmp_path / "silent.wav"), np.zeros(16_000), 16_000)
+  soundfile.write(str(tmp_path / "short.wav"), np.ones(100), 16_000)
+  with browser.served(site) as (address, _), browser.opened() as page:
+    page.open(address)
+    page.until(READY)
+    for name, words in [
+      ("x.wav", "This browser cannot decode x.wav"),
+      ("silent.wav", "silent.wav is silent"),
+      ("short.wav", "short.wav is too short"),
+    ]:
+      page.choose("#file", tmp_path / name)
+      page.until(f"{FAILED}.startsWith({json.dumps(words)})")
+      assert page.value(SHOWN) is False and page.value(LOCKED) is False
+    page.value("document.getElementById('record').click()")
+    page.until(f"{FAILED}.includes('microphone')")
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["model.onnx", "model.json", "runtime/ort.wasm.bundle.min.mjs"])
+def test_a_folder_that_lacks_a_file(site, tmp_path, name):
+  folder = shutil.copytree(site, tmp_path / "site", copy_function=os.link)
+  (folder / name).unlink()
+  with browser.served(folder) as (address, _), browser.opened() as page:
+    page.open(address)
+    page.until(f"{FAILED}.startsWith('The model cannot be loaded: ')")
+    assert page.value(LOCKED) is True
+  with browser.opened() as page:
+    page.open((folder / "index.html").as_uri())
+    page.until(f"{FAILED}.includes('python -m http.server')")
+
+
+@needs_browser
+def test_the_microphone_and_threads(site, tmp_path):
+  soundfile.write(str(tmp_path / "said.wav"), noise(5.0), 16_000)
+  flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+  flags.append(f"--use-file-for-fake-audio-capture={tmp_path / 'said.wav'}")
+  headers = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+  }
+  with browser.served(site, headers) as (address, _), browser.opened(*flags) as page:
+    page.open(address)
+    page.until(READY)
+    assert page.value("self.crossOriginIsolated") is True
+    page.value("document.getElementById('record').click()")
+    page.until("document.getElementById('status').textContent.startsWith('Recording, 2 s')")
+    page.value("document.getElementById('record').click()")
+    page.until(f"{SHOWN} || {FAILED}")
+    assert page.value(FAILED) == "" and len(page.value(WORDS)) > 1
+
+
+def test_a_runtime_that_is_not_there_is_one_line(heard, tmp_path, monkeypatch):
+  monkeypatch.setenv("JAXKD_CACHE", str(tmp_path / "cache"))
+  with pytest.raises(UserError, match="has no ort.wasm.bundle.min.mjs and no .*wasm: it must be"):
+    web.write(heard.model, tmp_path / "out", tmp_path)
+  program = tmp_path / "bin" / "npm"
+  program.parent.mkdir()
+  monkeypatch.setenv("PATH", str(program.parent))
+  with pytest.raises(UserError, match="npm to get it is not here: .*--runtime"):
+    web.write(heard.model, tmp_path / "out")
+  for script, words in [
+    ("echo 'npm error code ENOTFOUND' >&2; exit 1", r"cannot get .* \(code ENOTFOUND\): "),
+    ("exit 0", r"cannot get .* \(no file came\): "),
+    ("echo other > a.tgz", "is not the file that is expected: "),
+  ]:
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    with pytest.raises(UserError, match=words) as error:
+      web.write(heard.model, tmp_path / "out")
+    assert "\n" not in str(error.value)
+  assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").glob("onnx*"))
