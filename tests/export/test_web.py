@@ -248,7 +248,7 @@ def test_the_microphone_and_threads(site, tmp_path):
     page.until(READY)
     assert page.value("self.crossOriginIsolated") is True
     page.value("document.getElementById('record').click()")
-    page.until("document.getElementById('status').textContent.startsWith('Recording, 2 s')")
+    page.until("document.getElementById('record').textContent === 'Stop (2 s)'")
     page.value("document.getElementById('record').click()")
     page.until(f"{SHOWN} || {FAILED}")
     assert page.value(FAILED) == "" and len(page.value(WORDS)) > 1

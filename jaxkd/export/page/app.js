@@ -13,7 +13,7 @@ let recording = null; // the timer's id while the microphone is on
 
 /** Shows what goes on; `share` in [0, 1] moves the bar, null hides it. */
 function tell(text, share = null) {
-  at("status").textContent = text;
+  if (at("status").textContent !== text) at("status").textContent = text; // it is read aloud
   at("progress").hidden = share === null;
   if (share !== null) at("progress").value = share;
 }
@@ -101,8 +101,10 @@ async function toggleRecording() {
     return;
   }
   const begin = performance.now();
-  const running = () => tell(`Recording, ${Math.round((performance.now() - begin) / 1000)} s …`);
-  at("record").textContent = "Stop";
+  const running = () => {
+    at("record").textContent = `Stop (${Math.round((performance.now() - begin) / 1000)} s)`;
+  };
+  tell("Recording …");
   running();
   recording = setInterval(running, 1000);
   allow(false, true);
@@ -120,7 +122,7 @@ function ready(given) {
 
 const HEARS = {
   loading: ({ done, total }) =>
-    tell(`Loading the model, ${Math.round(done / 1e6)} of ${Math.round(total / 1e6)} MB …`, done / total),
+    tell(`Loading the model, ${Math.ceil(total / 1e6)} MB …`, done / total),
   ready: (message) => ready(message.model),
   heard: ({ done, total }) => tell("Listening …", done / total),
   found: ({ found }) => show(found),

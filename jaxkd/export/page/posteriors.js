@@ -169,23 +169,28 @@ export class Posteriors {
     }
   }
 
-  /** Each word from its start to its end. */
+  /** Each word from its start to its end; its text may go on to the next one's start. */
   drawWords(g) {
     const y = TOP + PLOT + AXIS;
+    const { words } = this.found;
     g.textAlign = "left";
-    for (const { text, start, end } of this.found.words) {
+    words.forEach(({ text, start, end }, n) => {
       const [left, right] = [this.x(start), this.x(end)];
-      if (right < 0 || left > this.width) continue;
+      const next = n + 1 < words.length ? this.x(words[n + 1].start) : Infinity;
+      if (next < 0 || left > this.width) return;
       g.fillStyle = this.colour("word");
       g.beginPath();
       g.roundRect(left, y, Math.max(right - left - 1, 2), WORDS - 2, 4);
       g.fill();
+      const from = Math.max(left, 0);
       g.save();
+      g.beginPath();
+      g.rect(from, y, Math.min(next, this.width) - from, WORDS);
       g.clip();
       g.fillStyle = this.colour("ink");
-      g.fillText(text, Math.max(left, 0) + 4, y + WORDS / 2);
+      g.fillText(text, from + 4, y + WORDS / 2);
       g.restore();
-    }
+    });
   }
 
   /** Where the player is. */
