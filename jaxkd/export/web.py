@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import pathlib
 import shutil
 import subprocess
@@ -42,18 +43,22 @@ def write(
     The files.
 
   Raises:
-    UserError: the model is no Conformer, or there is no onnxruntime-web.
+    UserError: the model is no Conformer, there is no onnxruntime-web, or no place to write.
   """
   slot = next(slot for slot in slots.fitting(model)[0] if slot.folder == _GRAPH)
   content = {path.name: path.read_bytes() for path in sorted(_PAGE.iterdir()) if path.is_file()}
   for path in runtime_files(runtime):
     content[f"runtime/{path.name}"] = path.read_bytes()
   content["model.onnx"] = slot.build(model).SerializeToString()
-  for name, data in content.items():
-    files.write_bytes(folder / name, data)
   sizes = {name: len(content[name]) for name in ("model.onnx", f"runtime/{RUNTIME_FILES[1]}")}
-  files.write_json(folder / "model.json", described(model) | {"bytes": sizes})
-  return [folder / name for name in (*content, "model.json")]
+  facts = described(model) | {"bytes": sizes}
+  content["model.json"] = json.dumps(facts, ensure_ascii=False, indent=2).encode()
+  try:
+    for name, data in content.items():
+      files.write_bytes(folder / name, data)
+  except OSError as error:
+    raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+  return [folder / name for name in content]
 
 
 def described(model: AcousticModel) -> dict:

@@ -274,3 +274,11 @@ def test_a_runtime_that_is_not_there_is_one_line(heard, tmp_path, monkeypatch):
       web.write(heard.model, tmp_path / "out")
     assert "\n" not in str(error.value)
   assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").glob("onnx*"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(heard, tmp_path):
+  (tmp_path / "file").touch()
+  for name in web.RUNTIME_FILES:
+    (tmp_path / name).touch()
+  with pytest.raises(UserError, match="file/page cannot be written: "):
+    web.write(heard.model, tmp_path / "file" / "page", tmp_path)
