@@ -13,6 +13,7 @@ _EPILOG = """\
 onnx       OUT/omnilingual and OUT/zipformer for sherpa-onnx, OUT/onnx-asr for
            onnx-asr: each with model.onnx and its classes. Every file is run in
            its runtime on the run's test data; OUT/export.json has the figures.
+web        a page that hears in the browser: a folder of static files
 stablehlo  one file of jax.export, for cpu, cuda and tpu
 
 The zipformer place takes students of --config.features.kind=sherpa with 80 mel
@@ -20,8 +21,9 @@ filters. Needs pip install 'jaxkd[export]'.
 
 examples:
   %(prog)s runs/symmetric-demo --int8
-  %(prog)s runs/symmetric-demo --to=onnx --data=speech.jsonl --out=phone"""
-_TARGETS = ("onnx", "stablehlo")
+  %(prog)s runs/symmetric-demo --data=speech.jsonl --out=phone
+  %(prog)s runs/symmetric-demo --to=web --out=page"""
+_TARGETS = ("onnx", "web", "stablehlo")
 
 
 def add_arguments(parser) -> None:
@@ -30,7 +32,18 @@ def add_arguments(parser) -> None:
   add = parser.add_argument
   add("workdir", metavar="WORKDIR", type=line.finished_run, help="of a finished run")
   add("--to", choices=_TARGETS, default="onnx", help="see below")
-  add("--out", metavar="DIR", type=pathlib.Path, help="a folder (default WORKDIR/export)")
+  add(
+    "--out",
+    metavar="DIR",
+    type=pathlib.Path,
+    help="a folder (default WORKDIR/export, of web WORKDIR/page)",
+  )
+  add(
+    "--runtime",
+    metavar="DIR",
+    type=pathlib.Path,
+    help="web: folder of the npm package onnxruntime-web (default fetched by npm, once)",
+  )
   onnx = parser.add_argument_group("onnx")
   onnx.add_argument("--int8", action="store_true", help="also with products of 8 bits")
   onnx.add_argument("--fp16", action="store_true", help="also with 16 bits but for the features")
@@ -52,23 +65,42 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Exports; returns the exit status, 1 where a file does not say what the student says."""
-  from jaxkd.inference.finished import FinishedRun
 
   out = args.out.expanduser() if args.out else args.workdir / "export"
-  if args.to == "onnx":
-    return _onnx(args, out)
+  return {"onnx": _onnx, "web": _web, "stablehlo": _stablehlo}[args.to](args, out)
+
+
+def _stablehlo(args, out: pathlib.Path) -> int:
   from jaxkd.export import stablehlo
+  from jaxkd.inference.finished import FinishedRun
 
   for path in stablehlo.write(FinishedRun(args.workdir).student, out):
     _say(str(path))
   return 0
 
 
+def _web(args, out: pathlib.Path) -> int:
+  """Writes the page and says how to open it."""
+  _need("onnx")
+  from jaxkd.export import web
+  from jaxkd.inference.finished import FinishedRun
+
+  out = args.out.expanduser() if args.out else args.workdir / "page"
+  written = web.write(FinishedRun(args.workdir).student, out, args.runtime)
+  _say(f"{len(written)} files, {sum(path.stat().st_size for path in written) / 1e6:.0f} MB: {out}")
+  _say(f"next: cd {out} && python -m http.server    # then open http://localhost:8000")
+  return 0
+
+
+def _need(*packages: str) -> None:
+  missing = [name for name in packages if importlib.util.find_spec(name) is None]
+  if missing:
+    raise UserError(f"this needs {' and '.join(missing)}: pip install 'jaxkd[export]'")
+
+
 def _onnx(args, out: pathlib.Path) -> int:
   """Writes, checks and shows the folders of the runtimes."""
-  missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-  if missing:
-    raise UserError(f"--to=onnx needs {' and '.join(missing)}: pip install 'jaxkd[export]'")
+  _need("onnx", "onnxruntime")
   from jaxkd.export import folder
   from jaxkd.inference.finished import FinishedRun
 
