@@ -1,39 +1,64 @@
-"""jaxkd convert: model folders in the form that the other commands and transformers read."""
+"""jaxkd convert: models as folders that the other commands, transformers and the hub take."""
 
+import logging
 import pathlib
 import shutil
 
-from jaxkd import console
+from jaxkd import console, files
 from jaxkd.errors import UserError
+
+log = logging.getLogger(__name__)
+_CARD = "README.md"
 
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
   parser.epilog = """\
 SOURCE is one of two:
-  a finished workdir of the variant teacher: its model is written in Hugging
-    Face's layout, for transformers and for others
+  a finished workdir: its model is written with its weights as safetensors and
+    a model card, README.md, whose licence is to be filled in; of HuBERT and
+    its like in Hugging Face's layout, for transformers and for others; of a
+    Conformer for jaxkd
   a folder with pytorch_model.bin, or with pytorch_model.bin.index.json and its
     shards: the weights are written as model.safetensors; needs torch
 
-example: %(prog)s runs/teacher-manifest"""
-  parser.add_argument("source", metavar="SOURCE", type=pathlib.Path, help="a folder; see below")
-  parser.add_argument(
+A card that is there already is kept. --push uploads the folder to the Hugging
+Face hub, where `hf auth login` has logged in.
+
+examples:
+  %(prog)s runs/symmetric-demo
+  %(prog)s runs/symmetric-demo --push=my-org/my-model --private"""
+  add = parser.add_argument
+  add("source", metavar="SOURCE", type=pathlib.Path, help="a folder; see below")
+  add(
     "target",
     metavar="TARGET",
     type=pathlib.Path,
     nargs="?",
     help="a folder (default SOURCE/huggingface for a workdir, else SOURCE)",
   )
+  add("--push", metavar="ORG/NAME", help="uploads it to this model of the hub")
+  add("--private", action="store_true", help="a model that --push makes is not public")
 
 
 def run(args) -> int:
   """Converts and says where to; returns the exit status."""
   source, target = (path and path.expanduser() for path in (args.source, args.target))
+  if args.private and not args.push:
+    raise UserError("--private is of what --push=ORG/NAME uploads")
+  if args.push:
+    from jaxkd.models.huggingface import hub
+
+    hub.check_can_push(args.push)
   if (source / "results.json").exists():
     target = target or source / "huggingface"
-    export(source, target)
+    written = share(source, target, args.push or "")
+    if args.push:
+      url = hub.push(target, written, args.push, private=args.private)
+      console.out.print(url, highlight=False, markup=False, soft_wrap=True)
   elif weights := _pickles(source):
+    if args.push:
+      raise UserError(f"--push uploads the model of a finished workdir, and {source} is none")
     target = target or source
     from_pickles(source, weights, target)
   else:
@@ -54,25 +79,43 @@ def _pickles(source: pathlib.Path) -> list[pathlib.Path]:
   return stored(source, "pytorch_model.bin")
 
 
-def export(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Writes the model of a finished workdir in Hugging Face's layout.
+def share(source: pathlib.Path, target: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """Writes the model of a finished workdir and its card; returns the files.
+
+  Args:
+    source: the workdir.
+    target: a folder, made if absent.
+    name: ORG/NAME on the hub, for the card; "" for none.
 
   Raises:
-    UserError: it is no model of a Hugging Face family, or it cannot be read.
+    UserError: the model cannot be read, has no such layout, or the target cannot be written.
   """
   from jaxkd.devices import mesh
-  from jaxkd.models import kept
+  from jaxkd.models import kept, shared
   from jaxkd.models.huggingface import folder as huggingface
+  from jaxkd.report import card
 
+  if (target / "results.json").exists():
+    raise UserError(f"{target} is a workdir, whose config.json would be lost: take another folder")
   found = kept.read(source)
-  if found.architecture.description is None:
-    raise UserError(f"{source} holds a Conformer: Hugging Face's layout has none of this kind")
-  if (kind := found.vocabulary.kind) not in ("characters", "tokens"):
+  architecture, kind = found.architecture, found.vocabulary.kind
+  if architecture.description is not None and kind not in ("characters", "tokens"):
     raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
-  model, architecture = found.load(mesh.make_mesh()), found.architecture
-  huggingface.save(
-    target, architecture.description, architecture.settings, model.params, found.vocabulary
-  )
+  model = found.load(mesh.make_mesh())
+  try:
+    if architecture.description is None:
+      written = shared.save(target, found, model.params)
+    else:
+      written = huggingface.save(
+        target, architecture.description, architecture.settings, model.params, found.vocabulary
+      )
+    if (target / _CARD).exists():
+      log.info("%s is kept as it is: take it away for a new one", target / _CARD)
+    else:
+      files.write_text(target / _CARD, card.text(found, model.parameter_count, name))
+  except OSError as error:
+    raise UserError(f"{target} cannot be written: {error.strerror}") from error
+  return [*written, target / _CARD]
 
 
 def from_pickles(source: pathlib.Path, weights: list[pathlib.Path], target: pathlib.Path) -> None:

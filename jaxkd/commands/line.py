@@ -34,7 +34,7 @@ VERBS = {
   "grid": Verb("grid", "Trains many runs beside one teacher and writes their report."),
   "report": Verb("report", "Compares finished runs: table, plots, one page."),
   "export": Verb("export", "Writes a student for other runtimes, and checks it in them."),
-  "convert": Verb("convert", "Writes a model in Hugging Face's layout, or its weights anew."),
+  "convert": Verb("convert", "Writes a model as a folder to share, with its card."),
   "plan-tpu": Verb("plan_tpu", "Says what a run needs of TPUs, without one."),
 }
 _FIELD_FLAGS = ("--config.", "-config.", "--noconfig.", "-noconfig.")

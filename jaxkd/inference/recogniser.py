@@ -113,8 +113,8 @@ def load(source: str | os.PathLike, model: str = "student") -> Recogniser:
   """A recogniser from a finished run, an exported folder, or a model in Hugging Face's layout.
 
   Args:
-    source: the workdir of a finished run, a folder of `jaxkd export`, a Hugging Face folder, or
-      org/name on its hub.
+    source: the workdir of a finished run, a folder of `jaxkd export` or `jaxkd convert`, a Hugging
+      Face folder, or org/name on its hub.
     model: "student" or "teacher" of a run.
 
   Raises:

@@ -84,7 +84,7 @@ class Row:
     """Split → word errors i[seeds, utterances] and reference words i[utterances], ids sorted."""
     found = {}
     for split in collect.SPLITS:
-      counts = [_counts(m.hypotheses[split]) for m in self.models if split in m.hypotheses]
+      counts = [word_counts(m.hypotheses[split]) for m in self.models if split in m.hypotheses]
       same = len(counts) == len(self.models) and len({len(words) for _, words in counts}) == 1
       if same and counts[0][1].sum():
         found[split] = np.stack([errors for errors, _ in counts]), counts[0][1]
@@ -103,7 +103,8 @@ class Row:
     return _mean(found)
 
 
-def _counts(rows: dict) -> tuple[np.ndarray, np.ndarray]:
+def word_counts(rows: dict) -> tuple[np.ndarray, np.ndarray]:
+  """Errors and words of each transcribed utterance, of id → (reference or None, hypothesis)."""
   kept = [rows[i] for i in sorted(rows) if rows[i][0] is not None]
   return metrics.edit_counts([r for r, _ in kept], [h for _, h in kept])
 

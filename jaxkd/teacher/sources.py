@@ -13,7 +13,7 @@ from jaxkd import files, teacher
 from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, check_same
-from jaxkd.models import kept
+from jaxkd.models import kept, shared
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights
@@ -41,12 +41,12 @@ class Found:
 
 
 def find(source: str, *, pool: int, dtype: str, named: str = "config.teacher.source is ") -> Found:
-  """The teacher at a source: a finished workdir, a Hugging Face model, or an ensemble of several.
+  """The teacher at a source: a finished workdir, a folder to share, or an ensemble of several.
 
   Args:
     source: a folder, or org/name on the hub; several with commas between.
     pool: 20 ms frames of a Hugging Face model that become one; a workdir has its own.
-    dtype: of a Hugging Face model's arithmetic.
+    dtype: of a Hugging Face model's arithmetic; a Conformer has its own.
     named: where the source stands, for errors.
 
   Raises:
@@ -57,14 +57,19 @@ def find(source: str, *, pool: int, dtype: str, named: str = "config.teacher.sou
     found = [find(name, pool=pool, dtype=dtype, named=named) for name in names]
     return _together(source, found)
   if not _is_huggingface(source, named):
-    found = kept.read(pathlib.Path(source).expanduser())
-    structure = found.graphdef, found.like
-    return Found(source, found.vocabulary, found.architecture.frame_samples, *structure, found.load)
+    return _ours(source, kept.read(pathlib.Path(source).expanduser()))
   folder = huggingface.folder_of(source)
+  if shared.is_one(folder):
+    return _ours(source, shared.read(folder))
   config, vocabulary = teacher.read_huggingface(folder, pool, dtype)
   structure = weights.structure(config, len(vocabulary.symbols))
   load = functools.partial(_from_huggingface, folder, pool, dtype)
   return Found(source, vocabulary, config.frame_samples, *structure, load)
+
+
+def _ours(source: str, found: kept.Kept | shared.Shared) -> Found:
+  frame_samples, structure = found.architecture.frame_samples, (found.graphdef, found.like)
+  return Found(source, found.vocabulary, frame_samples, *structure, found.load)
 
 
 def _from_huggingface(folder, pool: int, dtype: str, devices: jax.sharding.Mesh) -> AcousticModel:
@@ -121,6 +126,7 @@ def _is_huggingface(source: str, named: str) -> bool:
   if not config.exists() or "recipe" in files.read_json(config):
     raise UserError(
       f"{folder} is neither the workdir of a finished run (no results.json: run it to its end "
-      "first) nor a model in Hugging Face's layout (config.json, *.safetensors, vocab.json)"
+      "first) nor a model that jaxkd convert wrote, or in Hugging Face's layout (config.json, "
+      "*.safetensors, vocab.json)"
     )
   return True

@@ -71,7 +71,8 @@ def folder_of(source: str) -> pathlib.Path:
   except ImportError as error:
     raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
   try:
-    files = ["*.json", "*.safetensors"]
+    # A Conformer's classes may have a file of their own.
+    files = ["*.json", "*.safetensors", "lexicon.txt", "sentencepiece.model"]
     path = pathlib.Path(snapshot_download(source, allow_patterns=files))
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
@@ -279,8 +280,8 @@ def _token(settings: dict, name: str) -> str | None:
 
 def save(
   folder: pathlib.Path, description: dict, config: Wav2Vec2Config, params, labels: Vocabulary
-) -> None:
-  """Writes a folder that transformers and `teacher.from_huggingface` load.
+) -> list[pathlib.Path]:
+  """Writes a folder that transformers and `teacher.from_huggingface` load; returns its files.
 
   Args:
     folder: made if absent.
@@ -291,7 +292,6 @@ def save(
 
   Pooling of frames is no part of the layout: transformers gives the logits of every 20 ms frame.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   architecture = {"data2vec-audio": "Data2VecAudio", "wavlm": "WavLM", "hubert": "Hubert"}
   changed = {
     "architectures": [architecture.get(config.family, "Wav2Vec2") + "ForCTC"],
@@ -307,9 +307,10 @@ def save(
   } | tokenizer_files(labels)
   probabilities = (f"mask_{axis}_prob" for axis in ("time", "feature"))
   masks = any(_field(given, p) > 0 for p in probabilities)
-  port.save(folder, config, params, mask_embedding=masks)
+  path = port.save(folder, config, params, mask_embedding=masks)
   for name, value in files.items():
     write_json(folder / name, value)
+  return [path, *(folder / name for name in files)]
 
 
 def tokenizer_files(labels: Vocabulary) -> dict[str, dict]:

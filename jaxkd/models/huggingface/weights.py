@@ -104,7 +104,7 @@ def load(
   Raises:
     UserError: no such file; weights that are missing, unused or of another shape, by name.
   """
-  names = _read_names(folder)
+  names = read_names(folder)
   prefix = _PREFIXES[config.family]
   bare = {name.removeprefix(prefix): name for name in names}
   leaves, tree = jax.tree_util.tree_flatten_with_path(structure(config, classes)[1])
@@ -126,16 +126,21 @@ def load(
     like = outof(np.empty(leaf.shape[1:] if stacked else leaf.shape, np.bool_)).shape
     arrays = {name: names[bare[name]]() for name in theirs if name in bare}
     wrong = [name for name, array in arrays.items() if array.shape != like]
-    misshapen += [f"{bare[n]} ({_size(arrays[n].shape)} instead of {_size(like)})" for n in wrong]
+    misshapen += [f"{bare[n]} ({size(arrays[n].shape)} instead of {size(like)})" for n in wrong]
     if not absent and not wrong:
       arrays = [into(array.astype(np.float32)) for array in arrays.values()]
       found.append(np.stack(arrays) if stacked else arrays[0])
   unused = [n for b, n in bare.items() if b not in used and not b.startswith(_PRETRAINING)]
   problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
+  refuse(folder, problems)
+  return jax.tree.unflatten(tree, found)
+
+
+def refuse(folder: pathlib.Path, problems: dict[str, list[str]]) -> None:
+  """UserError where weights do not fit the structure: what is wrong → names."""
   if any(problems.values()):
     listed = "; ".join(f"{what}: {_some(found)}" for what, found in problems.items() if found)
     raise UserError(f"{folder}: the weights do not fit config.json: {listed}")
-  return jax.tree.unflatten(tree, found)
 
 
 def has_head(folder: pathlib.Path) -> bool:
@@ -144,13 +149,13 @@ def has_head(folder: pathlib.Path) -> bool:
   Raises:
     UserError: no weights there.
   """
-  return "lm_head.weight" in _read_names(folder)
+  return "lm_head.weight" in read_names(folder)
 
 
 def save(
   folder: pathlib.Path, config: Wav2Vec2Config, params: nnx.State, *, mask_embedding: bool
-) -> None:
-  """Writes model.safetensors, as transformers' `save_pretrained` would name it.
+) -> pathlib.Path:
+  """Writes model.safetensors, its weights named as transformers' `save_pretrained` names them.
 
   Args:
     folder: where.
@@ -158,8 +163,6 @@ def save(
     params: its parameters.
     mask_embedding: whether the vector of masked frames is among them.
   """
-  from safetensors.numpy import save_file
-
   weights = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     ours = _name(path)
@@ -171,8 +174,41 @@ def save(
     names = spellings[-1 if config.family == "data2vec-audio" else 0]
     for name, part in zip(names, array if ours.startswith("layers/") else (array,), strict=True):
       prefix = "" if name.startswith("lm_head") else _PREFIXES[config.family]
-      weights[prefix + name] = np.ascontiguousarray(convert(part))
-  save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+      weights[prefix + name] = convert(part)
+  return write(folder, weights, "pt")
+
+
+def write(folder: pathlib.Path, weights: dict[str, np.ndarray], made_for: str) -> pathlib.Path:
+  """Writes model.safetensors, the old one or the whole new one whenever a kill comes.
+
+  Args:
+    folder: made if absent.
+    weights: by name.
+    made_for: the library whose names these are, "pt" or "flax", which the file tells its readers.
+
+  Raises:
+    UserError: safetensors is not installed, or the disk is full.
+  """
+  try:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+  except ImportError as error:
+    raise UserError("writing weights needs safetensors: pip install 'jaxkd[hf]'") from error
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / "model.safetensors"
+  unfinished = path.with_name(f"{path.name}.unfinished")
+  try:
+    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    unfinished.touch()
+    mode = unfinished.stat().st_mode  # safetensors makes files that nobody else may read
+    save_file(arrays, str(unfinished), metadata={"format": made_for})
+    unfinished.chmod(mode)
+    unfinished.replace(path)
+  except SafetensorError as error:
+    raise UserError(f"{path} cannot be written: {error}") from error
+  finally:
+    unfinished.unlink(missing_ok=True)
+  return path
 
 
 def _name(path) -> str:
@@ -247,8 +283,8 @@ def _no_weights(folder: pathlib.Path) -> str:
   return f"{folder}: no *.safetensors in it{hint}"
 
 
-def _read_names(folder: pathlib.Path) -> dict:
-  """Name → function that reads the array, over a folder's safetensors.
+def read_names(folder: pathlib.Path) -> dict:
+  """Name → function that reads the array, of floats, over a folder's safetensors.
 
   Raises:
     UserError: none there, or damaged.
@@ -256,9 +292,7 @@ def _read_names(folder: pathlib.Path) -> dict:
   try:
     from safetensors import SafetensorError, safe_open
   except ImportError as error:
-    raise UserError(
-      "reading Hugging Face weights needs safetensors: pip install 'jaxkd[hf]'"
-    ) from error
+    raise UserError("reading weights needs safetensors: pip install 'jaxkd[hf]'") from error
   paths = stored(folder, "model.safetensors")
   if not paths:
     raise UserError(_no_weights(folder))
@@ -279,7 +313,8 @@ def _array(file, name: str) -> np.ndarray:
   raise UserError(f"{name} holds {array.dtype}: weights must be floating point")
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size(shape: tuple[int, ...]) -> str:
+  """A shape as it is shown."""
   return "×".join(map(str, shape)) or "a number"
 
 
