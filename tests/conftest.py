@@ -21,6 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 PROGRAMS = "JAXKD_TEST_PROGRAMS"
 MUCH_MEMORY = 3 * 2**29
+LONGEST_FIRST = ("test_resume.py", "test_processes.py", "test_train.py", "test_grid.py")
 
 
 def give_back_memory():
@@ -60,6 +61,12 @@ def pytest_configure(config):
     folder = tempfile.TemporaryDirectory(prefix="jaxkd-programs-")
     os.environ[PROGRAMS] = folder.name
     config.add_cleanup(folder.cleanup)
+
+
+def pytest_collection_modifyitems(items):
+  """Files that take minutes begin first, so that no worker waits for another at the end."""
+  place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONGEST_FIRST)))
 
 
 @pytest.fixture(scope="module")
