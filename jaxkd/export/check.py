@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.sources import Source
 from jaxkd.export import runtimes
 from jaxkd.export.conformer import classes
+from jaxkd.export.slots import settings_of
 from jaxkd.inference.error_rates import error_rates
 from jaxkd.inference.listening import listen
 from jaxkd.inference.search.greedy import collapse
@@ -81,7 +81,7 @@ def check(
     runtime, or "not_run": why not.
   """
   folder = path.parent.name
-  found = {"bytes": path.stat().st_size, "largest_difference": _difference(model, path, heard)}
+  found = {"bytes": path.stat().st_size, "largest_difference": difference(model, path, heard)}
   try:
     listener = runtimes.RUNTIMES[folder][1](path)
   except (ImportError, runtimes.NotRead) as error:
@@ -107,10 +107,10 @@ def check(
   }
 
 
-def _difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float | None:
+def difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float | None:
   """Largest, in log probabilities of the first recordings; None where one is no number."""
   folder, run, order = path.parent.name, runtimes.log_probs(path), classes(model)
-  settings = nnx.merge(model.graphdef, model.params).features
+  settings = settings_of(model)
   given = heard.audio[:_COMPARED]
   if folder == "omnilingual":
     given = [_standardised(audio) for audio in given]
@@ -119,12 +119,12 @@ def _difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float
     frames = len(here.path)
     if not frames:
       continue
-    there = run(**_INPUTS[folder](audio, settings))[0]
+    there = run(**INPUTS[folder](audio, settings))[0]
     there = there[:: max(1, round(len(there) / frames))][:frames]
-    difference = np.abs(there - here.log_probs[:, order]).max()
-    if not np.isfinite(difference):
+    found = float(np.abs(there - here.log_probs[:, order]).max())
+    if not np.isfinite(found):
       return None
-    largest = max(largest, float(difference))
+    largest = max(largest, found)
   return round(largest, 6)
 
 
@@ -149,7 +149,7 @@ def _onnx_asr_inputs(audio: np.ndarray, settings) -> dict:
 
 
 _log_mel = jax.jit(log_mel, static_argnums=2)
-_INPUTS = {
+INPUTS = {
   "omnilingual": _omnilingual_inputs,
   "zipformer": _zipformer_inputs,
   "onnx-asr": _onnx_asr_inputs,

@@ -21,6 +21,7 @@ from jaxkd.export.conformer import classes, conformer
 from jaxkd.export.graph import FLOAT, INT, Graph
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.conformer import ConformerCTC
+from jaxkd.models.features import LogMel
 
 _OMNILINGUAL_FRAME_MS = 20
 _ZIPFORMER_MELS, _ZIPFORMER_FRAME_MS = 80, 40
@@ -64,7 +65,8 @@ def fitting(model: AcousticModel) -> tuple[list[Slot], dict[str, str]]:
   return found, left_out
 
 
-def _settings(model: AcousticModel):
+def settings_of(model: AcousticModel) -> LogMel:
+  """Of the features of a model that is a Conformer."""
   return nnx.merge(model.graphdef, model.params).features
 
 
@@ -77,7 +79,7 @@ def _features(g: Graph, x: str, lengths: str | None, settings) -> str:
 
 
 def _omnilingual_lacks(model: AcousticModel) -> str:
-  settings = _settings(model)
+  settings = settings_of(model)
   if settings.kind != "logmel" and settings.normalise == "none":
     return (
       f"the runtime changes the volume of audio, which features.kind={settings.kind} hears "
@@ -90,7 +92,7 @@ def _omnilingual_lacks(model: AcousticModel) -> str:
 
 def _omnilingual(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   """x f32[N, S] without padding → log_probs f32[N, T, V], a frame every 20 ms."""
-  g, settings = Graph(half), _settings(model)
+  g, settings = Graph(half), settings_of(model)
   x, _ = features.log_mel(g, "x", None, settings)
   log_probs, _, _ = conformer(g, _features(g, x, None, settings), None, model)
   repeats = int(model.frame_ms) // _OMNILINGUAL_FRAME_MS
@@ -104,7 +106,7 @@ def _omnilingual(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
 
 
 def _zipformer_lacks(model: AcousticModel) -> str:
-  settings = _settings(model)
+  settings = settings_of(model)
   if settings.kind != "sherpa" or settings.mels != _ZIPFORMER_MELS:
     return (
       f"the runtime computes features.kind=sherpa with mels={_ZIPFORMER_MELS}, the student has "
@@ -117,7 +119,7 @@ def _zipformer_lacks(model: AcousticModel) -> str:
 
 def _zipformer(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   """x f32[N, M, 80] and x_lens i64[N] → log_probs f32[N, T, V] and log_probs_len i64[N]."""
-  g, settings = Graph(half), _settings(model)
+  g, settings = Graph(half), settings_of(model)
   x = _features(g, "x", "x_lens", settings)
   log_probs, _, lengths = conformer(g, x, "x_lens", model)
   g.named(log_probs, "log_probs")
@@ -135,7 +137,7 @@ def _onnx_asr(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
 
   Its padding is blank, since the runtime reads up to one frame more than there is.
   """
-  g, settings = Graph(half), _settings(model)
+  g, settings = Graph(half), settings_of(model)
   real = features.length_mask(g, "input_values", "input_lengths", axis=1)
   audio = g("Mul", "input_values", g("Squeeze", real, [2]))
   x, lengths = features.log_mel(g, audio, "input_lengths", settings)
