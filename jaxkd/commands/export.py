@@ -10,14 +10,16 @@ from jaxkd.commands import line
 from jaxkd.errors import UserError
 
 _EPILOG = """\
-onnx       OUT/omnilingual and OUT/zipformer for sherpa-onnx, OUT/onnx-asr for
-           onnx-asr: each with model.onnx and its classes. Every file is run in
-           its runtime on the run's test data; OUT/export.json has the figures.
+onnx       OUT/omnilingual and OUT/zipformer for sherpa-onnx, OUT/onnx-asr and
+           OUT/onnx-asr-nemo for onnx-asr: each with model.onnx and its
+           classes. Every file is run in its runtime on the run's test data;
+           OUT/export.json has the figures.
 web        a page that hears in the browser: a folder of static files
 stablehlo  one file of jax.export, for cpu, cuda and tpu
 
-The zipformer place takes students of --config.features.kind=sherpa with 80 mel
-filters. Needs pip install 'jaxkd[export]'.
+OUT/zipformer takes students of --config.features.kind=sherpa with 80 mel
+filters, OUT/onnx-asr-nemo those of --config.features.kind=nemo. Needs
+pip install 'jaxkd[export]'.
 
 examples:
   %(prog)s runs/symmetric-demo --int8

@@ -377,15 +377,20 @@ FIELDS = Block(
       {
         "kind": Field(
           "logmel",
-          "logmel is the paper's, sherpa what sherpa-onnx gives models of the kind zipformer_ctc",
-          choices=("logmel", "kaldi", "sherpa"),
+          "logmel is the paper's, sherpa what sherpa-onnx gives models of the kind zipformer_ctc, "
+          "nemo what NeMo's models read",
+          choices=("logmel", "kaldi", "sherpa", "nemo"),
         ),
         "mels": _count(80, "mel filters", 8, 256, unit="mel filters"),
         "low_hz": Field(
-          60.0, "lower edge of the filters; sherpa has 20", unit="Hz", low=0.0, high=8000.0
+          60.0, "lower edge of the filters; sherpa has 20, nemo 0", unit="Hz", low=0.0, high=8000.0
         ),
         "high_hz": Field(
-          7600.0, "upper edge of the filters; sherpa has 7600", unit="Hz", low=0.0, high=8000.0
+          7600.0,
+          "upper edge of the filters; sherpa has 7600, nemo 8000",
+          unit="Hz",
+          low=0.0,
+          high=8000.0,
         ),
         "normalise": Field(
           "none", "none (the paper's), or each filter per utterance", choices=("none", "utterance")

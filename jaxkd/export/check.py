@@ -148,11 +148,17 @@ def _onnx_asr_inputs(audio: np.ndarray, settings) -> dict:
   return {"input_values": audio[None], "input_lengths": np.array([len(audio)], np.int64)}
 
 
+def _nemo_inputs(audio: np.ndarray, settings) -> dict:
+  x = _zipformer_inputs(audio, settings)
+  return {"audio_signal": x["x"].transpose(0, 2, 1), "length": x["x_lens"]}
+
+
 _log_mel = jax.jit(log_mel, static_argnums=2)
 INPUTS = {
   "omnilingual": _omnilingual_inputs,
   "zipformer": _zipformer_inputs,
   "onnx-asr": _onnx_asr_inputs,
+  "onnx-asr-nemo": _nemo_inputs,
 }
 
 

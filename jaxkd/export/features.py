@@ -15,7 +15,7 @@ _PREEMPHASIS = 0.97
 
 
 def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
-  """Features of audio f32[N, S] of full scale 1, before masks and normalisation.
+  """Features of audio f32[N, S] of full scale 1, before masks and `normalised`.
 
   Args:
     g: the graph.
@@ -30,12 +30,11 @@ def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
   pads = [0, 0]
   if settings.kind == "logmel":
     peak = g("ReduceMax", g("Abs", audio), axes=[1], keepdims=1)
-    audio = g("Div", audio, g("Max", peak, 1e-30))
-    before = g("Slice", g("Pad", audio, [0, 1, 0, 0]), [0], [-1], [1])
-    audio = g("Sub", audio, g("Mul", before, _PREEMPHASIS))
-    if lengths is not None:  # the last sample would echo into the padding
-      audio = g("Mul", audio, g("Squeeze", length_mask(g, audio, lengths, axis=1), [2]))
+    audio = _emphasised(g, g("Div", audio, g("Max", peak, 1e-30)), lengths)
     kernel, pads = _fourier(np.hanning(WINDOW + 1)[:-1]), [120, 279]
+  elif settings.kind == "nemo":
+    audio = _emphasised(g, audio, lengths)
+    kernel, pads = _fourier(np.hanning(WINDOW)), [WINDOW // 2, WINDOW // 2 - HOP]
   elif settings.kind == "kaldi":
     audio = g("Mul", audio, 32768.0)
     kernel = _fourier(_povey()) @ _kaldi_steps()
@@ -46,13 +45,26 @@ def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
   real, imaginary = g("Split", g("Mul", spectrum, spectrum), axis=1, outputs=2)
   power = g("Transpose", g("Add", real, imaginary), perm=[0, 2, 1])
   bank, floor = features_lib.filters(settings)
-  features = g("Log", g("Max", g("MatMul", power, bank), floor))
-  return features, None if lengths is None else _frame_len(g, lengths, settings.kind)
+  lengths = None if lengths is None else _frame_len(g, lengths, settings.kind)
+  power = g("MatMul", power, bank)
+  if settings.kind == "nemo":
+    features = g("Log", g("Add", power, floor))
+    return _as_nemo_standardises(g, features, length_mask(g, features, lengths, axis=1)), lengths
+  return g("Log", g("Max", power, floor)), lengths
+
+
+def _emphasised(g: Graph, audio: str, lengths: str | None) -> str:
+  """Each sample less a part of the one before; 0 in padding, where the last one would echo."""
+  before = g("Slice", g("Pad", audio, [0, 1, 0, 0]), [0], [-1], [1])
+  audio = g("Sub", audio, g("Mul", before, _PREEMPHASIS))
+  if lengths is None:
+    return audio
+  return g("Mul", audio, g("Squeeze", length_mask(g, audio, lengths, axis=1), [2]))
 
 
 def _frame_len(g: Graph, lengths: str, kind: str) -> str:
   """`models.features.frame_len` of i64[N] samples."""
-  first = {"logmel": HOP - 1, "kaldi": HOP - WINDOW, "sherpa": HOP // 2}[kind]
+  first = {"logmel": HOP - 1, "kaldi": HOP - WINDOW, "sherpa": HOP // 2, "nemo": 0}[kind]
   return g("Div", g("Max", g("Add", lengths, first), 0), HOP)
 
 
@@ -73,16 +85,26 @@ def normalised(g: Graph, x: str, mask: str | None) -> str:
     x: features, 0 where the mask is.
     mask: f32[N, M, 1], 1 for real frames; None for all.
   """
+  x, variance = _centred(g, x, mask, bias=0.0)
+  return g("Div", x, g("Sqrt", g("Add", variance, 1e-5)))
+
+
+def _as_nemo_standardises(g: Graph, x: str, mask: str | None) -> str:
+  x, variance = _centred(g, x if mask is None else g("Mul", x, mask), mask, bias=1.0)
+  return g("Div", x, g("Add", g("Sqrt", variance), 1e-5))
+
+
+def _centred(g: Graph, x: str, mask: str | None, bias: float) -> tuple[str, str]:
+  """x less its mean over real frames, and its variance, of which `bias` frames are not counted."""
   if mask is None:
     count = g("Cast", g.size(x, 1), to=FLOAT)
   else:
     count = g("Max", g("ReduceSum", mask, [1], keepdims=1), 1.0)
-  mean = g("Div", g("ReduceSum", x, [1], keepdims=1), count)
-  x = g("Sub", x, mean)
+  x = g("Sub", x, g("Div", g("ReduceSum", x, [1], keepdims=1), count))
   if mask is not None:
     x = g("Mul", x, mask)
-  variance = g("Div", g("ReduceSum", g("Mul", x, x), [1], keepdims=1), count)
-  return g("Div", x, g("Sqrt", g("Add", variance, 1e-5)))
+  count = g("Max", g("Sub", count, bias), 1.0)
+  return x, g("Div", g("ReduceSum", g("Mul", x, x), [1], keepdims=1), count)
 
 
 def _mirrored(g: Graph, audio: str, lengths: str | None) -> str:

@@ -1,6 +1,7 @@
 """The runtimes that exported folders are for, called as their users call them."""
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import time
@@ -45,7 +46,7 @@ def _sherpa(recogniser) -> Listener:
 
 
 def onnx_asr(model: pathlib.Path) -> Listener:
-  """onnx-asr on a file of the folder onnx-asr, on one thread.
+  """onnx-asr on a file of one of its folders, on one thread.
 
   Raises:
     NotRead: its version does not know the model type.
@@ -56,9 +57,10 @@ def onnx_asr(model: pathlib.Path) -> Listener:
   options = onnxruntime.SessionOptions()
   options.intra_op_num_threads = 1
   quantization = model.name.removeprefix("model").removesuffix(".onnx").strip(".") or None
+  kind = json.loads(model.with_name("config.json").read_text())["model_type"]
   try:
     loaded = runtime.load_model(
-      "wav2vec2-ctc",
+      kind,
       model.parent,
       quantization=quantization,
       sess_options=options,
@@ -67,7 +69,7 @@ def onnx_asr(model: pathlib.Path) -> Listener:
   except Exception as error:
     if "NotSupported" in type(error).__name__ or "NotFound" in type(error).__name__:
       version = importlib.metadata.version("onnx-asr")
-      raise NotRead(f"onnx-asr {version} does not know the model type wav2vec2-ctc") from error
+      raise NotRead(f"onnx-asr {version} does not know the model type {kind}") from error
     raise
   return lambda audio: loaded.recognize(audio, sample_rate=SAMPLE_RATE_HZ)
 
@@ -76,6 +78,7 @@ RUNTIMES = {
   "omnilingual": ("sherpa-onnx", omnilingual),
   "zipformer": ("sherpa-onnx", zipformer),
   "onnx-asr": ("onnx-asr", onnx_asr),
+  "onnx-asr-nemo": ("onnx-asr", onnx_asr),
 }
 
 

@@ -21,10 +21,11 @@ from jaxkd.export.conformer import classes, conformer
 from jaxkd.export.graph import FLOAT, INT, Graph
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.conformer import ConformerCTC
-from jaxkd.models.features import LogMel
+from jaxkd.models.features import HOP, LogMel
 
 _OMNILINGUAL_FRAME_MS = 20
 _ZIPFORMER_MELS, _ZIPFORMER_FRAME_MS = 80, 40
+_NEMO_MELS = (80, 128)
 _SPACE = "▁"
 
 
@@ -80,7 +81,7 @@ def _features(g: Graph, x: str, lengths: str | None, settings) -> str:
 
 def _omnilingual_lacks(model: AcousticModel) -> str:
   settings = settings_of(model)
-  if settings.kind != "logmel" and settings.normalise == "none":
+  if settings.kind in ("kaldi", "sherpa") and settings.normalise == "none":
     return (
       f"the runtime changes the volume of audio, which features.kind={settings.kind} hears "
       "without features.normalise=utterance"
@@ -151,6 +152,27 @@ def _onnx_asr(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
 
 
+def _nemo_lacks(model: AcousticModel) -> str:
+  settings = settings_of(model)
+  if settings.kind != "nemo" or settings.mels not in _NEMO_MELS:
+    return (
+      f"the runtime computes features.kind=nemo with mels=80 or 128, the student has "
+      f"{settings.kind} with {settings.mels}"
+    )
+  return ""
+
+
+def _nemo(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
+  """audio_signal f32[N, F, M] and length i64[N] → logprobs f32[N, T, V]."""
+  g, settings = Graph(half), settings_of(model)
+  x = g("Transpose", "audio_signal", perm=[0, 2, 1])
+  log_probs, _, _ = conformer(g, _features(g, x, "length", settings), "length", model)
+  g.named(log_probs, "logprobs")
+  inputs = {"audio_signal": (FLOAT, ["N", settings.mels, "M"]), "length": (INT, ["N"])}
+  outputs = {"logprobs": (FLOAT, ["N", "T", len(model.labels)])}
+  return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
+
+
 def _tokens(model: AcousticModel) -> list[str]:
   """What the runtimes write for each class, the blank first."""
   vocabulary, spaces = model.vocabulary, model.vocabulary.space_ids()
@@ -173,7 +195,20 @@ def _write_tokens(model: AcousticModel, folder: pathlib.Path, name: str = "token
 
 def _write_onnx_asr(model: AcousticModel, folder: pathlib.Path) -> None:
   _write_tokens(model, folder, "vocab.txt")
-  config = {"model_type": "wav2vec2-ctc", "subsampling_factor": model.frame_samples}
+  _write_config(folder, model_type="wav2vec2-ctc", subsampling_factor=model.frame_samples)
+
+
+def _write_nemo(model: AcousticModel, folder: pathlib.Path) -> None:
+  _write_tokens(model, folder, "vocab.txt")
+  _write_config(
+    folder,
+    model_type="nemo-conformer-ctc",
+    features_size=settings_of(model).mels,
+    subsampling_factor=model.frame_samples // HOP,
+  )
+
+
+def _write_config(folder: pathlib.Path, **config) -> None:
   files.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
@@ -181,4 +216,5 @@ SLOTS = (
   Slot("omnilingual", _omnilingual_lacks, _omnilingual, _write_tokens),
   Slot("zipformer", _zipformer_lacks, _zipformer, _write_tokens),
   Slot("onnx-asr", lambda model: "", _onnx_asr, _write_onnx_asr),
+  Slot("onnx-asr-nemo", _nemo_lacks, _nemo, _write_nemo),
 )

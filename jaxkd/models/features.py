@@ -13,8 +13,9 @@ from jaxkd.types import SAMPLE_RATE_HZ
 HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
 _FFT = 512
-_KINDS = ("logmel", "kaldi", "sherpa")
-_SHERPA_BAND_HZ = (20.0, 7600.0)
+_KINDS = ("logmel", "kaldi", "sherpa", "nemo")
+_BANDS_HZ = {"sherpa": (20.0, 7600.0), "nemo": (0.0, 8000.0)}
+NEMO_GUARD = 2.0**-24
 _KALDI_EPSILON = np.finfo(np.float32).eps
 
 
@@ -26,9 +27,11 @@ class LogMel:
     kind: "logmel": peak-normalised, pre-emphasised audio, frames centred every 10 ms, as many as
       ceil(samples / 160) (the paper's front-end); "kaldi": as Kaldi's fbank with 16-bit scale,
       snipped edges, Povey window and no dither; "sherpa": what sherpa-onnx gives its models, as
-      Kaldi's but of full scale 1, with frames centred every 10 ms and audio mirrored at its ends.
-    mels: filters; sherpa-onnx has 80.
-    low_hz, high_hz: edges of the filter bank; those of "sherpa" are 20 and 7600 Hz.
+      Kaldi's but of full scale 1, with frames centred every 10 ms and audio mirrored at its ends;
+      "nemo": as NeMo's models read it, Slaney's filters, each normalised over the utterance.
+    mels: filters; sherpa-onnx has 80, NeMo 80 or 128.
+    low_hz, high_hz: edges of the filter bank; those of "sherpa" are 20 and 7600 Hz, of "nemo" 0
+      and 8000 Hz.
     normalise: "none", or "utterance" for zero mean and unit variance of each filter over the
       utterance's real frames.
 
@@ -56,7 +59,7 @@ class LogMel:
   @property
   def band_hz(self) -> tuple[float, float]:
     """Edges of the filter bank that is used."""
-    return _SHERPA_BAND_HZ if self.kind == "sherpa" else (self.low_hz, self.high_hz)
+    return _BANDS_HZ.get(self.kind, (self.low_hz, self.high_hz))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -71,6 +74,8 @@ def frame_len(audio_len, kind: str):
     return jnp.maximum(0, 1 + (audio_len - WINDOW) // HOP)
   if kind == "sherpa":
     return (audio_len + HOP // 2) // HOP
+  if kind == "nemo":
+    return audio_len // HOP
   return -(-audio_len // HOP)
 
 
@@ -96,12 +101,18 @@ def log_mel(
   elif settings.kind == "sherpa":
     left = (WINDOW - HOP) // 2
     spectrum = _kaldi_power(_frames(_mirrored(audio, audio_len, left, size), size, 0))
+  elif settings.kind == "nemo":
+    frames = _frames(_emphasised(audio, real), size, WINDOW // 2)
+    spectrum = _power(frames * np.hanning(WINDOW).astype(np.float32)[None, None])
   else:
     spectrum = _paper_power(audio, real, size)
   bank, floor = filters(settings)
-  features = jnp.log(jnp.maximum(spectrum @ bank, floor))
   mask = length_mask(frame_len(audio_len, settings.kind), size)
-  features = zero_padding(features, mask)
+  if settings.kind == "nemo":
+    features = jnp.log(spectrum @ bank + NEMO_GUARD)
+    features = _as_nemo_standardises(zero_padding(features, mask), mask)
+  else:
+    features = zero_padding(jnp.log(jnp.maximum(spectrum @ bank, floor)), mask)
   if settings.normalise == "utterance":
     features = _standardise(features, mask)
   return features, mask
@@ -122,10 +133,14 @@ def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
   """f32[B, size, 257]: power of peak-normalised, pre-emphasised audio under a Hann window."""
   peak = jnp.abs(audio).max(-1, keepdims=True)
   audio = audio / jnp.where(peak > 0, peak, 1)
-  # Masked, or the last sample would echo into the first one of the padding.
-  audio = jnp.where(real, audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
+  audio = _emphasised(audio, real)
   window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
   return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window[None, None])
+
+
+def _emphasised(audio: jax.Array, real: jax.Array) -> jax.Array:
+  """Each sample less 0.97 times the one before; masked, or the last would echo into the padding."""
+  return jnp.where(real, audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
 
 
 def _mirrored(audio: jax.Array, audio_len: jax.Array, left: int, size: int) -> jax.Array:
@@ -154,18 +169,48 @@ def _power(frames: jax.Array) -> jax.Array:
 
 @functools.cache
 def filters(settings: LogMel) -> tuple[np.ndarray, float]:
-  """f32[257, F], triangles of equal height and width in mel (Kaldi), and the power floor."""
+  """f32[257, F], a triangle for each filter, and the floor of their power."""
+  if settings.kind == "nemo":
+    hz = _slaney_hz(np.linspace(*map(_slaney_mel, settings.band_hz), settings.mels + 2))
+    bins = np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT
+    bank = _triangles(hz, bins) * (2 / (hz[2:] - hz[:-2]))  # of equal area
+    return bank.astype(np.float32), NEMO_GUARD
   mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
+  # Of equal height and width in mel (Kaldi).
   edges = np.linspace(*map(mel, settings.band_hz), settings.mels + 2)
-  bins = mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT)[:, None]
-  left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-  bank = np.maximum(
-    0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
-  )
+  bank = _triangles(edges, mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT))
   if settings.kind == "logmel":
     return bank.astype(np.float32), 1e-10
   bank[-1] = 0  # Kaldi leaves out the Nyquist bin
   return bank.astype(np.float32), _KALDI_EPSILON
+
+
+def _triangles(edges: np.ndarray, bins: np.ndarray) -> np.ndarray:
+  """[bins, filters]: from an edge up to 1 at the next one and down to the one after."""
+  bins, (left, centre, right) = bins[:, None], (edges[:-2], edges[1:-1], edges[2:])
+  rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+  return np.maximum(0, np.minimum(rising, falling))
+
+
+# Linear up to 1 kHz, logarithmic above (Slaney 1998, "Auditory Toolbox", as librosa has it).
+_LINEAR_MEL, _LOG_STEP = 15.0, np.log(6.4) / 27
+
+
+def _slaney_mel(hz: float) -> float:
+  return 3 * hz / 200 if hz < 1000 else _LINEAR_MEL + np.log(hz / 1000) / _LOG_STEP
+
+
+def _slaney_hz(mel: np.ndarray) -> np.ndarray:
+  above = 1000 * np.exp(_LOG_STEP * (mel - _LINEAR_MEL))
+  return np.where(mel < _LINEAR_MEL, 200 * mel / 3, above)
+
+
+def _as_nemo_standardises(features: jax.Array, mask: jax.Array) -> jax.Array:
+  """Zero mean and unit deviation, without the sample's bias, of every filter; padding stays 0."""
+  count = mask.sum(-1)[:, None, None]
+  centred = zero_padding(features - features.sum(1, keepdims=True) / jnp.maximum(count, 1), mask)
+  variance = (centred**2).sum(1, keepdims=True) / jnp.maximum(count - 1, 1)
+  return centred / (jnp.sqrt(variance) + 1e-5)
 
 
 def _standardise(features: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from jaxkd.config import overrides
 from jaxkd.errors import UserError
 from jaxkd.export import slots
 
+pytest.importorskip("sherpa_onnx")
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
@@ -26,6 +27,7 @@ def lab(tmp_path_factory):
   kinds = {
     "logmel": [],
     "sherpa": ["--config.features.kind=sherpa", "--config.features.mels=80"],
+    "nemo": ["--config.features.kind=nemo", "--config.features.mels=80"],
     "kaldi": ["--config.features.kind=kaldi", "--config.features.normalise=none"],
   }
   for name, changes in kinds.items():
@@ -64,6 +66,13 @@ def test_runtimes_say_what_the_student_says(lab, capfd):
     assert sizes[f"{folder}/model.fp16.onnx"] < sizes[f"{folder}/model.onnx"]
   assert all("not_kept" not in facts for facts in found["files"].values())
   assert "next:" in out and max(map(len, out.splitlines()[:12])) <= 80
+
+
+def test_the_released_onnx_asr_reads_nemos_features(lab):
+  assert export(lab / "nemo") == 0
+  found = json.loads((lab / "nemo" / "export" / "export.json").read_text())
+  facts = found["files"]["onnx-asr-nemo/model.onnx"]
+  assert facts["runtime"].startswith("onnx-asr") and facts["same_texts"] == 1.0
 
 
 def test_places_that_do_not_fit_are_named(lab, capfd, tmp_path):

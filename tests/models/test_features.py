@@ -11,7 +11,7 @@ import reference
 from jaxkd.models.features import LogMel, frame_len, log_mel
 
 LENGTHS = (8000, 3200, 1605, 400, 399, 160, 1, 0)
-KINDS = ("logmel", "kaldi", "sherpa")
+KINDS = ("logmel", "kaldi", "sherpa", "nemo")
 compute = functools.partial(jax.jit, static_argnums=2)(log_mel)
 
 
@@ -36,6 +36,7 @@ def test_shapes_counts_and_finite_rows(kind):
     "logmel": [50, 20, 11, 3, 3, 1, 1, 0],
     "kaldi": [48, 18, 8, 1, 0, 0, 0, 0],
     "sherpa": [50, 20, 10, 3, 2, 1, 0, 0],
+    "nemo": [50, 20, 10, 2, 2, 1, 0, 0],
   }[kind]
   np.testing.assert_array_equal(mask.sum(1), counts)
   np.testing.assert_array_equal(frame_len(lengths, kind), counts)
@@ -104,7 +105,7 @@ def test_equals_float64(settings):
     np.testing.assert_allclose(features[row][mask[row]], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["logmel", "kaldi", "sherpa"])
 @pytest.mark.parametrize("filter_id", [25, 40, 60, 78])
 def test_pure_tone_lands_in_its_filter(kind, filter_id):
   settings = LogMel(kind)
@@ -167,6 +168,21 @@ def test_equals_what_sherpa_computes():
       np.testing.assert_allclose(features[row, frame], fbank.get_frame(frame), atol=1e-3)
 
 
+@pytest.mark.parametrize("mels", [80, 128])
+def test_equals_what_nemo_computes(mels):
+  """The reference is onnx-asr's, which it gives to exported models of NeMo."""
+  preprocessors = pytest.importorskip("onnx_asr.preprocessors.numpy_preprocessor")
+  audio, lengths = make_audio((8000, 3200, 1605, 480))
+  waveforms = audio / np.float32(32768)
+  expected, counts = preprocessors.NemoPreprocessorNumpy(f"nemo{mels}")(
+    waveforms, lengths.astype(np.int64)
+  )
+  features, mask = compute(audio, lengths, LogMel("nemo", mels))
+  np.testing.assert_array_equal(mask.sum(1), counts)
+  expected = np.where(mask[..., None], expected.transpose(0, 2, 1)[:, :50], 0)
+  np.testing.assert_allclose(features, expected, atol=2e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_normalised_utterances_have_no_mean_and_unit_variance(kind):
   audio, lengths = make_audio()
@@ -193,7 +209,7 @@ def test_silence_is_finite(kind, normalise):
 @pytest.mark.parametrize(
   ("settings", "line"),
   [
-    ({"kind": "Kaldi"}, "kind is 'Kaldi'; it must be one of logmel, kaldi, sherpa"),
+    ({"kind": "Kaldi"}, "kind is 'Kaldi'; it must be one of logmel, kaldi, sherpa, nemo"),
     ({"normalise": "speaker"}, "normalise is 'speaker'; it must be one of none, utterance"),
     ({"mels": 0}, "mels is 0; it must be a whole number, 1 or more"),
     ({"mels": 2.5}, "mels is 2.5"),
@@ -209,5 +225,7 @@ def test_settings_that_cannot_be(settings, line):
 
 
 def test_frames_of_an_unknown_kind():
-  with pytest.raises(ValueError, match="kind is 'Kaldi'; it must be one of logmel, kaldi, sherpa"):
+  with pytest.raises(
+    ValueError, match="kind is 'Kaldi'; it must be one of logmel, kaldi, sherpa, nemo"
+  ):
     frame_len(16_000, "Kaldi")

@@ -1,0 +1,166 @@
+"""ONNX graphs of a student against the student, in onnxruntime."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+import pytest
+from flax import nnx
+
+from jaxkd.export import check, conformer, slots
+from jaxkd.export.graph import FLOAT, Graph
+from jaxkd.labels import Vocabulary
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.models.features import LogMel, log_mel
+from jaxkd.models.layers import _spread
+
+KINDS = [
+  ("logmel", "none"),
+  ("logmel", "utterance"),
+  ("kaldi", "utterance"),
+  ("sherpa", "none"),
+  ("nemo", "none"),
+]
+SYMBOLS = ("a", "b", "<blank>", " ", "d", "e", "f")
+
+
+def make_model(kind="logmel", normalise="none", symbols=SYMBOLS, clip=5) -> AcousticModel:
+  """Three blocks with drawn parameters; the blank is class 2."""
+  config = ConformerConfig(3, 32, 4, 4, 7, 0.1, clip, (4, 4, 8, 8), ((2, 2), (2, 2)))
+  settings = LogMel(kind, mels=80, normalise=normalise)
+  network = ConformerCTC(config, settings, len(symbols), rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(network)
+  rng = np.random.default_rng(0)
+  moved = lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
+  return AcousticModel(graphdef, jax.tree.map(moved, params), Vocabulary(symbols, 2), 640)
+
+
+def run(graph, **inputs):
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3
+  session = onnxruntime.InferenceSession(
+    graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+  )
+  return session.run(None, inputs)
+
+
+@pytest.fixture(scope="module")
+def audio():
+  """f32[2, S] with garbage behind the shorter row, and i64[2]."""
+  rng = np.random.default_rng(0)
+  return (0.1 * rng.normal(size=(2, 16_123))).astype(np.float32), np.array([16_123, 9000])
+
+
+def said(model, audio, lengths):
+  """Log probabilities of the real frames of each row, the blank first."""
+  out = model(jnp.asarray(audio), jnp.asarray(lengths, jnp.int32))
+  log_probs = np.asarray(jax.nn.log_softmax(out.logits))[..., conformer.classes(model)]
+  return [row[mask] for row, mask in zip(log_probs, np.asarray(out.mask), strict=True)]
+
+
+def slot(name: str) -> slots.Slot:
+  return next(slot for slot in slots.SLOTS if slot.folder == name)
+
+
+@pytest.mark.parametrize(("kind", "normalise"), KINDS)
+def test_padded_audio(kind, normalise, audio):
+  model = make_model(kind, normalise)
+  samples, lengths = audio
+  graph = slot("onnx-asr").build(model, False)
+  log_probs, frames = run(graph, input_values=samples, input_lengths=lengths)
+  for row, count, expected in zip(log_probs, frames, said(model, *audio), strict=True):
+    assert count == len(expected)
+    np.testing.assert_allclose(row[:count], expected, atol=2e-5)
+    assert not row[count:].argmax(-1).any()  # blank
+
+
+@pytest.mark.parametrize(("kind", "normalise"), [k for k in KINDS if k != ("sherpa", "none")])
+def test_one_recording(kind, normalise, audio):
+  model = make_model(kind, normalise)
+  graph = slot("omnilingual").build(model, False)
+  for row, length, expected in zip(*audio, said(model, *audio), strict=True):
+    (log_probs,) = run(graph, x=row[None, :length])
+    np.testing.assert_array_equal(log_probs[0, ::2], log_probs[0, 1::2])  # a frame every 20 ms
+    np.testing.assert_allclose(log_probs[0, ::2][: len(expected)], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["zipformer", "onnx-asr-nemo"])
+def test_features_of_the_runtime(name, audio):
+  model = make_model("sherpa" if name == "zipformer" else "nemo")
+  settings = dataclasses.replace(slots.settings_of(model), normalise="none")
+  features, mask = log_mel(jnp.asarray(audio[0]), jnp.asarray(audio[1], jnp.int32), settings)
+  features = np.where(mask[..., None], features, -23.03).astype(np.float32)
+  lengths = np.asarray(mask.sum(1), np.int64)
+  graph = slot(name).build(model, False)
+  if name == "zipformer":
+    log_probs, frames = run(graph, x=features, x_lens=lengths)
+  else:
+    (log_probs,) = run(graph, audio_signal=features.transpose(0, 2, 1), length=lengths)
+    frames = (lengths - 1) // 4 + 1
+  for row, count, expected in zip(log_probs, frames, said(model, *audio), strict=True):
+    assert count == len(expected)
+    np.testing.assert_allclose(row[:count], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("samples", [400, 639, 641, 1280])
+def test_short_recordings(samples, audio):
+  model = make_model()
+  row = audio[0][:1, :samples]
+  (expected,) = said(model, row, np.array([samples]))
+  (log_probs,) = run(slot("omnilingual").build(model, False), x=row)
+  np.testing.assert_allclose(log_probs[0, ::2], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 23])
+@pytest.mark.parametrize("clip", [1, 4, 30])
+def test_the_shear_is_the_models(frames, clip):
+  scores = np.random.default_rng(0).normal(size=(2, 3, frames, 2 * clip + 1)).astype(np.float32)
+  g = Graph()
+  places = conformer.distances(g, "x", clip)
+  g.named(conformer.spread(g, "scores", places), "out")
+  inputs = {
+    "x": (FLOAT, [2, "T", 4]),
+    "scores": (FLOAT, [2, 3, "T", 2 * clip + 1]),
+  }
+  graph = g.model(inputs, {"out": (FLOAT, [2, 3, "T", "T"])}, {})
+  (out,) = run(graph, x=np.zeros((2, frames, 4), np.float32), scores=scores)
+  np.testing.assert_array_equal(out, _spread(jnp.asarray(scores), frames, clip))
+
+
+def test_half_is_near_and_smaller(audio):
+  model = make_model("logmel", "utterance")
+  whole, half = (slot("omnilingual").build(model, narrow) for narrow in (False, True))
+  loud = 20 * audio[0][:1]
+  (a,), (b,) = run(whole, x=loud), run(half, x=loud)
+  assert np.isfinite(b).all() and 1e-6 < np.abs(a - b).max() < 0.1
+  assert half.ByteSize() < whole.ByteSize()
+
+
+@pytest.mark.parametrize(
+  ("vocabulary", "tokens"),
+  [
+    (Vocabulary(("a", "<blank>", " "), 1), ["<blk>", "a", "▁"]),
+    (Vocabulary(("<pad>", "|", "E"), 0, "|"), ["<blk>", "▁", "E"]),
+  ],
+)
+def test_tokens(vocabulary, tokens, tmp_path):
+  model = dataclasses.replace(make_model(symbols=vocabulary.symbols), vocabulary=vocabulary)
+  slots._write_tokens(model, tmp_path)
+  lines = (tmp_path / "tokens.txt").read_text(encoding="utf-8").splitlines()
+  assert lines == [f"{token} {index}" for index, token in enumerate(tokens)]
+
+
+def test_what_is_no_number_is_no_difference_of_0(tmp_path, audio):
+  model = make_model()
+  place = tmp_path / "onnx-asr"
+  place.mkdir()
+  broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
+  path = place / "model.onnx"
+  path.write_bytes(slot("onnx-asr").build(broken, False).SerializeToString())
+  heard = check.Heard([audio[0][0]], [], [], False, 0)
+  assert check.difference(model, path, heard) is None
+  facts = {"largest_difference": None}
+  assert check.wrong(facts) == "it says no numbers (NaN)"
