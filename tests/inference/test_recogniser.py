@@ -1,5 +1,9 @@
 """Recordings to words: windows, times, confidences, searches."""
 
+import importlib.util
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,16 +11,22 @@ import pytest
 import soundfile
 from flax import nnx
 
+import golden_posteriors
 import jaxkd
 from jaxkd.errors import UserError
 from jaxkd.inference import listening, recogniser
 from jaxkd.inference.alignment import viterbi
 from jaxkd.inference.recogniser import Recogniser
 from jaxkd.inference.search import lexicon
-from jaxkd.labels import characters
+from jaxkd.labels import Vocabulary, characters
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.types import FrameOutput
+
+_BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "confidence.py"
+_spec = importlib.util.spec_from_file_location("confidence", _BENCHMARK)
+measure = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(measure)
 
 FRAME, LETTERS = 640, characters("ab ")
 LEVELS = {"a": 0.1, "b": 0.2, " ": 0.3, "-": 0.4}  # "-" is the blank
@@ -120,6 +130,27 @@ def test_a_doubtful_word_is_less_sure(ears):
   assert sure.text == less.text == "a b"
   assert less.words[1].confidence < sure.words[1].confidence
   assert less.words[0].confidence == pytest.approx(sure.words[0].confidence, abs=1e-5)
+
+
+def test_confidence_orders_right_and_wrong_words_of_the_demo():
+  """Frames of a trained student, of its test data (tests/golden_posteriors.py)."""
+  found = np.load(golden_posteriors.PATH)
+  facts = json.loads(str(found["facts"]))
+  vocabulary = Vocabulary(tuple(facts["symbols"]), facts["blank_id"])
+  graphdef, params = nnx.split(Levels())
+  student = Recogniser(AcousticModel(graphdef, params, vocabulary, FRAME), "demo")
+  starts = np.cumsum(found["frames"])[:-1]
+  sure, right = [], []
+  for text, part in zip(facts["references"], np.split(found["log_probs"], starts), strict=True):
+    log_probs = part.astype(np.float32)
+    confidence = np.asarray(listening.frame_confidence(jnp.asarray(log_probs)))
+    frames = listening.Frames(log_probs.argmax(-1), confidence, None, len(part) * 0.04)
+    words = list(student._words(frames, None))
+    sure += [word.confidence for word in words]
+    right += measure.right_and_wrong(text, [word.text for word in words])
+  sure, right = np.array(sure), np.array(right)
+  assert (~right).sum() >= 20 and right.sum() >= 100
+  assert measure.area(sure, right) > 0.8  # 0.5 is chance
 
 
 def test_a_phrase_flips_a_near_tie_and_no_clear_word(ears):
