@@ -72,7 +72,7 @@ def main():
 
 
 def measure(model: AcousticModel, folder: pathlib.Path, audio, rounds: int) -> None:
-  heard = check.Heard(audio, [], [], False, 0)
+  heard = check.Heard(audio, [], [], [], False, 0)
   contestants, facts = {"jaxkd float32": lambda x: jax.block_until_ready(here(model, x))}, {}
   for slot in slots.fitting(model)[0]:
     place = folder / slot.folder

@@ -113,6 +113,12 @@ def _onnx(args, out: pathlib.Path) -> int:
   console.out.print(_table(facts, out))
   for reason in sorted({x["not_run"] for x in facts["files"].values() if "not_run" in x}):
     _say(f"checked in onnxruntime alone: {reason}")
+  changed = facts["files"].get("omnilingual/model.onnx", {}).get("changed_by_preparation")
+  if changed:
+    _say(
+      f"omnilingual: sherpa-onnx removes the mean of recordings and levels them, which changes "
+      f"{100 * changed:.1f} % of the student's texts, here as well as there"
+    )
   kept_not = {name: x["not_kept"] for name, x in facts["files"].items() if "not_kept" in x}
   for name, reason in (facts["left_out"] | kept_not).items():
     _say(f"{name}: {reason}")

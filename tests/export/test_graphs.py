@@ -160,7 +160,7 @@ def test_what_is_no_number_is_no_difference_of_0(tmp_path, audio):
   broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
   path = place / "model.onnx"
   path.write_bytes(slot("onnx-asr").build(broken, False).SerializeToString())
-  heard = check.Heard([audio[0][0]], [], [], False, 0)
+  heard = check.Heard([audio[0][0]], [], [], [], False, 0)
   assert check.difference(model, path, heard) is None
   facts = {"largest_difference": None}
   assert check.wrong(facts) == "it says no numbers (NaN)"
