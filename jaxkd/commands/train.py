@@ -110,8 +110,11 @@ def show_fields(recipe: str) -> None:
 
 def next_steps(workdir: pathlib.Path) -> list[str]:
   """Commands that use a finished run, to be pasted where this one was given."""
-  here, data = shlex.quote(str(workdir)), files.read_json(workdir / "config.json")["data"]
-  steps = []
+  config = files.read_json(workdir / "config.json")
+  here, data = shlex.quote(str(workdir)), config["data"]
+  steps = [f"transcribe {here} RECORDING.wav"]
+  if config["student"]["name"] == "conformer" and importlib.util.find_spec("onnxruntime"):
+    steps.append(f"export {here} --int8")
   if other := data["dev"] or data["test"]:
     steps.append(f"evaluate --workdir={here} --data={shlex.quote(other)}")
   tunable = data["dev"] and importlib.util.find_spec("flashlight")

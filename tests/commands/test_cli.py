@@ -228,7 +228,7 @@ def finished(folder: pathlib.Path, *, dev: str = "demo:dev", test: str = "a") ->
   """What `next_steps` reads of a finished run."""
   folder.mkdir(parents=True)
   for name, value in {
-    "config": {"data": {"dev": dev, "test": "demo:test"}},
+    "config": {"student": {"name": "conformer"}, "data": {"dev": dev, "test": "demo:test"}},
     "data": {"test": {"fingerprint": test}},
     "results": {},
   }.items():
@@ -242,21 +242,23 @@ def test_next_steps_are_commands_to_paste(tmp_path, monkeypatch):
   monkeypatch.setattr(line, "pasted", lambda: "jaxkd")
   first = finished(pathlib.Path("my runs/a"))
   assert train.next_steps(first) == [
+    "jaxkd transcribe 'my runs/a' RECORDING.wav",
+    "jaxkd export 'my runs/a' --int8",
     "jaxkd evaluate --workdir='my runs/a' --data=demo:dev",
     "jaxkd search --workdir='my runs/a'",
     "jaxkd report 'my runs'/*",
   ]
   finished(pathlib.Path("my runs/b"), test="other")  # does not stand in one table with a
-  assert train.next_steps(first)[2] == "jaxkd report 'my runs/a'"
+  assert train.next_steps(first)[-1] == "jaxkd report 'my runs/a'"
   untuned = finished(tmp_path / "c", dev="")
-  assert train.next_steps(untuned)[:2] == [
+  assert train.next_steps(untuned)[2:4] == [
     f"jaxkd evaluate --workdir={untuned} --data=demo:test",
     f"jaxkd search --workdir={untuned} --lm=none",
   ]
-  assert train.next_steps(finished(pathlib.Path("d")))[2] == "jaxkd report ./*"
+  assert train.next_steps(finished(pathlib.Path("d")))[-1] == "jaxkd report ./*"
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   steps = train.next_steps(first)
-  assert len(steps) == 2 and steps[1].endswith("--lm=none")
+  assert len(steps) == 3 and steps[-1].endswith("--lm=none")
 
 
 def test_next_steps_name_a_program_that_is_there(tmp_path, monkeypatch):
