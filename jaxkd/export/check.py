@@ -12,7 +12,7 @@ from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.sources import Source
 from jaxkd.export import runtimes
 from jaxkd.export.conformer import classes
-from jaxkd.export.slots import settings_of
+from jaxkd.export.slots import SPACE, settings_of, tokens
 from jaxkd.inference.error_rates import error_rates
 from jaxkd.inference.listening import listen
 from jaxkd.inference.search.greedy import collapse
@@ -34,8 +34,8 @@ class Heard(NamedTuple):
     audio: f32[S] of each.
     texts: hypotheses.
     standardised_texts: the same of audio as sherpa-onnx prepares it for the place omnilingual.
-    references: transcripts; the hypotheses where there are none.
-    transcribed: whether there are.
+    references: transcripts; the hypotheses where there are none, or the classes are phonemes.
+    transcribed: whether they are transcripts.
     left_out: recordings that are broken or too long to be heard at once.
   """
 
@@ -62,14 +62,20 @@ def hear(model: AcousticModel, source: Source) -> Heard:
     kept.append(source.texts[index])
   texts = _texts(model, audio)
   standardised_texts = _texts(model, [_standardised(samples) for samples in audio])
-  transcribed = bool(kept) and None not in kept
+  transcribed = bool(kept) and None not in kept and model.vocabulary.kind != "phonemes"
   references = [normalise(text) for text in kept] if transcribed else texts
   return Heard(audio, texts, standardised_texts, references, transcribed, left_out)
 
 
 def _texts(model: AcousticModel, audio: list[np.ndarray]) -> list[str]:
-  paths = (found.path for found in listen(model, audio))
-  return [model.vocabulary.decode(collapse(path, blank_id=model.blank_id)) for path in paths]
+  """What the runtimes should write: for phonemes, these and not their words."""
+  written = dict(zip(classes(model), tokens(model), strict=True))
+  found = []
+  for frames in listen(model, audio):
+    labels = collapse(frames.path, blank_id=model.blank_id)
+    text = "".join(written[label] for label in labels.tolist())
+    found.append(normalise(text.replace(SPACE, " ")))
+  return found
 
 
 def check(

@@ -26,7 +26,7 @@ from jaxkd.models.features import HOP, LogMel
 _OMNILINGUAL_FRAME_MS = 20
 _ZIPFORMER_MELS, _ZIPFORMER_FRAME_MS = 80, 40
 _NEMO_MELS = (80, 128)
-_SPACE = "▁"
+SPACE = "▁"
 
 
 class Slot(NamedTuple):
@@ -173,7 +173,7 @@ def _nemo(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   return g.model(inputs, outputs, {"model_type": "jaxkd-conformer"})
 
 
-def _tokens(model: AcousticModel) -> list[str]:
+def tokens(model: AcousticModel) -> list[str]:
   """What the runtimes write for each class, the blank first."""
   vocabulary, spaces = model.vocabulary, model.vocabulary.space_ids()
   apart = vocabulary.kind in ("phonemes", "tokens")  # nothing stands for a space there
@@ -182,14 +182,14 @@ def _tokens(model: AcousticModel) -> list[str]:
     if index == vocabulary.blank_id:
       return "<blk>"
     if index in spaces:
-      return _SPACE
-    return (_SPACE if apart else "") + vocabulary.symbols[index]
+      return SPACE
+    return (SPACE if apart else "") + vocabulary.symbols[index]
 
   return [token(index) for index in classes(model)]
 
 
 def _write_tokens(model: AcousticModel, folder: pathlib.Path, name: str = "tokens.txt") -> None:
-  lines = [f"{token} {index}\n" for index, token in enumerate(_tokens(model))]
+  lines = [f"{token} {index}\n" for index, token in enumerate(tokens(model))]
   files.write_text(folder / name, "".join(lines))
 
 
