@@ -26,10 +26,16 @@ CLASSES = {
   "wav2vec2": "Wav2Vec2",
   "wavlm": "WavLM",
   "data2vec-audio": "Data2VecAudio",
+  "unispeech": "UniSpeech",
+  "unispeech-sat": "UniSpeechSat",
 }
-# Every family with each norm it exists with; (family, norm).
+# Every architecture with each norm it exists with, and one of each family that only has other
+# names; (family, norm).
 MODELS = [
-  (f, n) for f in CLASSES for n in ("group", "layer") if (f, n) != ("data2vec-audio", "group")
+  *((family, norm) for family in ("hubert", "wav2vec2", "wavlm") for norm in ("group", "layer")),
+  ("data2vec-audio", "layer"),
+  ("unispeech", "layer"),
+  ("unispeech-sat", "group"),
 ]
 SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFG")
 # Upper-case letters of the demo corpus, as a fine-tuned model would have them.
@@ -61,8 +67,9 @@ def make(folder, family: str, norm: str, *, head=True, symbols=SYMBOLS, front=No
     family: one of CLASSES.
     norm: "group" (and post-norm layers: "base") or "layer" (and pre-norm: "large"; data2vec-audio
       is post-norm).
-    head: with a CTC head and a vocabulary; without, what pre-training leaves: for wav2vec2 its
-      quantizer too, for the others the bare encoder, whose weights have no prefix.
+    head: with a CTC head and a vocabulary; without, what pre-training leaves: for wav2vec2 and
+      UniSpeech the quantizer and its like too, for the others the bare encoder, whose weights have
+      no prefix.
     symbols: of vocab.json, by class.
     front: what differs from Wav2Vec2FeatureExtractor's usual settings.
     seed: of the parameters.
@@ -74,7 +81,8 @@ def make(folder, family: str, norm: str, *, head=True, symbols=SYMBOLS, front=No
     assert norm == "layer"
     own = dict(num_conv_pos_embeddings=2, conv_pos_kernel_size=5)
   fields = _SIZES | {"vocab_size": len(symbols)} | own | over
-  pretrained = "ForPreTraining" if family == "wav2vec2" else "Model"
+  full = ("wav2vec2", "unispeech", "unispeech-sat")
+  pretrained = "ForPreTraining" if family in full else "Model"
   get = lambda suffix: getattr(transformers, CLASSES[family] + suffix)
   torch.manual_seed(seed)
   model = get("ForCTC" if head else pretrained)(get("Config")(**fields)).eval()

@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0, WavLM and data2vec-audio with a CTC head: one encoder in four families.
+"""HuBERT, wav2vec 2.0, WavLM, UniSpeech and data2vec-audio with a CTC head: one encoder.
 
 Waveform → strided convolutions → projection → positional convolution → Transformer → classes, a
 frame every 20 ms. Every step is the one of Hugging Face transformers, down to its rounding of
@@ -36,7 +36,7 @@ ACTIVATIONS = {
   "silu": jax.nn.silu,
   "swish": jax.nn.silu,
 }
-FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+FAMILIES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def from_huggingface(
   dtype: str = "float32",
   place: Callable[[Any], Any] = jax.device_put,
 ) -> AcousticModel:
-  """A HuBERT, wav2vec 2.0, WavLM or data2vec-audio model with a CTC head.
+  """A HuBERT, wav2vec 2.0, WavLM, UniSpeech or data2vec-audio model with a CTC head.
 
   Args:
     source: a folder with config.json, *.safetensors, vocab.json and preprocessor_config.json, or

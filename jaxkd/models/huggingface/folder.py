@@ -50,6 +50,15 @@ _DEFAULTS = {
 # Parts that some models have and this one does not: field -> value that turns them off.
 _UNSUPPORTED = {"conv_pos_batch_norm": False, "adapter_attn_dim": None, "add_adapter": False}
 
+# Names of its classes, without the "ForCTC".
+_CLASSES = {
+  "hubert": "Hubert",
+  "wav2vec2": "Wav2Vec2",
+  "wavlm": "WavLM",
+  "unispeech": "UniSpeech",
+  "unispeech-sat": "UniSpeechSat",
+  "data2vec-audio": "Data2VecAudio",
+}
 # Tokenizers of transformers.
 _CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 
@@ -292,9 +301,8 @@ def save(
 
   Pooling of frames is no part of the layout: transformers gives the logits of every 20 ms frame.
   """
-  architecture = {"data2vec-audio": "Data2VecAudio", "wavlm": "WavLM", "hubert": "Hubert"}
   changed = {
-    "architectures": [architecture.get(config.family, "Wav2Vec2") + "ForCTC"],
+    "architectures": [_CLASSES[config.family] + "ForCTC"],
     "vocab_size": len(labels.symbols),
     "pad_token_id": labels.blank_id,
     "final_dropout": config.head_dropout,

@@ -75,10 +75,21 @@ _PREFIXES = {
   "hubert": "hubert.",
   "wav2vec2": "wav2vec2.",
   "wavlm": "wavlm.",
+  "unispeech": "unispeech.",
+  "unispeech-sat": "unispeech_sat.",
   "data2vec-audio": "data2vec_audio.",
 }
 # Of pre-training: no part of a CTC model.
-_PRETRAINING = ("quantizer.", "project_q.", "project_hid.", "final_proj.", "label_embs_concat")
+_PRETRAINING = (
+  "quantizer.",
+  "project_q.",
+  "project_hid.",
+  "final_proj.",
+  "label_embs_concat",
+  "ctc_proj.",
+  "speaker_proj.",
+  "label_embeddings_concat",
+)
 
 
 def structure(config: Wav2Vec2Config, classes: int):
