@@ -67,7 +67,6 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Exports; returns the exit status, 1 where a file does not say what the student says."""
-
   out = args.out.expanduser() if args.out else args.workdir / "export"
   return {"onnx": _onnx, "web": _web, "stablehlo": _stablehlo}[args.to](args, out)
 

@@ -32,6 +32,7 @@ def add_arguments(parser) -> None:
   add("model_source", metavar="MODEL", help="what listens; see below")
   add("inputs", metavar="INPUT", nargs="+", help="recordings, folders of them, or -")
   add("--model", choices=("student", "teacher"), default="student", help="of a finished run")
+  add("--language", metavar="NAME", default="", help="of a model with an adapter for each (MMS)")
   add("--format", choices=_FORMATS, help="of files with times and confidences")
   add("--out", metavar="DIR", type=pathlib.Path, help="where these files go")
   search = parser.add_argument_group("search")
@@ -55,7 +56,7 @@ def run(args) -> int:
     raise UserError(f"--out={args.out} is for files: say which with --format=txt, srt, …")
   with tempfile.TemporaryDirectory() as spool:
     found = _recordings(args.inputs, spool)
-    loaded = recogniser.load(args.model_source, args.model)
+    loaded = recogniser.load(args.model_source, args.model, language=args.language)
     search = _search(args, loaded.model.vocabulary, recogniser)
     started, heard, broken = time.monotonic(), 0.0, []
     with console.progress("transcribing", len(found)) as update:

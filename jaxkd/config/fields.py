@@ -409,6 +409,11 @@ FIELDS = Block(
         "pool": _count(
           2, "frames of a Hugging Face teacher that are max-pooled into one", 1, 16, unit="frames"
         ),
+        "language": Field(
+          "",
+          "of a Hugging Face teacher with an adapter for each (MMS), as its files name it, such as "
+          "fra",
+        ),
         "model": Kinds(
           Field("conformer", "kind of a teacher that is trained here", choices=tuple(MODELS)),
           MODELS,

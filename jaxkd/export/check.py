@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -47,8 +47,8 @@ class Heard(NamedTuple):
   left_out: int
 
 
-def hear(model: AcousticModel, source: Source) -> Heard:
-  """Runs the student on a source."""
+def hear(model: AcousticModel, source: Source, update: Callable[[], None]) -> Heard:
+  """Runs the student on a source; `update` is called after each recording."""
   audio, kept, left_out = [], [], 0
   for index in range(len(source)):
     try:
@@ -60,22 +60,21 @@ def hear(model: AcousticModel, source: Source) -> Heard:
       continue
     audio.append(samples)
     kept.append(source.texts[index])
-  texts = _texts(model, audio)
-  standardised_texts = _texts(model, [_standardised(samples) for samples in audio])
+  texts = list(_texts(model, audio, update))
+  standardised = (_standardised(samples) for samples in audio)
+  standardised_texts = list(_texts(model, standardised, lambda: None))
   transcribed = bool(kept) and None not in kept and model.vocabulary.kind != "phonemes"
   references = [normalise(text) for text in kept] if transcribed else texts
   return Heard(audio, texts, standardised_texts, references, transcribed, left_out)
 
 
-def _texts(model: AcousticModel, audio: list[np.ndarray]) -> list[str]:
+def _texts(model: AcousticModel, audio: Iterable[np.ndarray], update) -> Iterator[str]:
   """What the runtimes should write: for phonemes, these and not their words."""
   written = dict(zip(classes(model), tokens(model), strict=True))
-  found = []
   for frames in listen(model, audio):
     labels = collapse(frames.path, blank_id=model.blank_id)
-    text = "".join(written[label] for label in labels.tolist())
-    found.append(normalise(text.replace(SPACE, " ")))
-  return found
+    yield normalise("".join(written[label] for label in labels.tolist()).replace(SPACE, " "))
+    update()
 
 
 def check(

@@ -42,13 +42,14 @@ def write(model: AcousticModel, folder: pathlib.Path, source: Source, wanted: Wa
   """
   found, left_out = slots.fitting(model)
   try:
+    (folder / FACTS).unlink(missing_ok=True)  # of an earlier export: it says that all is checked
     names = [name for slot in found for name in _write_slot(model, slot, folder, wanted.forms)]
     folder.mkdir(parents=True, exist_ok=True)
     model.vocabulary.save(folder / VOCABULARY)
   except OSError as error:
     raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-  with console.progress("listening", len(source)):
-    heard = check.hear(model, source)
+  with console.progress("listening", len(source)) as update:
+    heard = check.hear(model, source, update)
   if not heard.audio:
     raise UserError(f"{source.name}: no recording of up to a minute that could be read")
   facts: dict[str, dict] = {}

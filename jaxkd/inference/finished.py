@@ -72,9 +72,10 @@ class FinishedRun:
     """
     if not self.teacher_source:
       return None
-    pool, dtype = self.config.teacher.pool, self.config.dtype
+    options = dict(pool=self.config.teacher.pool, language=self.config.teacher.language)
     try:
-      return sources.find(self.teacher_source, pool=pool, dtype=dtype).load(self.devices)
+      found = sources.find(self.teacher_source, dtype=self.config.dtype, **options)
+      return found.load(self.devices)
     except UserError as error:
       raise UserError(
         f"the teacher of {self.folder} cannot be used ({error}): --model=student goes without it"

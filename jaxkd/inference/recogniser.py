@@ -109,13 +109,14 @@ class Recogniser:
       yield Word(text, first * seconds, end_s, float(sure))
 
 
-def load(source: str | os.PathLike, model: str = "student") -> Recogniser:
+def load(source: str | os.PathLike, model: str = "student", *, language: str = "") -> Recogniser:
   """A recogniser from a finished run, an exported folder, or a model in Hugging Face's layout.
 
   Args:
     source: the workdir of a finished run, a folder of `jaxkd export` or `jaxkd convert`, a Hugging
       Face folder, or org/name on its hub.
     model: "student" or "teacher" of a run.
+    language: of a Hugging Face model with an adapter for each (MMS), as its files name it.
 
   Raises:
     UserError: nothing there that can be loaded.
@@ -129,7 +130,7 @@ def load(source: str | os.PathLike, model: str = "student") -> Recogniser:
     raise UserError(f"{source} is no finished run, so it has no teacher beside it")
   if (folder / exported.FACTS).exists():
     return Recogniser(exported.ExportedModel(folder), source)
-  found = sources.find(source, pool=1, dtype="float32", named="")
+  found = sources.find(source, pool=1, dtype="float32", language=language, named="")
   return Recogniser(found.load(devices), source)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.masks import strided_len
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
@@ -120,6 +121,8 @@ def architecture(
   if description is None:
     folder = huggingface.folder_of(block.source)
     description, where = huggingface.read_description(folder), str(folder)
+    if description["config"].get("adapter_attn_dim"):
+      raise UserError(f"{where} has adapters of languages: it can teach, and not be fine-tuned")
     if weights.has_head(folder):
       head = block.source, huggingface.read_labels(folder)
   settings = huggingface.model_config(

@@ -55,6 +55,8 @@ class Wav2Vec2Config:
     pre_norm: layer norms before the sublayers ("stable") instead of after them.
     norm_eps: of the Transformer's layer norms.
     buckets, max_distance: WavLM's relative positions.
+    adapter_width: of what follows every layer in models with a part for each language (MMS); 0 for
+      none.
     normalise: zero mean and unit variance of every waveform.
     mask_attention: whether padding is hidden from the Transformer. Models with group norm were
       trained without, and change with padding; those of data2vec-audio do so too, since every
@@ -89,6 +91,7 @@ class Wav2Vec2Config:
   norm_eps: float
   buckets: int
   max_distance: int
+  adapter_width: int
   normalise: bool
   mask_attention: bool
   pool: int
@@ -201,6 +204,10 @@ class Layer(nnx.Module):
     self.inner = Linear(width, config.ff_width, rngs=rngs)
     self.outer = Linear(config.ff_width, width, rngs=rngs)
     self.ff_norm = LayerNorm(width, config.norm_eps)
+    if config.adapter_width:
+      self.adapter_norm = LayerNorm(width)
+      self.adapter_inner = Linear(width, config.adapter_width, rngs=rngs)
+      self.adapter_outer = Linear(config.adapter_width, width, rngs=rngs)
     if config.family == "wavlm":
       self.gate = Linear(width // config.heads, 8, rngs=rngs)
       self.gate_scale = nnx.Param(jnp.ones(config.heads))
@@ -225,6 +232,8 @@ class Layer(nnx.Module):
     y = ACTIVATIONS[config.activation](self.inner(y))
     y = self.outer(dropout(y, config.activation_dropout, keys[2]))
     x = x + dropout(y, config.dropout, keys[3])
+    if config.adapter_width:
+      x = x + self.adapter_outer(jax.nn.relu(self.adapter_inner(self.adapter_norm(x))))
     return x if config.pre_norm else self.ff_norm(x)
 
   def _attend(self, x, mask, distance_bias, key):

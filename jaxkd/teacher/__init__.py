@@ -22,6 +22,7 @@ def from_huggingface(
   *,
   dtype: str = "float32",
   place: Callable[[Any], Any] = jax.device_put,
+  language: str = "",
 ) -> AcousticModel:
   """A HuBERT, wav2vec 2.0, WavLM, UniSpeech or data2vec-audio model with a CTC head.
 
@@ -31,6 +32,7 @@ def from_huggingface(
     pool: frames (20 ms) that are max-pooled into one before the head; 2 in the paper.
     dtype: of the arithmetic, "float32" or "bfloat16".
     place: lays out the parameters (NumPy arrays) on devices.
+    language: of a model with an adapter for each (MMS), as its files name it, such as "fra".
 
   Returns:
     A model that is called with audio i16 or float[B, S] of full scale 1 at 16 kHz and audio_len
@@ -40,18 +42,21 @@ def from_huggingface(
     UserError: no such model, no CTC head, another architecture, a vocabulary without blank,
       another sampling rate than 16 kHz, or weights that do not fit.
   """
-  folder = huggingface.folder_of(os.fspath(source))
-  config, vocabulary = read_huggingface(folder, pool, dtype)
+  folder = huggingface.folder_of(os.fspath(source), language)
+  config, vocabulary = read_huggingface(folder, pool, dtype, language)
   classes = len(vocabulary.symbols)
   graphdef = weights.structure(config, classes)[0]
-  params = place(weights.load(folder, config, classes))
+  params = place(weights.load(folder, config, classes, language=language))
   return AcousticModel(graphdef, params, vocabulary, config.frame_samples)
 
 
 def read_huggingface(
-  folder: pathlib.Path, pool: int, dtype: str
+  folder: pathlib.Path, pool: int, dtype: str, language: str = ""
 ) -> tuple[Wav2Vec2Config, Vocabulary]:
   """Structure and classes of what `from_huggingface` loads; raises as that does."""
   description = huggingface.read_description(folder)
   config = huggingface.model_config(description, str(folder), pool=pool, dtype=dtype)
-  return config, huggingface.read_labels(folder)
+  vocabulary = huggingface.read_labels(folder, language)
+  if language:
+    weights.adapter_file(folder, language)  # is there, before anything is built
+  return config, vocabulary

@@ -40,13 +40,21 @@ class Found:
   load: Callable[[jax.sharding.Mesh], AcousticModel]
 
 
-def find(source: str, *, pool: int, dtype: str, named: str = "config.teacher.source is ") -> Found:
+def find(
+  source: str,
+  *,
+  pool: int,
+  dtype: str,
+  language: str = "",
+  named: str = "config.teacher.source is ",
+) -> Found:
   """The teacher at a source: a finished workdir, a folder to share, or an ensemble of several.
 
   Args:
     source: a folder, or org/name on the hub; several with commas between.
     pool: 20 ms frames of a Hugging Face model that become one; a workdir has its own.
     dtype: of a Hugging Face model's arithmetic; a Conformer has its own.
+    language: of Hugging Face models with an adapter for each; "" for others.
     named: where the source stands, for errors.
 
   Raises:
@@ -54,16 +62,17 @@ def find(source: str, *, pool: int, dtype: str, named: str = "config.teacher.sou
   """
   names = members(source, named)
   if len(names) > 1:
-    found = [find(name, pool=pool, dtype=dtype, named=named) for name in names]
+    options = dict(pool=pool, dtype=dtype, language=language, named=named)
+    found = [find(name, **options) for name in names]
     return _together(source, found)
   if not _is_huggingface(source, named):
     return _ours(source, kept.read(pathlib.Path(source).expanduser()))
-  folder = huggingface.folder_of(source)
+  folder = huggingface.folder_of(source, language)
   if shared.is_one(folder):
     return _ours(source, shared.read(folder))
-  config, vocabulary = teacher.read_huggingface(folder, pool, dtype)
+  config, vocabulary = teacher.read_huggingface(folder, pool, dtype, language)
   structure = weights.structure(config, len(vocabulary.symbols))
-  load = functools.partial(_from_huggingface, folder, pool, dtype)
+  load = functools.partial(_from_huggingface, folder, pool, dtype, language)
   return Found(source, vocabulary, config.frame_samples, *structure, load)
 
 
@@ -72,9 +81,11 @@ def _ours(source: str, found: kept.Kept | shared.Shared) -> Found:
   return Found(source, found.vocabulary, frame_samples, *structure, found.load)
 
 
-def _from_huggingface(folder, pool: int, dtype: str, devices: jax.sharding.Mesh) -> AcousticModel:
+def _from_huggingface(
+  folder, pool: int, dtype: str, language: str, devices: jax.sharding.Mesh
+) -> AcousticModel:
   place = lambda params: mesh.put(params, sharding.of_state(devices, params))
-  return teacher.from_huggingface(folder, pool, dtype=dtype, place=place)
+  return teacher.from_huggingface(folder, pool, dtype=dtype, place=place, language=language)
 
 
 def _together(source: str, found: list[Found]) -> Found:

@@ -103,7 +103,8 @@ def steps_of(config: ConfigDict) -> list[Step]:
         f"config.teacher.source is {source!r}: nothing is fetched here, so it must be a folder, "
         "train or none"
       )
-    teacher = teachers.find(source, pool=config.teacher.pool, dtype=config.dtype)
+    options = dict(pool=config.teacher.pool, language=config.teacher.language)
+    teacher = teachers.find(source, dtype=config.dtype, **options)
   model = _model(config, "student", teacher)
   return [*steps, _step("student", "training", config, model, teacher)]
 

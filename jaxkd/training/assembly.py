@@ -124,7 +124,8 @@ def _teacher(
   if source == "none":
     return None
   if source != "train":
-    return teachers.find(source, pool=config.teacher.pool, dtype=config.dtype)
+    options = dict(pool=config.teacher.pool, language=config.teacher.language)
+    return teachers.find(source, dtype=config.dtype, **options)
   made = plan_run(config_lib.for_teacher(config), folder, opened)
   return dataclasses.replace(made, folder=_teacher_folder(made, folder))
 

@@ -14,6 +14,7 @@ from jaxkd.commands import line as command_line
 from jaxkd.config import overrides, recipes
 from jaxkd.devices import flops, hlo, mesh, slices
 from jaxkd.errors import UserError
+from jaxkd.models import layers, wav2vec2
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import folder as huggingface
@@ -182,24 +183,30 @@ def models(remat: bool):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_to_compile")
 @pytest.mark.parametrize("which", [0, 1], ids=["conformer", "hubert"])
-def test_gradients_are_those_without_rematerialisation(which):
+def test_gradients_are_those_without_rematerialisation(which, monkeypatch):
   audio = np.random.default_rng(0).integers(-9000, 9000, (2, 9600)).astype(np.int16)
   audio_len = np.array([9600, 7000], np.int32)
   found = {}
-  for remat in (False, True):
-    graphdef, params = nnx.split(list(models(remat))[which])
+  for kept in ("everything", "products", "nothing"):
+    with monkeypatch.context() as patch:
+      if kept == "everything":
+        for module in (layers, wav2vec2):
+          patch.setattr(module, "recomputed", lambda step, everything: step)
+      graphdef, params = nnx.split(list(models(kept == "nothing"))[which])
 
-    def loss(params, key, graphdef=graphdef):
-      out = nnx.merge(graphdef, params)(audio, audio_len, key=key)
-      return jnp.where(out.mask[..., None], jax.nn.log_softmax(out.logits) ** 2, 0).sum()
+      def loss(params, key, graphdef=graphdef):
+        out = nnx.merge(graphdef, params)(audio, audio_len, key=key)
+        return jnp.where(out.mask[..., None], jax.nn.log_softmax(out.logits) ** 2, 0).sum()
 
-    found[remat] = jax.jit(jax.value_and_grad(loss))(params, jax.random.key(3))
-    traced = jax.make_jaxpr(lambda params, loss=loss: loss(params, None))(params)
-    assert ("remat" in str(jax.make_jaxpr(loss)(params, jax.random.key(0)))) is remat
-    assert "remat" not in str(traced)  # evaluation has no gradient
-  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found[False]))
-  for a, b in zip(*(jax.tree.leaves(found[remat]) for remat in (False, True)), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest)
+      found[kept] = jax.jit(jax.value_and_grad(loss))(params, jax.random.key(3))
+      traced = str(jax.make_jaxpr(loss)(params, jax.random.key(0)))
+      evaluated = str(jax.make_jaxpr(lambda params, loss=loss: loss(params, None))(params))
+    assert ("remat" in traced) is (kept != "everything")
+    assert "remat" not in evaluated  # it has no gradient
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found["everything"]))
+  for others in ("products", "nothing"):
+    for a, b in zip(*(jax.tree.leaves(found[k]) for k in ("everything", others)), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest)
 
 
 SMALL = [

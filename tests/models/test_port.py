@@ -224,9 +224,10 @@ def test_half_precision_weights_are_read_as_float32(saved, tmp_path, dtype):
 def test_pretrained_models_get_a_fresh_head(saved, tmp_path, family, norm):
   folder, model = saved(family, norm, head=False)
   names = load_file(folder / "model.safetensors").keys()
-  # For wav2vec2 with a quantizer; the others without their prefix.
-  assert ("quantizer.codevectors" in names) == (family == "wav2vec2")
-  assert any(n.startswith("encoder.layers.0.") for n in names) == (family != "wav2vec2")
+  # For wav2vec2 and UniSpeech with a quantizer; the others without their prefix.
+  whole = family in ("wav2vec2", "unispeech", "unispeech-sat")
+  assert ("quantizer.codevectors" in names) == whole
+  assert any(n.startswith("encoder.layers.0.") for n in names) == (not whole)
   refuse(folder, str(folder), "no CTC head", "lm_head", "configs/teacher.py")
   params = load_params(folder, classes=40, fresh_head=KEY)
   kernel, bias = (np.asarray(params["head"][name][...]) for name in ("kernel", "bias"))
@@ -385,7 +386,7 @@ def test_convert_reads_the_models_own_pickles(folder, tmp_path):
 def test_pickles_on_the_hub_are_named(monkeypatch, folder, file):
   hub = pytest.importorskip("huggingface_hub")
   (folder / "model.safetensors").unlink()
-  monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: str(folder))
+  monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(folder))
   monkeypatch.setattr(hub, "list_repo_files", lambda name: ["config.json", file])
   found = refuse("org/name", "org/name", file, "hf download org/name", "jaxkd convert DIR")
   assert str(folder) not in found
@@ -455,7 +456,7 @@ def test_what_does_not_fit_is_named(folder, file, changes, words):
 def test_vocabulary_of_several_languages_is_refused(folder):
   symbols = {s: i for i, s in enumerate(hf_models.SYMBOLS)}
   (folder / "vocab.json").write_text(json.dumps({"eng": symbols, "fra": symbols}))
-  refuse(folder, "vocab.json", "whole number")
+  refuse(folder, str(folder), "one must be named (teacher.language)", "eng, fra")
 
 
 def test_source_that_is_no_folder(monkeypatch, saved, tmp_path):
@@ -474,8 +475,9 @@ def test_source_that_is_no_folder(monkeypatch, saved, tmp_path):
 
   folder, _ = saved()
 
-  def fetch(name, allow_patterns):
+  def fetch(name, allow_patterns, ignore_patterns):
     assert {"*.json", "*.safetensors"} <= set(allow_patterns)
+    assert ignore_patterns == ["adapter.*.safetensors"]
     calls.append(name)
     return str(folder)
 

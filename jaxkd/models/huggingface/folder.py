@@ -48,7 +48,7 @@ _DEFAULTS = {
   "mask_feature_min_masks": 0,
 }
 # Parts that some models have and this one does not: field -> value that turns them off.
-_UNSUPPORTED = {"conv_pos_batch_norm": False, "adapter_attn_dim": None, "add_adapter": False}
+_UNSUPPORTED = {"conv_pos_batch_norm": False, "add_adapter": False}
 
 # Names of its classes, without the "ForCTC".
 _CLASSES = {
@@ -63,8 +63,12 @@ _CLASSES = {
 _CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 
 
-def folder_of(source: str) -> pathlib.Path:
+def folder_of(source: str, language: str = "") -> pathlib.Path:
   """The folder of a model: a path, or org/name, fetched from the Hugging Face hub.
+
+  Args:
+    source: of the model.
+    language: whose adapter is fetched, too; others are not.
 
   Raises:
     UserError: neither, or one on the hub whose weights are pickles.
@@ -81,8 +85,12 @@ def folder_of(source: str) -> pathlib.Path:
     raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
   try:
     # A Conformer's classes may have a file of their own.
-    files = ["*.json", "*.safetensors", "lexicon.txt", "sentencepiece.model"]
-    path = pathlib.Path(snapshot_download(source, allow_patterns=files))
+    files = ["*.json", "lexicon.txt", "sentencepiece.model"]
+    weights = ["model*.safetensors", f"adapter.{language}.safetensors"]
+    files += weights if language else ["*.safetensors"]
+    skipped = None if language else ["adapter.*.safetensors"]
+    path = snapshot_download(source, allow_patterns=files, ignore_patterns=skipped)
+    path = pathlib.Path(path)
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{wrong} ({type(error).__name__}: {reason})") from error
@@ -179,6 +187,7 @@ def model_config(
     norm_eps=get("layer_norm_eps"),
     buckets=get("num_buckets"),
     max_distance=get("max_bucket_distance"),
+    adapter_width=given.get("adapter_attn_dim") or 0,
     normalise=front.get("do_normalize", True),
     mask_attention=norm == "layer" or front.get("return_attention_mask", False),
     pool=pool,
@@ -217,6 +226,11 @@ def _check_usable(description: dict, where: str) -> None:
     if given.get(field, off) != off:
       raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
   get = functools.partial(_field, given)
+  if given.get("adapter_attn_dim") and (family != "wav2vec2" or not get("do_stable_layer_norm")):
+    raise UserError(
+      f"{where}: config.json's adapter_attn_dim is {given['adapter_attn_dim']!r}: only wav2vec2 "
+      "with do_stable_layer_norm has adapters here"
+    )
   for field in ("hidden_act", "feat_extract_activation"):
     if get(field) not in ACTIVATIONS:
       raise UserError(
@@ -225,12 +239,16 @@ def _check_usable(description: dict, where: str) -> None:
       )
 
 
-def read_labels(folder: pathlib.Path) -> Vocabulary:
+def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
   """The vocabulary of a model with a CTC head: ids as in vocab.json, the blank is the pad token.
 
   Texts are tokens between spaces where the tokenizer is that of phonemes, else characters. One
   thing differs from transformers: its tokenizer of characters drops the spaces beside a token of
   several characters, so that words run together; here every space is kept.
+
+  Args:
+    folder: of the model.
+    language: of one that has a vocabulary for each.
 
   Raises:
     UserError: no head, no vocabulary, or one without blank or with ids that do not fit the head.
@@ -241,8 +259,9 @@ def read_labels(folder: pathlib.Path) -> Vocabulary:
       f"fine-tuned: --config=configs/teacher.py:RECIPE --config.student.source={folder}"
     )
   config = _read_json(folder / "config.json")
-  vocabulary = _read_json(folder / "vocab.json")
-  classes = config.get("vocab_size", 32)
+  vocabulary, classes = _of_language(folder, language), config.get("vocab_size", 32)
+  if language:  # the head is the adapter's
+    classes = 1 + max(filter(lambda i: isinstance(i, int), vocabulary.values()), default=-1)
   settings = {}
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
     if (folder / name).exists():
@@ -270,6 +289,25 @@ def read_labels(folder: pathlib.Path) -> Vocabulary:
   if (settings.get("tokenizer_class") or config.get("tokenizer_class")) == _PHONEMES:
     return TokenVocabulary(listed, vocabulary[pad], delimiter or "")
   return Vocabulary(listed, vocabulary[pad], delimiter or "|")
+
+
+def _of_language(folder: pathlib.Path, language: str) -> dict:
+  """The content of vocab.json, which has one more level where a model has several languages.
+
+  Raises:
+    UserError: there is none of this language, or none is named.
+  """
+  found = _read_json(folder / "vocab.json")
+  languages = [name for name, value in found.items() if isinstance(value, dict)]
+  if not languages:
+    if language:
+      raise UserError(f"{folder} has one vocabulary, and none of the language {language!r}")
+    return found
+  if language not in languages:
+    some = ", ".join(languages[:8]) + (", …" if len(languages) > 8 else "")
+    given = f"{language!r} is none of" if language else "one must be named (teacher.language) of"
+    raise UserError(f"{folder}: {given} its {len(languages)} languages: {some}")
+  return found[language]
 
 
 def _added_tokens(folder: pathlib.Path, settings: dict) -> dict[str, int]:

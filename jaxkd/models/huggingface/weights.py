@@ -49,6 +49,8 @@ _TABLE: dict[str, tuple[tuple[str, ...], str]] = {
   "layers/attention_norm/bias": ((_LAYER + "layer_norm.bias",), "same"),
   "layers/ff_norm/scale": ((_LAYER + "final_layer_norm.weight",), "same"),
   "layers/ff_norm/bias": ((_LAYER + "final_layer_norm.bias",), "same"),
+  "layers/adapter_norm/scale": ((_LAYER + "adapter_layer.norm.weight",), "same"),
+  "layers/adapter_norm/bias": ((_LAYER + "adapter_layer.norm.bias",), "same"),
   "head/kernel": (("lm_head.weight",), "linear"),
   "head/bias": (("lm_head.bias",), "same"),
 }
@@ -59,6 +61,8 @@ for _ours, _theirs in {
   "out": "attention.out_proj",
   "inner": "feed_forward.intermediate_dense",
   "outer": "feed_forward.output_dense",
+  "adapter_inner": "adapter_layer.linear_1",
+  "adapter_outer": "adapter_layer.linear_2",
 }.items():
   _TABLE[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
   _TABLE[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
@@ -89,6 +93,7 @@ _PRETRAINING = (
   "ctc_proj.",
   "speaker_proj.",
   "label_embeddings_concat",
+  "layer_norm_for_extract.",
 )
 
 
@@ -103,6 +108,7 @@ def load(
   classes: int,
   *,
   fresh_head: jax.Array | None = None,
+  language: str = "",
 ) -> nnx.State:
   """Parameters (NumPy, float32) from a folder's safetensors.
 
@@ -111,11 +117,14 @@ def load(
     config: of the model.
     classes: of its head, the blank included.
     fresh_head: typed key to draw a head from, whatever the folder has; None to read it.
+    language: whose adapter and head are read, of a model that has one for each.
 
   Raises:
     UserError: no such file; weights that are missing, unused or of another shape, by name.
   """
   names = read_names(folder)
+  if language:
+    names |= _read_file(adapter_file(folder, language))
   prefix = _PREFIXES[config.family]
   bare = {name.removeprefix(prefix): name for name in names}
   leaves, tree = jax.tree_util.tree_flatten_with_path(structure(config, classes)[1])
@@ -161,6 +170,22 @@ def has_head(folder: pathlib.Path) -> bool:
     UserError: no weights there.
   """
   return "lm_head.weight" in read_names(folder)
+
+
+def adapter_file(folder: pathlib.Path, language: str) -> pathlib.Path:
+  """The weights of one of a model's languages.
+
+  Raises:
+    UserError: not there.
+  """
+  path = folder / f"adapter.{language}.safetensors"
+  if not path.exists():
+    there = sorted(p.name.split(".")[1] for p in folder.glob("adapter.*.safetensors"))
+    raise UserError(
+      f"{folder} has no {path.name}: "
+      + (f"it has adapters of {_some(there)}" if there else "it has no adapters")
+    )
+  return path
 
 
 def save(
@@ -300,21 +325,22 @@ def read_names(folder: pathlib.Path) -> dict:
   Raises:
     UserError: none there, or damaged.
   """
+  paths = stored(folder, "model.safetensors")
+  if not paths:
+    raise UserError(_no_weights(folder))
+  return {name: read for path in paths for name, read in _read_file(path).items()}
+
+
+def _read_file(path: pathlib.Path) -> dict:
   try:
     from safetensors import SafetensorError, safe_open
   except ImportError as error:
     raise UserError("reading weights needs safetensors: pip install 'jaxkd[hf]'") from error
-  paths = stored(folder, "model.safetensors")
-  if not paths:
-    raise UserError(_no_weights(folder))
-  names = {}
-  for path in paths:
-    try:
-      file = safe_open(str(path), framework="numpy")
-      names |= {name: lambda name=name, file=file: _array(file, name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-      raise UserError(f"{path} cannot be read: {error}") from error
-  return names
+  try:
+    file = safe_open(str(path), framework="numpy")
+    return {name: lambda name=name: _array(file, name) for name in file.keys()}  # noqa: SIM118
+  except (SafetensorError, OSError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _array(file, name: str) -> np.ndarray:
