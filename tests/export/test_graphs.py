@@ -41,6 +41,7 @@ def make_model(kind="logmel", normalise="none", symbols=SYMBOLS, clip=5) -> Acou
 def run(graph, **inputs):
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
+  options.intra_op_num_threads = 1  # others spin, ten times as long beside another worker
   session = onnxruntime.InferenceSession(
     graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
   )
