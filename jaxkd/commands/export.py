@@ -25,7 +25,8 @@ examples:
   %(prog)s runs/symmetric-demo --int8
   %(prog)s runs/symmetric-demo --data=speech.jsonl --out=phone
   %(prog)s runs/symmetric-demo --to=web --out=page"""
-_TARGETS = ("onnx", "web", "stablehlo")
+# Where they go, in the workdir.
+_TARGETS = {"onnx": "export", "web": "page", "stablehlo": "export"}
 
 
 def add_arguments(parser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser) -> None:
   parser.epilog = _EPILOG
   add = parser.add_argument
   add("workdir", metavar="WORKDIR", type=line.finished_run, help="of a finished run")
-  add("--to", choices=_TARGETS, default="onnx", help="see below")
+  add("--to", choices=tuple(_TARGETS), default="onnx", help="see below")
   add(
     "--out",
     metavar="DIR",
@@ -67,7 +68,12 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Exports; returns the exit status, 1 where a file does not say what the student says."""
-  out = args.out.expanduser() if args.out else args.workdir / "export"
+  only_onnx = [name for name in ("int8", "fp16", "data") if getattr(args, name)]
+  if only_onnx and args.to != "onnx":
+    raise UserError(f"--{only_onnx[0]} is of --to=onnx, and not of --to={args.to}")
+  if args.runtime and args.to != "web":
+    raise UserError(f"--runtime is of --to=web, and not of --to={args.to}")
+  out = args.out.expanduser() if args.out else args.workdir / _TARGETS[args.to]
   return {"onnx": _onnx, "web": _web, "stablehlo": _stablehlo}[args.to](args, out)
 
 
@@ -86,7 +92,6 @@ def _web(args, out: pathlib.Path) -> int:
   from jaxkd.export import web
   from jaxkd.inference.finished import FinishedRun
 
-  out = args.out.expanduser() if args.out else args.workdir / "page"
   written = web.write(FinishedRun(args.workdir).student, out, args.runtime)
   _say(f"{len(written)} files, {sum(path.stat().st_size for path in written) / 1e6:.0f} MB: {out}")
   _say(f"next: cd {out} && python -m http.server    # then open http://localhost:8000")

@@ -8,10 +8,7 @@ import numpy as np
 
 from jaxkd.export.graph import FLOAT, Graph
 from jaxkd.models import features as features_lib
-from jaxkd.models.features import HOP, WINDOW, LogMel
-
-_FFT = 512
-_PREEMPHASIS = 0.97
+from jaxkd.models.features import FFT, HOP, PREEMPHASIS, WINDOW, LogMel, povey_window
 
 
 def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
@@ -37,10 +34,10 @@ def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
     kernel, pads = _fourier(np.hanning(WINDOW)), [WINDOW // 2, WINDOW // 2 - HOP]
   elif settings.kind == "kaldi":
     audio = g("Mul", audio, 32768.0)
-    kernel = _fourier(_povey()) @ _kaldi_steps()
+    kernel = _fourier(povey_window()) @ _kaldi_steps()
   else:
     audio = _mirrored(g, audio, lengths)
-    kernel = _fourier(_povey()) @ _kaldi_steps()
+    kernel = _fourier(povey_window()) @ _kaldi_steps()
   spectrum = g("Conv", g("Unsqueeze", audio, [1]), kernel[:, None], strides=[HOP], pads=pads)
   real, imaginary = g("Split", g("Mul", spectrum, spectrum), axis=1, outputs=2)
   power = g("Transpose", g("Add", real, imaginary), perm=[0, 2, 1])
@@ -56,7 +53,7 @@ def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
 def _emphasised(g: Graph, audio: str, lengths: str | None) -> str:
   """Each sample less a part of the one before; 0 in padding, where the last one would echo."""
   before = g("Slice", g("Pad", audio, [0, 1, 0, 0]), [0], [-1], [1])
-  audio = g("Sub", audio, g("Mul", before, _PREEMPHASIS))
+  audio = g("Sub", audio, g("Mul", before, PREEMPHASIS))
   if lengths is None:
     return audio
   return g("Mul", audio, g("Squeeze", length_mask(g, audio, lengths, axis=1), [2]))
@@ -124,20 +121,15 @@ def _mirrored(g: Graph, audio: str, lengths: str | None) -> str:
   return g("GatherElements", audio, place, axis=1)
 
 
-def _povey() -> np.ndarray:
-  turns = 2 * np.pi * np.arange(WINDOW) / (WINDOW - 1)
-  return (0.5 - 0.5 * np.cos(turns)) ** 0.85
-
-
 def _kaldi_steps() -> np.ndarray:
   """[400, 400]: removal of a window's mean, then pre-emphasis; the first sample is its own past."""
   centre = np.eye(WINDOW) - 1 / WINDOW
   before = np.eye(WINDOW, k=-1)
   before[0, 0] = 1
-  return (np.eye(WINDOW) - _PREEMPHASIS * before) @ centre
+  return (np.eye(WINDOW) - PREEMPHASIS * before) @ centre
 
 
 def _fourier(window: np.ndarray) -> np.ndarray:
   """[514, 400]: real, then imaginary parts of the 257 bins of a window of samples."""
-  turns = 2 * np.pi * np.outer(np.arange(_FFT // 2 + 1), np.arange(WINDOW)) / _FFT
+  turns = 2 * np.pi * np.outer(np.arange(FFT // 2 + 1), np.arange(WINDOW)) / FFT
   return np.concatenate([np.cos(turns), -np.sin(turns)]) * window

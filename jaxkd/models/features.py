@@ -12,7 +12,8 @@ from jaxkd.types import SAMPLE_RATE_HZ
 
 HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
-_FFT = 512
+FFT = 512
+PREEMPHASIS = 0.97
 _KINDS = ("logmel", "kaldi", "sherpa", "nemo")
 _BANDS_HZ = {"sherpa": (20.0, 7600.0), "nemo": (0.0, 8000.0)}
 NEMO_GUARD = 2.0**-24
@@ -140,7 +141,7 @@ def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
 
 def _emphasised(audio: jax.Array, real: jax.Array) -> jax.Array:
   """Each sample less 0.97 times the one before; masked, or the last would echo into the padding."""
-  return jnp.where(real, audio - 0.97 * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
+  return jnp.where(real, audio - PREEMPHASIS * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
 
 
 def _mirrored(audio: jax.Array, audio_len: jax.Array, left: int, size: int) -> jax.Array:
@@ -156,14 +157,18 @@ def _kaldi_power(frames: jax.Array) -> jax.Array:
   """f32[B, size, 257]: as Kaldi: per-window mean removal and pre-emphasis, Povey window."""
   frames = frames - frames.mean(-1, keepdims=True)
   before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-  frames = frames - 0.97 * before
+  frames = frames - PREEMPHASIS * before
+  return _power(frames * povey_window().astype(np.float32)[None, None])
+
+
+def povey_window() -> np.ndarray:
+  """f64[400]: Kaldi's own."""
   turns = 2 * np.pi * np.arange(WINDOW) / (WINDOW - 1)
-  window = ((0.5 - 0.5 * np.cos(turns)) ** 0.85).astype(np.float32)
-  return _power(frames * window[None, None])
+  return (0.5 - 0.5 * np.cos(turns)) ** 0.85
 
 
 def _power(frames: jax.Array) -> jax.Array:
-  spectrum = jnp.fft.rfft(frames, n=_FFT)
+  spectrum = jnp.fft.rfft(frames, n=FFT)
   return spectrum.real**2 + spectrum.imag**2
 
 
@@ -172,13 +177,13 @@ def filters(settings: LogMel) -> tuple[np.ndarray, float]:
   """f32[257, F], a triangle for each filter, and the floor of their power."""
   if settings.kind == "nemo":
     hz = _slaney_hz(np.linspace(*map(_slaney_mel, settings.band_hz), settings.mels + 2))
-    bins = np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT
+    bins = np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT
     bank = _triangles(hz, bins) * (2 / (hz[2:] - hz[:-2]))  # of equal area
     return bank.astype(np.float32), NEMO_GUARD
   mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
   # Of equal height and width in mel (Kaldi).
   edges = np.linspace(*map(mel, settings.band_hz), settings.mels + 2)
-  bank = _triangles(edges, mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE_HZ / _FFT))
+  bank = _triangles(edges, mel(np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT))
   if settings.kind == "logmel":
     return bank.astype(np.float32), 1e-10
   bank[-1] = 0  # Kaldi leaves out the Nyquist bin

@@ -131,6 +131,8 @@ def test_mistakes_are_one_line(lab, tmp_path, monkeypatch):
     export(tmp_path / "absent")
   with pytest.raises(UserError, match="no such file"):
     export(lab / "logmel", "--data=nowhere.jsonl", f"--out={tmp_path}")
+  with pytest.raises(UserError, match="--int8 is of --to=onnx, and not of --to=web"):
+    export(lab / "logmel", "--to=web", "--int8")
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="file.* cannot be written: Not a directory"):
     export(lab / "logmel", f"--out={tmp_path / 'file' / 'out'}")
