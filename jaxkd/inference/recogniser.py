@@ -123,6 +123,9 @@ def load(source: str | os.PathLike, model: str = "student", *, language: str = "
   """
   source = os.fspath(source)
   folder = pathlib.Path(source).expanduser()
+  ours = any((folder / name).exists() for name in ("results.json", exported.FACTS))
+  if ours and language:
+    raise UserError(f"{source} has one vocabulary, and none of the language {language!r}")
   devices = mesh.make_mesh()
   if (folder / "results.json").exists():
     return Recogniser(FinishedRun(folder, devices).models((model,))[model], source)

@@ -65,7 +65,10 @@ def find(
     options = dict(pool=pool, dtype=dtype, language=language, named=named)
     found = [find(name, **options) for name in names]
     return _together(source, found)
-  if not _is_huggingface(source, named):
+  is_run = not _is_huggingface(source, named)
+  if is_run and language:
+    raise UserError(f"{source} has one vocabulary, and none of the language {language!r}")
+  if is_run:
     return _ours(source, kept.read(pathlib.Path(source).expanduser()))
   folder = huggingface.folder_of(source, language)
   if shared.is_one(folder):

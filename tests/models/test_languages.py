@@ -85,6 +85,16 @@ def test_a_model_of_one_language(tmp_path):
     teacher.from_huggingface(tmp_path, language="fra")
 
 
+def test_a_run_has_no_languages(tmp_path):
+  (tmp_path / "results.json").write_text("{}")
+  for load in (
+    lambda: jaxkd.load(tmp_path, language="fra"),
+    lambda: sources.find(str(tmp_path), pool=2, dtype="float32", language="fra"),
+  ):
+    with pytest.raises(UserError, match="one vocabulary, and none of the language 'fra'"):
+      load()
+
+
 def test_it_is_not_fine_tuned(folder):
   flags = ["--config=teacher:demo", f"--config.student.source={folder}", "--workdir=/nowhere/x"]
   with pytest.raises(UserError, match="it can teach, and not be fine-tuned"):
