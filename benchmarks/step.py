@@ -80,7 +80,7 @@ def ours(args):
   from jaxkd.config import base, recipes
   from jaxkd.models.conformer import ConformerConfig, ConformerCTC
   from jaxkd.models.features import LogMel
-  from jaxkd.models.huggingface import folder as huggingface
+  from jaxkd.models.huggingface import families
   from jaxkd.models.huggingface import weights as port
   from jaxkd.models.wav2vec2 import Wav2Vec2CTC
   from jaxkd.training import objective as objective_lib
@@ -90,7 +90,7 @@ def ours(args):
 
   classes = HUBERT_LARGE["vocab_size"]
   description = {"config": HUBERT_LARGE, "preprocessor": {"return_attention_mask": True}}
-  settings = huggingface.model_config(description, "", pool=2, dtype=args.dtype)
+  settings = families.model_config(description, "", pool=2, dtype=args.dtype)
   teacher_graphdef = port.structure(settings, classes)[0]
   draw = lambda: nnx.state(Wav2Vec2CTC(settings, classes, rngs=nnx.Rngs(0)))
   teacher_params = jax.jit(draw)()

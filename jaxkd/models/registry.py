@@ -16,8 +16,8 @@ from jaxkd.labels import Vocabulary
 from jaxkd.masks import strided_len
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel, frame_len
+from jaxkd.models.huggingface import families, weights
 from jaxkd.models.huggingface import folder as huggingface
-from jaxkd.models.huggingface import weights
 from jaxkd.models.wav2vec2 import Wav2Vec2Config
 from jaxkd.types import SAMPLE_RATE_HZ
 
@@ -121,11 +121,14 @@ def architecture(
   if description is None:
     folder = huggingface.folder_of(block.source)
     description, where = huggingface.read_description(folder), str(folder)
+    family = families.of(description["config"], where)
+    if not family.learns:
+      raise UserError(f"{where} is {family.class_name}: it can teach, and not be fine-tuned here")
     if description["config"].get("adapter_attn_dim"):
       raise UserError(f"{where} has adapters of languages: it can teach, and not be fine-tuned")
-    if weights.has_head(folder):
+    if weights.has_head(folder, family):
       head = block.source, huggingface.read_labels(folder)
-  settings = huggingface.model_config(
+  settings = families.model_config(
     description,
     where,
     pool=block.pool,

@@ -2,7 +2,8 @@
 
 Waveform → strided convolutions → projection → positional convolution → Transformer → classes, a
 frame every 20 ms. Every step is the one of Hugging Face transformers, down to its rounding of
-lengths; `port.py` has the names of the weights. Only `nnx.Param` leaves; no key means evaluation.
+lengths; `huggingface/wav2vec2.py` has the names of the weights. Only `nnx.Param` leaves; no key
+means evaluation.
 """
 
 import dataclasses
@@ -36,7 +37,6 @@ ACTIVATIONS = {
   "silu": jax.nn.silu,
   "swish": jax.nn.silu,
 }
-FAMILIES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Wav2Vec2Config:
   """Structure, numerics and what is random in training.
 
   Attributes:
-    family: one of FAMILIES.
+    family: `model_type` in transformers.
     width, layers, heads, ff_width: of the Transformer.
     activation, conv_activation: of its feed-forward layers, and of every convolution.
     conv_channels, conv_kernels, conv_strides: of the convolutions over the waveform.

@@ -9,8 +9,8 @@ import jax
 
 from jaxkd.labels import Vocabulary
 from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.huggingface import families, weights
 from jaxkd.models.huggingface import folder as huggingface
-from jaxkd.models.huggingface import weights
 from jaxkd.models.wav2vec2 import Wav2Vec2Config
 
 __all__ = ["AcousticModel", "from_huggingface", "read_huggingface"]
@@ -55,7 +55,7 @@ def read_huggingface(
 ) -> tuple[Wav2Vec2Config, Vocabulary]:
   """Structure and classes of what `from_huggingface` loads; raises as that does."""
   description = huggingface.read_description(folder)
-  config = huggingface.model_config(description, str(folder), pool=pool, dtype=dtype)
+  config = families.model_config(description, str(folder), pool=pool, dtype=dtype)
   vocabulary = huggingface.read_labels(folder, language)
   if language:
     weights.adapter_file(folder, language)  # is there, before anything is built

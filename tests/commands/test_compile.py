@@ -17,8 +17,7 @@ from jaxkd.errors import UserError
 from jaxkd.models import layers, wav2vec2
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
-from jaxkd.models.huggingface import folder as huggingface
-from jaxkd.models.huggingface import known
+from jaxkd.models.huggingface import families, known
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
 from jaxkd.training import ahead
 
@@ -175,7 +174,7 @@ def models(remat: bool):
   fields = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
   fields |= dict(conv_dim=(8,) * 7, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
   description = {"config": known.HUBERT_LARGE | fields, "preprocessor": {}}
-  config = huggingface.model_config(description, "", pool=2)
+  config = families.model_config(description, "", pool=2)
   config = type(config)(**vars(config) | {"remat": remat, "layer_drop": 0.3})
   yield Wav2Vec2CTC(config, 5, rngs=nnx.Rngs(0))
 

@@ -19,7 +19,7 @@ from jaxkd.devices import sharding
 from jaxkd.errors import UserError
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
-from jaxkd.models.huggingface import folder as huggingface
+from jaxkd.models.huggingface import families
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
 from jaxkd.training import optim
@@ -81,7 +81,7 @@ def student_model():
 
 def teacher_model():
   description = {"config": TEACHER, "preprocessor": {"return_attention_mask": True}}
-  config = huggingface.model_config(description, "", pool=2)
+  config = families.model_config(description, "", pool=2)
   return port.structure(config, CLASSES)[0], nnx.state(
     Wav2Vec2CTC(config, CLASSES, rngs=nnx.Rngs(1))
   )

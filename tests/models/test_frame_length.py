@@ -7,8 +7,7 @@ from flax import nnx
 
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
-from jaxkd.models.huggingface import folder as huggingface
-from jaxkd.models.huggingface import weights
+from jaxkd.models.huggingface import families, weights
 from jaxkd.teacher.ensemble import Ensemble
 
 
@@ -25,7 +24,7 @@ def of_folder(pool: int, **fields):
   fields = dict(conv_dim=(8,) * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2) | (
     sizes | fields
   )
-  config = huggingface.model_config(
+  config = families.model_config(
     {"config": {"model_type": "hubert"} | fields, "preprocessor": {}}, "", pool=pool
   )
   return config, weights.structure(config, 5)

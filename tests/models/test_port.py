@@ -19,6 +19,7 @@ from jaxkd.commands import line as command_line
 from jaxkd.data.demo import DIGITS
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, characters, normalise
+from jaxkd.models.huggingface import families
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights as port
 
@@ -73,7 +74,7 @@ def assert_same(params, others) -> None:
 
 
 def config_of(folder):
-  return huggingface.model_config(huggingface.read_description(folder), "")
+  return families.model_config(huggingface.read_description(folder), "")
 
 
 def load_params(folder, *, classes=12, **options):

@@ -13,6 +13,7 @@ import padding
 from hf_models import torch
 from jaxkd import teacher as teacher_lib
 from jaxkd.models import wav2vec2
+from jaxkd.models.huggingface import families
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.wav2vec2 import ACTIVATIONS, Wav2Vec2CTC
 
@@ -51,7 +52,7 @@ def as_float(audio, lengths=None):
 
 
 def config_of(saved_model) -> wav2vec2.Wav2Vec2Config:
-  return huggingface.model_config(huggingface.read_description(saved_model[0]), "")
+  return families.model_config(huggingface.read_description(saved_model[0]), "")
 
 
 def check_parity(saved_model, *, masked: bool, types=("float32",), audio=None):

@@ -11,7 +11,7 @@ from flax import nnx
 
 import padding
 from jaxkd.models import wav2vec2
-from jaxkd.models.huggingface import folder as huggingface
+from jaxkd.models.huggingface import families
 from jaxkd.models.layers import standardise
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
 
@@ -43,7 +43,7 @@ def model_config(family="hubert", norm="layer", **changes) -> wav2vec2.Wav2Vec2C
     feat_extract_norm=norm,
     conv_bias=True,
   )
-  config = huggingface.model_config({"config": given, "preprocessor": {}}, "")
+  config = families.model_config({"config": given, "preprocessor": {}}, "")
   off = dict.fromkeys(RATES, 0.0) | dict(layer_drop=0.0, time_mask=(0.0, 4, 0))
   return dataclasses.replace(config, **off | dict(feature_mask=(0.0, 4, 0)) | changes)
 

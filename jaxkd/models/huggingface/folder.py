@@ -1,6 +1,5 @@
 """A model folder in Hugging Face's layout: config.json, weights, vocabulary, front-end."""
 
-import functools
 import itertools
 import json
 import pathlib
@@ -9,56 +8,9 @@ import re
 from jaxkd.errors import UserError
 from jaxkd.files import write_json
 from jaxkd.labels import TokenVocabulary, Vocabulary
+from jaxkd.models.huggingface import families, wav2vec2
 from jaxkd.models.huggingface import weights as port
-from jaxkd.models.wav2vec2 import ACTIVATIONS, FAMILIES, Wav2Vec2Config
-from jaxkd.types import SAMPLE_RATE_HZ
 
-# What transformers assumes where config.json is silent.
-_DEFAULTS = {
-  "hidden_size": 768,
-  "num_hidden_layers": 12,
-  "num_attention_heads": 12,
-  "intermediate_size": 3072,
-  "hidden_act": "gelu",
-  "hidden_dropout": 0.1,
-  "activation_dropout": 0.1,
-  "attention_dropout": 0.1,
-  "feat_proj_dropout": 0.0,
-  "feat_proj_layer_norm": True,
-  "layerdrop": 0.1,
-  "layer_norm_eps": 1e-5,
-  "feat_extract_norm": "group",
-  "feat_extract_activation": "gelu",
-  "conv_dim": (512,) * 7,
-  "conv_stride": (5, 2, 2, 2, 2, 2, 2),
-  "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
-  "conv_bias": False,
-  "num_conv_pos_embeddings": 128,
-  "num_conv_pos_embedding_groups": 16,
-  "conv_pos_kernel_size": 19,
-  "do_stable_layer_norm": False,
-  "num_buckets": 320,
-  "max_bucket_distance": 800,
-  "apply_spec_augment": True,
-  "mask_time_prob": 0.05,
-  "mask_time_length": 10,
-  "mask_time_min_masks": 2,
-  "mask_feature_prob": 0.0,
-  "mask_feature_length": 10,
-  "mask_feature_min_masks": 0,
-}
-# Parts that some models have and this one does not: field -> value that turns them off.
-_UNSUPPORTED = {"conv_pos_batch_norm": False, "add_adapter": False}
-
-# Names of its classes, without the "ForCTC".
-_CLASSES = {
-  "hubert": "Hubert",
-  "wav2vec2": "Wav2Vec2",
-  "wavlm": "WavLM",
-  "unispeech": "UniSpeech",
-  "unispeech-sat": "UniSpeechSat",
-  "data2vec-audio": "Data2VecAudio",
-}
 # Tokenizers of transformers.
 _CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 
@@ -132,113 +84,6 @@ def read_description(folder: pathlib.Path) -> dict:
   )
 
 
-def model_config(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> Wav2Vec2Config:
-  """The structure that a description stands for.
-
-  Args:
-    description: of `read_description`.
-    where: folder or file, for errors.
-    pool: frames that are max-pooled into one before the head.
-    dtype: of the arithmetic.
-    head_dropout: rate before the head.
-    freeze_conv: the convolutions over the waveform are not trained.
-
-  Raises:
-    UserError: another architecture, sampling rate, or a part that is not there.
-  """
-  _check_usable(description, where)
-  given, front = description["config"], description["preprocessor"]
-  get = functools.partial(_field, given)
-  family = given["model_type"]
-  data2vec = family == "data2vec-audio"
-  norm = "layer" if data2vec else get("feat_extract_norm")
-  augment = get("apply_spec_augment")
-  mask = lambda axis: (
-    float(get(f"mask_{axis}_prob")) * bool(augment),
-    get(f"mask_{axis}_length"),
-    get(f"mask_{axis}_min_masks"),
-  )
-  return Wav2Vec2Config(
-    family=family,
-    width=get("hidden_size"),
-    layers=get("num_hidden_layers"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
-    activation=get("hidden_act"),
-    conv_activation=get("feat_extract_activation"),
-    conv_channels=tuple(get("conv_dim")),
-    conv_kernels=tuple(get("conv_kernel")),
-    conv_strides=tuple(get("conv_stride")),
-    conv_bias=get("conv_bias"),
-    conv_norm=norm,
-    projection_norm=get("feat_proj_layer_norm") if family == "hubert" else True,
-    position_kernel=get("conv_pos_kernel_size" if data2vec else "num_conv_pos_embeddings"),
-    position_groups=get("num_conv_pos_embedding_groups"),
-    position_layers=given.get("num_conv_pos_embeddings", 5) if data2vec else 1,
-    pre_norm=False if data2vec else get("do_stable_layer_norm"),
-    norm_eps=get("layer_norm_eps"),
-    buckets=get("num_buckets"),
-    max_distance=get("max_bucket_distance"),
-    adapter_width=given.get("adapter_attn_dim") or 0,
-    normalise=front.get("do_normalize", True),
-    mask_attention=norm == "layer" or front.get("return_attention_mask", False),
-    pool=pool,
-    dtype=dtype,
-    head_dropout=head_dropout,
-    dropout=get("hidden_dropout"),
-    attention_dropout=get("attention_dropout"),
-    activation_dropout=get("activation_dropout"),
-    projection_dropout=get("feat_proj_dropout"),
-    layer_drop=get("layerdrop"),
-    time_mask=mask("time"),
-    feature_mask=mask("feature"),
-    freeze_conv=freeze_conv,
-  )
-
-
-def _field(given: dict, name: str):
-  """A field of config.json, or what transformers assumes where it is silent."""
-  return given.get(name, _DEFAULTS[name])
-
-
-def _check_usable(description: dict, where: str) -> None:
-  given, front = description["config"], description["preprocessor"]
-  family = given.get("model_type")
-  if family not in FAMILIES:
-    raise UserError(
-      f"{where}: config.json's model_type is {family!r}: it must be one of {', '.join(FAMILIES)}"
-    )
-  rate = front.get("sampling_rate", SAMPLE_RATE_HZ)
-  if rate != SAMPLE_RATE_HZ:
-    raise UserError(
-      f"{where}: preprocessor_config.json's sampling_rate is {rate!r}: "
-      f"only models of {SAMPLE_RATE_HZ} Hz can be used"
-    )
-  for field, off in _UNSUPPORTED.items():
-    if given.get(field, off) != off:
-      raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
-  get = functools.partial(_field, given)
-  if given.get("adapter_attn_dim") and (family != "wav2vec2" or not get("do_stable_layer_norm")):
-    raise UserError(
-      f"{where}: config.json's adapter_attn_dim is {given['adapter_attn_dim']!r}: only wav2vec2 "
-      "with do_stable_layer_norm has adapters here"
-    )
-  for field in ("hidden_act", "feat_extract_activation"):
-    if get(field) not in ACTIVATIONS:
-      raise UserError(
-        f"{where}: config.json's {field} is {get(field)!r}: it must be one of "
-        + ", ".join(ACTIVATIONS)
-      )
-
-
 def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
   """The vocabulary of a model with a CTC head: ids as in vocab.json, the blank is the pad token.
 
@@ -253,12 +98,14 @@ def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
   Raises:
     UserError: no head, no vocabulary, or one without blank or with ids that do not fit the head.
   """
-  if not port.has_head(folder):
-    raise UserError(
-      f"{folder} has no CTC head (lm_head): it is pre-trained only, and no teacher before it is "
-      f"fine-tuned: --config=configs/teacher.py:RECIPE --config.student.source={folder}"
-    )
   config = _read_json(folder / "config.json")
+  family = families.of(config, str(folder))
+  if not port.has_head(folder, family):
+    raise UserError(
+      f"{folder} has no CTC head ({family.head}): it is pre-trained only, and no teacher "
+      "before it is fine-tuned: --config=configs/teacher.py:RECIPE "
+      f"--config.student.source={folder}"
+    )
   vocabulary, classes = _of_language(folder, language), config.get("vocab_size", 32)
   if language:  # the head is the adapter's
     classes = 1 + max(filter(lambda i: isinstance(i, int), vocabulary.values()), default=-1)
@@ -326,7 +173,7 @@ def _token(settings: dict, name: str) -> str | None:
 
 
 def save(
-  folder: pathlib.Path, description: dict, config: Wav2Vec2Config, params, labels: Vocabulary
+  folder: pathlib.Path, description: dict, config, params, labels: Vocabulary
 ) -> list[pathlib.Path]:
   """Writes a folder that transformers and `teacher.from_huggingface` load; returns its files.
 
@@ -340,7 +187,7 @@ def save(
   Pooling of frames is no part of the layout: transformers gives the logits of every 20 ms frame.
   """
   changed = {
-    "architectures": [_CLASSES[config.family] + "ForCTC"],
+    "architectures": [families.FAMILIES[config.family].class_name + "ForCTC"],
     "vocab_size": len(labels.symbols),
     "pad_token_id": labels.blank_id,
     "final_dropout": config.head_dropout,
@@ -351,8 +198,7 @@ def save(
     "config.json": {k: v for k, v in given.items() if k != "torch_dtype"} | changed,
     "preprocessor_config.json": description["preprocessor"],
   } | tokenizer_files(labels)
-  probabilities = (f"mask_{axis}_prob" for axis in ("time", "feature"))
-  masks = any(_field(given, p) > 0 for p in probabilities)
+  masks = wav2vec2.masks_frames(given)
   path = port.save(folder, config, params, mask_embedding=masks)
   for name, value in files.items():
     write_json(folder / name, value)

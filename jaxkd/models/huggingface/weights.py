@@ -1,4 +1,4 @@
-"""Weights of `wav2vec2.Wav2Vec2CTC` by the names that Hugging Face transformers gives them."""
+"""Weights of models by the names that Hugging Face transformers gives them."""
 
 import json
 import pathlib
@@ -10,101 +10,28 @@ import numpy as np
 from flax import nnx
 
 from jaxkd.errors import UserError
-from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
-
-# Ours, with {i} for an index; theirs, newest spelling first, with {layer} where ours is stacked;
-# how an array of theirs becomes ours.
-_CONV, _PROJECT, _ENCODER = "feature_extractor.conv_layers.{i}.", "feature_projection.", "encoder."
-_POSITION, _LAYER = "encoder.pos_conv_embed.", "encoder.layers.{layer}."
-_TABLE: dict[str, tuple[tuple[str, ...], str]] = {
-  "conv/{i}/kernel": ((_CONV + "conv.weight",), "conv"),
-  "conv/{i}/bias": ((_CONV + "conv.bias",), "same"),
-  "conv/{i}/norm/scale": ((_CONV + "layer_norm.weight",), "same"),
-  "conv/{i}/norm/bias": ((_CONV + "layer_norm.bias",), "same"),
-  "project_norm/scale": ((_PROJECT + "layer_norm.weight",), "same"),
-  "project_norm/bias": ((_PROJECT + "layer_norm.bias",), "same"),
-  "project/kernel": ((_PROJECT + "projection.weight",), "linear"),
-  "project/bias": ((_PROJECT + "projection.bias",), "same"),
-  "mask_embedding": (("masked_spec_embed",), "same"),
-  "positions/{i}/kernel": (
-    (
-      _POSITION + "conv.parametrizations.weight.original1",
-      _POSITION + "conv.weight_v",
-      _POSITION + "layers.{i}.conv.weight",
-    ),
-    "conv",
-  ),
-  "positions/{i}/gain": (
-    (_POSITION + "conv.parametrizations.weight.original0", _POSITION + "conv.weight_g"),
-    "gain",
-  ),
-  "positions/{i}/bias": ((_POSITION + "conv.bias", _POSITION + "layers.{i}.conv.bias"), "same"),
-  "norm/scale": ((_ENCODER + "layer_norm.weight",), "same"),
-  "norm/bias": ((_ENCODER + "layer_norm.bias",), "same"),
-  "distances": ((_ENCODER + "layers.0.attention.rel_attn_embed.weight",), "same"),
-  "layers/gate/kernel": ((_LAYER + "attention.gru_rel_pos_linear.weight",), "linear"),
-  "layers/gate/bias": ((_LAYER + "attention.gru_rel_pos_linear.bias",), "same"),
-  "layers/gate_scale": ((_LAYER + "attention.gru_rel_pos_const",), "heads"),
-  "layers/attention_norm/scale": ((_LAYER + "layer_norm.weight",), "same"),
-  "layers/attention_norm/bias": ((_LAYER + "layer_norm.bias",), "same"),
-  "layers/ff_norm/scale": ((_LAYER + "final_layer_norm.weight",), "same"),
-  "layers/ff_norm/bias": ((_LAYER + "final_layer_norm.bias",), "same"),
-  "layers/adapter_norm/scale": ((_LAYER + "adapter_layer.norm.weight",), "same"),
-  "layers/adapter_norm/bias": ((_LAYER + "adapter_layer.norm.bias",), "same"),
-  "head/kernel": (("lm_head.weight",), "linear"),
-  "head/bias": (("lm_head.bias",), "same"),
-}
-for _ours, _theirs in {
-  "query": "attention.q_proj",
-  "key": "attention.k_proj",
-  "value": "attention.v_proj",
-  "out": "attention.out_proj",
-  "inner": "feed_forward.intermediate_dense",
-  "outer": "feed_forward.output_dense",
-  "adapter_inner": "adapter_layer.linear_1",
-  "adapter_outer": "adapter_layer.linear_2",
-}.items():
-  _TABLE[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
-  _TABLE[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
+from jaxkd.models.huggingface.families import FAMILIES
+from jaxkd.models.huggingface.family import Family, Names
 
 # kind -> (theirs to ours, ours to theirs)
-_KINDS = {
+KINDS = {
   "same": (lambda x: x, lambda x: x),
   "linear": (lambda x: x.T, lambda x: x.T),
   "conv": (lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),  # [O, I, K]
   "gain": (lambda x: x[0, 0], lambda x: x[None, None]),  # [1, 1, K]
   "heads": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),  # [1, H, 1, 1]
 }
-_PREFIXES = {
-  "hubert": "hubert.",
-  "wav2vec2": "wav2vec2.",
-  "wavlm": "wavlm.",
-  "unispeech": "unispeech.",
-  "unispeech-sat": "unispeech_sat.",
-  "data2vec-audio": "data2vec_audio.",
-}
-# Of pre-training: no part of a CTC model.
-_PRETRAINING = (
-  "quantizer.",
-  "project_q.",
-  "project_hid.",
-  "final_proj.",
-  "label_embs_concat",
-  "ctc_proj.",
-  "speaker_proj.",
-  "label_embeddings_concat",
-  "layer_norm_for_extract.",
-)
 
 
-def structure(config: Wav2Vec2Config, classes: int):
-  """graphdef and abstract parameters (`nnx.split`) of a model."""
-  return nnx.split(nnx.eval_shape(lambda: Wav2Vec2CTC(config, classes, rngs=nnx.Rngs(0))))
+def structure(config, classes: int):
+  """graphdef and abstract parameters (`nnx.split`) of a model, by a config of its family."""
+  model = FAMILIES[config.family].model
+  return nnx.split(nnx.eval_shape(lambda: model(config, classes, rngs=nnx.Rngs(0))))
 
 
 def load(
   folder: pathlib.Path,
-  config: Wav2Vec2Config,
+  config,
   classes: int,
   *,
   fresh_head: jax.Array | None = None,
@@ -125,13 +52,14 @@ def load(
   names = read_names(folder)
   if language:
     names |= _read_file(adapter_file(folder, language))
-  prefix = _PREFIXES[config.family]
+  family = FAMILIES[config.family]
+  prefix = family.prefix
   bare = {name.removeprefix(prefix): name for name in names}
   leaves, tree = jax.tree_util.tree_flatten_with_path(structure(config, classes)[1])
   found, used, missing, misshapen = [], set(), [], []
   for path, leaf in leaves:
     ours = _name(path)
-    theirs = _in_file(ours, config.layers, bare)
+    theirs = _in_file(ours, family.names, config.layers, bare)
     used.update(theirs)
     if ours.startswith("head/") and fresh_head is not None:
       found.append(_fresh_head(leaf.shape, fresh_head))
@@ -140,8 +68,8 @@ def load(
       found.append(np.zeros(leaf.shape, np.float32))  # of a model that masks no frames
       continue
     absent = [name for name in theirs if name not in bare]
-    missing += [("" if name.startswith("lm_head") else prefix) + name for name in absent]
-    into, outof = _KINDS[_entry(ours)[1]]
+    missing += [("" if ours.startswith("head/") else prefix) + name for name in absent]
+    into, outof = KINDS[_entry(ours, family.names)[1]]
     stacked = ours.startswith("layers/")
     like = outof(np.empty(leaf.shape[1:] if stacked else leaf.shape, np.bool_)).shape
     arrays = {name: names[bare[name]]() for name in theirs if name in bare}
@@ -150,7 +78,7 @@ def load(
     if not absent and not wrong:
       arrays = [into(array.astype(np.float32)) for array in arrays.values()]
       found.append(np.stack(arrays) if stacked else arrays[0])
-  unused = [n for b, n in bare.items() if b not in used and not b.startswith(_PRETRAINING)]
+  unused = [n for b, n in bare.items() if b not in used and not b.startswith(family.unread)]
   problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
   refuse(folder, problems)
   return jax.tree.unflatten(tree, found)
@@ -163,13 +91,13 @@ def refuse(folder: pathlib.Path, problems: dict[str, list[str]]) -> None:
     raise UserError(f"{folder}: the weights do not fit config.json: {listed}")
 
 
-def has_head(folder: pathlib.Path) -> bool:
+def has_head(folder: pathlib.Path, family: Family) -> bool:
   """Whether a folder's weights have a CTC head.
 
   Raises:
     UserError: no weights there.
   """
-  return "lm_head.weight" in read_names(folder)
+  return family.head in read_names(folder)
 
 
 def adapter_file(folder: pathlib.Path, language: str) -> pathlib.Path:
@@ -188,9 +116,7 @@ def adapter_file(folder: pathlib.Path, language: str) -> pathlib.Path:
   return path
 
 
-def save(
-  folder: pathlib.Path, config: Wav2Vec2Config, params: nnx.State, *, mask_embedding: bool
-) -> pathlib.Path:
+def save(folder: pathlib.Path, config, params: nnx.State, *, mask_embedding: bool) -> pathlib.Path:
   """Writes model.safetensors, its weights named as transformers' `save_pretrained` names them.
 
   Args:
@@ -199,17 +125,16 @@ def save(
     params: its parameters.
     mask_embedding: whether the vector of masked frames is among them.
   """
-  weights = {}
+  family, weights = FAMILIES[config.family], {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     ours = _name(path)
     if ours == "mask_embedding" and not mask_embedding:
       continue
-    convert = _KINDS[_entry(ours)[1]][1]
+    convert = KINDS[_entry(ours, family.names)[1]][1]
     array = np.asarray(leaf, np.float32)
-    spellings = _spell(ours, config.layers)
-    names = spellings[-1 if config.family == "data2vec-audio" else 0]
+    names = _spell(ours, family.names, config.layers)[0]
+    prefix = "" if ours.startswith("head/") else family.prefix
     for name, part in zip(names, array if ours.startswith("layers/") else (array,), strict=True):
-      prefix = "" if name.startswith("lm_head") else _PREFIXES[config.family]
       weights[prefix + name] = convert(part)
   return write(folder, weights, "pt")
 
@@ -252,23 +177,23 @@ def _name(path) -> str:
   return "/".join(str(p.key) for p in path if hasattr(p, "key"))
 
 
-def _entry(ours: str) -> tuple[tuple[str, ...], str]:
-  return _TABLE[re.sub(r"/\d+/", "/{i}/", ours)]
+def _entry(ours: str, names: Names) -> tuple[tuple[str, ...], str]:
+  return names[re.sub(r"/\d+/", "/{i}/", ours)]
 
 
-def _spell(ours: str, layers: int) -> list[list[str]]:
+def _spell(ours: str, names: Names, layers: int) -> list[list[str]]:
   """Every spelling of a leaf's name in files: a list of one name, or of one a layer."""
   index = re.search(r"/(\d+)/", ours)
   numbers = range(layers) if ours.startswith("layers/") else (0,)
   return [
     [theirs.format(i=index and index[1], layer=layer) for layer in numbers]
-    for theirs in _entry(ours)[0]
+    for theirs in _entry(ours, names)[0]
   ]
 
 
-def _in_file(ours: str, layers: int, bare) -> list[str]:
+def _in_file(ours: str, names: Names, layers: int, bare) -> list[str]:
   """The spelling that a file has most names of."""
-  return max(_spell(ours, layers), key=lambda names: sum(name in bare for name in names))
+  return max(_spell(ours, names, layers), key=lambda found: sum(name in bare for name in found))
 
 
 def _fresh_head(shape, key: jax.Array) -> np.ndarray:

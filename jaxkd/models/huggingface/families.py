@@ -1,0 +1,45 @@
+"""Every family of CTC models that is here, by its `model_type`."""
+
+from jaxkd.errors import UserError
+from jaxkd.models.huggingface import wav2vec2
+from jaxkd.models.huggingface.family import Family
+
+FAMILIES: dict[str, Family] = {**wav2vec2.FAMILIES}
+
+
+def of(config: dict, where: str) -> Family:
+  """The family of a model.
+
+  Args:
+    config: of its config.json.
+    where: folder or file, for errors.
+
+  Raises:
+    UserError: none of those that are here.
+  """
+  name = config.get("model_type")
+  if name not in FAMILIES:
+    raise UserError(
+      f"{where}: config.json's model_type is {name!r}: it must be one of {', '.join(FAMILIES)}"
+    )
+  return FAMILIES[name]
+
+
+def model_config(
+  description: dict, where: str, *, pool: int = 1, dtype: str = "float32", **options
+):
+  """The structure that a description stands for.
+
+  Args:
+    description: of `folder.read_description`.
+    where: folder or file, for errors.
+    pool: frames that are max-pooled into one before the head.
+    dtype: of the arithmetic.
+    **options: of training: head_dropout, freeze_conv.
+
+  Raises:
+    UserError: another architecture, sampling rate, or a part that is not there.
+  """
+  return of(description["config"], where).read(
+    description, where, pool=pool, dtype=dtype, **options
+  )

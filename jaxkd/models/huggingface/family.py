@@ -1,0 +1,62 @@
+"""What is to be known of a family of CTC models in Hugging Face's layout."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxkd.errors import UserError
+from jaxkd.types import SAMPLE_RATE_HZ
+
+# Ours, a leaf's path with {i} for an index → theirs, newest spelling first, with {layer} where ours
+# is stacked (`layers/...`); how an array of theirs becomes ours (`weights.KINDS`).
+Names = dict[str, tuple[tuple[str, ...], str]]
+
+
+class Family(NamedTuple):
+  """One architecture, by one of its names.
+
+  Attributes:
+    class_name: of transformers, without its "ForCTC".
+    prefix: of its weights' names in a file, but for those of the head.
+    names: of its weights, without the prefix.
+    model: (config, classes, *, rngs) -> nnx.Module that is called with (audio, audio_len), has
+      `encode` and `classify`, a `head`, and `layers` that are stacked.
+    read: (description, where, *, pool, dtype, head_dropout, freeze_conv) -> its config, which has
+      `family`, `layers`, `pool`, `dtype`, `frame_samples` and `frame_len`. Raises UserError where
+      the model cannot be had exactly.
+    unread: beginnings of names of weights that are no part of a CTC model.
+    learns: whether it can be fine-tuned, too.
+  """
+
+  class_name: str
+  prefix: str
+  names: Names
+  model: Callable[..., Any]
+  read: Callable[..., Any]
+  unread: tuple[str, ...] = ()
+  learns: bool = False
+
+  @property
+  def head(self) -> str:
+    """Name of the head's weight."""
+    return self.names["head/kernel"][0][0]
+
+
+def check_rate(front: dict, where: str) -> None:
+  """UserError where a front-end's sampling rate is another than ours."""
+  rate = front.get("sampling_rate", SAMPLE_RATE_HZ)
+  if rate != SAMPLE_RATE_HZ:
+    raise UserError(
+      f"{where}: preprocessor_config.json's sampling_rate is {rate!r}: "
+      f"only models of {SAMPLE_RATE_HZ} Hz can be used"
+    )
+
+
+def check_choice(given: dict, defaults: dict, field: str, choices, where: str) -> None:
+  """UserError where a field of config.json has a value that is not here."""
+  value = given.get(field, defaults.get(field))
+  if value not in choices:
+    raise UserError(
+      f"{where}: config.json's {field} is {value!r}: it must be "
+      + ("one of " if len(choices) > 1 else "")
+      + ", ".join(map(str, choices))
+    )

@@ -1,0 +1,214 @@
+"""HuBERT, wav2vec 2.0 and their kin in Hugging Face's layout: config.json and names of weights."""
+
+import functools
+
+from jaxkd.errors import UserError
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.wav2vec2 import ACTIVATIONS, Wav2Vec2Config, Wav2Vec2CTC
+
+# What transformers assumes where config.json is silent.
+_DEFAULTS = {
+  "hidden_size": 768,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+  "intermediate_size": 3072,
+  "hidden_act": "gelu",
+  "hidden_dropout": 0.1,
+  "activation_dropout": 0.1,
+  "attention_dropout": 0.1,
+  "feat_proj_dropout": 0.0,
+  "feat_proj_layer_norm": True,
+  "layerdrop": 0.1,
+  "layer_norm_eps": 1e-5,
+  "feat_extract_norm": "group",
+  "feat_extract_activation": "gelu",
+  "conv_dim": (512,) * 7,
+  "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+  "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+  "conv_bias": False,
+  "num_conv_pos_embeddings": 128,
+  "num_conv_pos_embedding_groups": 16,
+  "conv_pos_kernel_size": 19,
+  "do_stable_layer_norm": False,
+  "num_buckets": 320,
+  "max_bucket_distance": 800,
+  "apply_spec_augment": True,
+  "mask_time_prob": 0.05,
+  "mask_time_length": 10,
+  "mask_time_min_masks": 2,
+  "mask_feature_prob": 0.0,
+  "mask_feature_length": 10,
+  "mask_feature_min_masks": 0,
+}
+# Parts that some models have and this one does not: field -> value that turns them off.
+_UNSUPPORTED = {"conv_pos_batch_norm": False, "add_adapter": False}
+
+_CONV, _PROJECT, _ENCODER = "feature_extractor.conv_layers.{i}.", "feature_projection.", "encoder."
+_POSITION, _LAYER = "encoder.pos_conv_embed.", "encoder.layers.{layer}."
+_NAMES: Names = {
+  "conv/{i}/kernel": ((_CONV + "conv.weight",), "conv"),
+  "conv/{i}/bias": ((_CONV + "conv.bias",), "same"),
+  "conv/{i}/norm/scale": ((_CONV + "layer_norm.weight",), "same"),
+  "conv/{i}/norm/bias": ((_CONV + "layer_norm.bias",), "same"),
+  "project_norm/scale": ((_PROJECT + "layer_norm.weight",), "same"),
+  "project_norm/bias": ((_PROJECT + "layer_norm.bias",), "same"),
+  "project/kernel": ((_PROJECT + "projection.weight",), "linear"),
+  "project/bias": ((_PROJECT + "projection.bias",), "same"),
+  "mask_embedding": (("masked_spec_embed",), "same"),
+  "positions/{i}/kernel": (
+    (
+      _POSITION + "conv.parametrizations.weight.original1",
+      _POSITION + "conv.weight_v",
+    ),
+    "conv",
+  ),
+  "positions/{i}/gain": (
+    (_POSITION + "conv.parametrizations.weight.original0", _POSITION + "conv.weight_g"),
+    "gain",
+  ),
+  "positions/{i}/bias": ((_POSITION + "conv.bias",), "same"),
+  "norm/scale": ((_ENCODER + "layer_norm.weight",), "same"),
+  "norm/bias": ((_ENCODER + "layer_norm.bias",), "same"),
+  "distances": ((_ENCODER + "layers.0.attention.rel_attn_embed.weight",), "same"),
+  "layers/gate/kernel": ((_LAYER + "attention.gru_rel_pos_linear.weight",), "linear"),
+  "layers/gate/bias": ((_LAYER + "attention.gru_rel_pos_linear.bias",), "same"),
+  "layers/gate_scale": ((_LAYER + "attention.gru_rel_pos_const",), "heads"),
+  "layers/attention_norm/scale": ((_LAYER + "layer_norm.weight",), "same"),
+  "layers/attention_norm/bias": ((_LAYER + "layer_norm.bias",), "same"),
+  "layers/ff_norm/scale": ((_LAYER + "final_layer_norm.weight",), "same"),
+  "layers/ff_norm/bias": ((_LAYER + "final_layer_norm.bias",), "same"),
+  "layers/adapter_norm/scale": ((_LAYER + "adapter_layer.norm.weight",), "same"),
+  "layers/adapter_norm/bias": ((_LAYER + "adapter_layer.norm.bias",), "same"),
+  "head/kernel": (("lm_head.weight",), "linear"),
+  "head/bias": (("lm_head.bias",), "same"),
+}
+for _ours, _theirs in {
+  "query": "attention.q_proj",
+  "key": "attention.k_proj",
+  "value": "attention.v_proj",
+  "out": "attention.out_proj",
+  "inner": "feed_forward.intermediate_dense",
+  "outer": "feed_forward.output_dense",
+  "adapter_inner": "adapter_layer.linear_1",
+  "adapter_outer": "adapter_layer.linear_2",
+}.items():
+  _NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
+  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
+
+_DATA2VEC = _NAMES | {
+  "positions/{i}/kernel": ((_POSITION + "layers.{i}.conv.weight",), "conv"),
+  "positions/{i}/bias": ((_POSITION + "layers.{i}.conv.bias",), "same"),
+}
+# Of pre-training: no part of a CTC model.
+_PRETRAINING = (
+  "quantizer.",
+  "project_q.",
+  "project_hid.",
+  "final_proj.",
+  "label_embs_concat",
+  "ctc_proj.",
+  "speaker_proj.",
+  "label_embeddings_concat",
+  "layer_norm_for_extract.",
+)
+
+
+def _read(
+  description: dict,
+  where: str,
+  *,
+  pool: int = 1,
+  dtype: str = "float32",
+  head_dropout: float = 0.0,
+  freeze_conv: bool = False,
+) -> Wav2Vec2Config:
+  """`families.model_config` of these families."""
+  _check_usable(description, where)
+  given, front = description["config"], description["preprocessor"]
+  get = functools.partial(_field, given)
+  family = given["model_type"]
+  data2vec = family == "data2vec-audio"
+  norm = "layer" if data2vec else get("feat_extract_norm")
+  augment = get("apply_spec_augment")
+  mask = lambda axis: (
+    float(get(f"mask_{axis}_prob")) * bool(augment),
+    get(f"mask_{axis}_length"),
+    get(f"mask_{axis}_min_masks"),
+  )
+  return Wav2Vec2Config(
+    family=family,
+    width=get("hidden_size"),
+    layers=get("num_hidden_layers"),
+    heads=get("num_attention_heads"),
+    ff_width=get("intermediate_size"),
+    activation=get("hidden_act"),
+    conv_activation=get("feat_extract_activation"),
+    conv_channels=tuple(get("conv_dim")),
+    conv_kernels=tuple(get("conv_kernel")),
+    conv_strides=tuple(get("conv_stride")),
+    conv_bias=get("conv_bias"),
+    conv_norm=norm,
+    projection_norm=get("feat_proj_layer_norm") if family == "hubert" else True,
+    position_kernel=get("conv_pos_kernel_size" if data2vec else "num_conv_pos_embeddings"),
+    position_groups=get("num_conv_pos_embedding_groups"),
+    position_layers=given.get("num_conv_pos_embeddings", 5) if data2vec else 1,
+    pre_norm=False if data2vec else get("do_stable_layer_norm"),
+    norm_eps=get("layer_norm_eps"),
+    buckets=get("num_buckets"),
+    max_distance=get("max_bucket_distance"),
+    adapter_width=given.get("adapter_attn_dim") or 0,
+    normalise=front.get("do_normalize", True),
+    mask_attention=norm == "layer" or front.get("return_attention_mask", False),
+    pool=pool,
+    dtype=dtype,
+    head_dropout=head_dropout,
+    dropout=get("hidden_dropout"),
+    attention_dropout=get("attention_dropout"),
+    activation_dropout=get("activation_dropout"),
+    projection_dropout=get("feat_proj_dropout"),
+    layer_drop=get("layerdrop"),
+    time_mask=mask("time"),
+    feature_mask=mask("feature"),
+    freeze_conv=freeze_conv,
+  )
+
+
+def _field(given: dict, name: str):
+  """A field of config.json, or what transformers assumes where it is silent."""
+  return given.get(name, _DEFAULTS[name])
+
+
+def _check_usable(description: dict, where: str) -> None:
+  given, front = description["config"], description["preprocessor"]
+  family = given.get("model_type")
+  check_rate(front, where)
+  for field, off in _UNSUPPORTED.items():
+    if given.get(field, off) != off:
+      raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
+  get = functools.partial(_field, given)
+  if given.get("adapter_attn_dim") and (family != "wav2vec2" or not get("do_stable_layer_norm")):
+    raise UserError(
+      f"{where}: config.json's adapter_attn_dim is {given['adapter_attn_dim']!r}: only wav2vec2 "
+      "with do_stable_layer_norm has adapters here"
+    )
+  for field in ("hidden_act", "feat_extract_activation"):
+    check_choice(given, _DEFAULTS, field, tuple(ACTIVATIONS), where)
+
+
+def masks_frames(given: dict) -> bool:
+  """Whether a config.json's models have a vector for masked frames."""
+  return any(_field(given, f"mask_{axis}_prob") > 0 for axis in ("time", "feature"))
+
+
+def _family(class_name: str, prefix: str, names: Names = _NAMES) -> Family:
+  return Family(class_name, prefix, names, Wav2Vec2CTC, _read, _PRETRAINING, learns=True)
+
+
+FAMILIES = {
+  "hubert": _family("Hubert", "hubert."),
+  "wav2vec2": _family("Wav2Vec2", "wav2vec2."),
+  "wavlm": _family("WavLM", "wavlm."),
+  "unispeech": _family("UniSpeech", "unispeech."),
+  "unispeech-sat": _family("UniSpeechSat", "unispeech_sat."),
+  "data2vec-audio": _family("Data2VecAudio", "data2vec_audio.", _DATA2VEC),
+}
