@@ -54,11 +54,27 @@ def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
   return x + lift(bias[...].astype(x.dtype), x.ndim)
 
 
-def standardise(x: jax.Array, axis: int = -1, eps: float = 1e-5) -> jax.Array:
-  """f32: x with zero mean and unit variance over an axis."""
+def standardise(
+  x: jax.Array, axis: int = -1, eps: float = 1e-5, real: jax.Array | None = None
+) -> jax.Array:
+  """f32: x with zero mean and unit variance over an axis.
+
+  Args:
+    x: of any float type.
+    axis: what is averaged over.
+    eps: added to the variance.
+    real: bool of x's axes, or 1 of them: elements that count; None for all.
+  """
+
+  def mean(y):
+    if real is None:
+      return y.mean(axis, keepdims=True)
+    counted = jnp.where(real, y, 0).sum(axis, keepdims=True)
+    return counted / jnp.maximum(real.sum(axis, keepdims=True), 1)
+
   y = x.astype(jnp.float32)
-  y = y - y.mean(axis, keepdims=True)
-  return y * jax.lax.rsqrt((y**2).mean(axis, keepdims=True) + eps)
+  y = y - mean(y)
+  return y * jax.lax.rsqrt(mean(y**2) + eps)
 
 
 class LayerNorm(nnx.Module):
@@ -69,10 +85,13 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width))
     self.eps = eps
 
-  def __call__(self, x: jax.Array, axis: int = -1) -> jax.Array:
-    """x[..., D], normalised over `axis`: the channels, or 1 for each channel over time."""
+  def __call__(self, x: jax.Array, axis: int = -1, real: jax.Array | None = None) -> jax.Array:
+    """x[..., D], normalised over `axis`: the channels, or 1 for each channel over time.
+
+    `real` says what counts, as for `standardise`.
+    """
     scale, bias = (lift(p[...], x.ndim) for p in (self.scale, self.bias))
-    return (standardise(x, axis, self.eps) * scale + bias).astype(x.dtype)
+    return (standardise(x, axis, self.eps, real) * scale + bias).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):

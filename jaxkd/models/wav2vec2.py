@@ -7,8 +7,6 @@ means evaluation.
 """
 
 import dataclasses
-import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -26,42 +24,38 @@ from jaxkd.models.layers import (
   recomputed,
   standardise,
 )
+from jaxkd.models.waveform import (
+  ACTIVATIONS,
+  WaveformConfig,
+  conv_layers,
+  convolve,
+  frames,
+  waveform,
+)
 from jaxkd.placement import on_nvidia
 from jaxkd.types import FrameOutput
 
-ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
-  "gelu_new": jax.nn.gelu,
-  "gelu_pytorch_tanh": jax.nn.gelu,
-  "relu": jax.nn.relu,
-  "silu": jax.nn.silu,
-  "swish": jax.nn.silu,
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class Wav2Vec2Config:
+class Wav2Vec2Config(WaveformConfig):
   """Structure, numerics and what is random in training.
 
   Attributes:
     family: `model_type` in transformers.
     width, layers, heads, ff_width: of the Transformer.
-    activation, conv_activation: of its feed-forward layers, and of every convolution.
-    conv_channels, conv_kernels, conv_strides: of the convolutions over the waveform.
-    conv_bias: whether they have one.
-    conv_norm: "layer", after each of them, or "group", each channel over time after the first.
+    activation: of its feed-forward layers.
     projection_norm: layer norm before the projection.
     position_kernel, position_groups, position_layers: of the positional convolution, in frames.
+    position_norm: of it: "weight", its kernel's taps have a gain each; "layer", of what comes out;
+      or "none".
     pre_norm: layer norms before the sublayers ("stable") instead of after them.
     norm_eps: of the Transformer's layer norms.
     buckets, max_distance: WavLM's relative positions.
     adapter_width: of what follows every layer in models with a part for each language (MMS); 0 for
       none.
-    normalise: zero mean and unit variance of every waveform.
     mask_attention: whether padding is hidden from the Transformer. Models with group norm were
       trained without, and change with padding; those of data2vec-audio do so too, since every
       positional convolution but the first reads what the one before left there.
-    pool: frames that are max-pooled into one before the head.
     dtype: of the arithmetic; parameters, layer norms and logits are float32.
     head_dropout, dropout, attention_dropout, activation_dropout, projection_dropout: rates.
     layer_drop: probability that a layer is skipped.
@@ -77,24 +71,17 @@ class Wav2Vec2Config:
   heads: int
   ff_width: int
   activation: str
-  conv_activation: str
-  conv_channels: tuple[int, ...]
-  conv_kernels: tuple[int, ...]
-  conv_strides: tuple[int, ...]
-  conv_bias: bool
-  conv_norm: str
   projection_norm: bool
   position_kernel: int
   position_groups: int
   position_layers: int
+  position_norm: str
   pre_norm: bool
   norm_eps: float
   buckets: int
   max_distance: int
   adapter_width: int
-  normalise: bool
   mask_attention: bool
-  pool: int
   dtype: str
   head_dropout: float
   dropout: float
@@ -107,76 +94,20 @@ class Wav2Vec2Config:
   freeze_conv: bool = False
   remat: bool = False
 
-  def frame_len(self, audio_len):
-    """20 ms frames of so many samples (ints, NumPy or JAX), as transformers counts them."""
-    for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
-      audio_len = (audio_len - kernel) // stride + 1
-    return (jnp if isinstance(audio_len, jax.Array) else np).maximum(audio_len, 0)
-
-  @property
-  def min_samples(self) -> int:
-    """Samples of the first frame."""
-    samples = 1
-    for kernel, stride in zip(self.conv_kernels[::-1], self.conv_strides[::-1], strict=True):
-      samples = (samples - 1) * stride + kernel
-    return samples
-
-  @property
-  def frame_samples(self) -> int:
-    """Audio samples in an output frame: 320 for each of the frames that are pooled, 20 ms."""
-    return math.prod(self.conv_strides) * self.pool
-
-
-class ConvLayer(nnx.Module):
-  """One convolution over time with its norm: [B, N, I] to [B, (N - K) // stride + 1, O]."""
-
-  def __init__(self, config: Wav2Vec2Config, index: int, *, rngs: nnx.Rngs):
-    inputs = config.conv_channels[index - 1] if index else 1
-    outputs, kernel = config.conv_channels[index], config.conv_kernels[index]
-    he = nnx.initializers.he_normal()
-    self.kernel = nnx.Param(he(rngs.params(), (kernel, inputs, outputs)))
-    if config.conv_bias:
-      self.bias = nnx.Param(jnp.zeros(outputs))
-    self.over = config.conv_norm if config.conv_norm == "layer" or index == 0 else None
-    if self.over:
-      self.norm = LayerNorm(outputs)
-    self.stride, self.activation = config.conv_strides[index], config.conv_activation
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = convolve(x, self.kernel[...], stride=self.stride)
-    if hasattr(self, "bias"):
-      x = add_bias(x, self.bias)
-    if self.over == "layer":
-      x = self.norm(x)
-    elif self.over == "group":
-      x = self.norm(x, axis=1)
-    return ACTIVATIONS[self.activation](x)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, *, stride=1, padding=0, groups=1) -> jax.Array:
-  """Convolution over time of x[B, N, I] with kernel[K, I / groups, O], in the type of x."""
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel.astype(x.dtype),
-    (stride,),
-    [(padding, padding)],
-    dimension_numbers=("NWC", "WIO", "NWC"),
-    feature_group_count=groups,
-  )
-
 
 class PositionConv(nnx.Module):
-  """Grouped convolution over frames, weight-normalised for each of its taps except in data2vec."""
+  """Grouped convolution over frames."""
 
   def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs):
     width, taps, groups = config.width, config.position_kernel, config.position_groups
     self.kernel = nnx.Param(
       (4 / (taps * width)) ** 0.5 * jax.random.normal(rngs.params(), (taps, width // groups, width))
     )
-    if config.family != "data2vec-audio":
+    if config.position_norm == "weight":
       self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
     self.bias = nnx.Param(jnp.zeros(width))
     self.groups, self.activation = groups, config.conv_activation
+    self.standardised = config.position_norm == "layer"
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """x[B, M, D] to the same shape."""
@@ -186,7 +117,7 @@ class PositionConv(nnx.Module):
       kernel = kernel * (self.gain[...][:, None, None] / norm)
     y = convolve(x, kernel, padding=taps // 2, groups=self.groups)[:, : x.shape[1]]
     y = add_bias(y, self.bias)
-    if not hasattr(self, "gain"):
+    if self.standardised:
       y = standardise(y).astype(x.dtype)
     return ACTIVATIONS[self.activation](y)
 
@@ -294,8 +225,7 @@ class Wav2Vec2CTC(nnx.Module):
 
   def __init__(self, config: Wav2Vec2Config, classes: int, *, rngs: nnx.Rngs):
     """Draws parameters from `rngs.params`; `classes` includes the blank."""
-    convs = range(len(config.conv_channels))
-    self.conv = nnx.List([ConvLayer(config, i, rngs=rngs) for i in convs])
+    self.conv = conv_layers(config, rngs=rngs)
     if config.projection_norm:
       self.project_norm = LayerNorm(config.conv_channels[-1], config.norm_eps)
     self.project = Linear(config.conv_channels[-1], config.width, rngs=rngs)
@@ -366,9 +296,7 @@ class Wav2Vec2CTC(nnx.Module):
 
   def conv_features(self, audio: jax.Array) -> jax.Array:
     """[B, M, C] of a waveform f32[B, S] that `waveform` has made."""
-    x = audio[..., None].astype(self.config.dtype)
-    for layer in self.conv:
-      x = layer(x)
+    x = frames(self.conv, audio, self.config.dtype)
     return jax.lax.stop_gradient(x) if self.config.freeze_conv else x
 
   def embed(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -424,25 +352,6 @@ class Wav2Vec2CTC(nnx.Module):
     if keys is not None:
       step = recomputed(step, everything=config.remat)
     return jax.lax.scan(step, x, (jnp.arange(config.layers), params, keys))[0]
-
-
-def waveform(audio: jax.Array, audio_len: jax.Array, config: Wav2Vec2Config) -> jax.Array:
-  """f32[B, max(S, samples of a frame)]: what the convolutions read, with padding at 0.
-
-  Args:
-    audio: i16[B, S], or float[B, S] of full scale 1; padding may hold anything.
-    audio_len: i32[B], real samples.
-    config: with `normalise`, real samples get zero mean and unit variance.
-  """
-  scale = 1 / 32768 if jnp.issubdtype(audio.dtype, jnp.integer) else 1
-  real = length_mask(audio_len, audio.shape[1])
-  audio = jnp.where(real, audio.astype(jnp.float32) * scale, 0)
-  if config.normalise:
-    count = jnp.maximum(audio_len, 1)[:, None]
-    centred = jnp.where(real, audio - audio.sum(-1, keepdims=True) / count, 0)
-    variance = (centred**2).sum(-1, keepdims=True) / count
-    audio = centred * jax.lax.rsqrt(variance + 1e-7)
-  return jnp.pad(audio, ((0, 0), (0, max(0, config.min_samples - audio.shape[1]))))
 
 
 def spans(

@@ -24,7 +24,7 @@ def from_huggingface(
   place: Callable[[Any], Any] = jax.device_put,
   language: str = "",
 ) -> AcousticModel:
-  """A HuBERT, wav2vec 2.0, WavLM, UniSpeech or data2vec-audio model with a CTC head.
+  """A model with a CTC head, of one of the families in `huggingface.families`.
 
   Args:
     source: a folder with config.json, *.safetensors, vocab.json and preprocessor_config.json, or

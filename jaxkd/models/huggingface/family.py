@@ -25,6 +25,9 @@ class Family(NamedTuple):
       the model cannot be had exactly.
     unread: beginnings of names of weights that are no part of a CTC model.
     learns: whether it can be fine-tuned, too.
+    classes: of the head, where config.json has no vocab_size.
+    blank: (field of config.json that is the blank's class, the class where it is silent); None
+      where the blank is the tokenizer's pad token.
   """
 
   class_name: str
@@ -34,6 +37,8 @@ class Family(NamedTuple):
   read: Callable[..., Any]
   unread: tuple[str, ...] = ()
   learns: bool = False
+  classes: int = 32
+  blank: tuple[str, int] | None = None
 
   @property
   def head(self) -> str:

@@ -4,7 +4,8 @@ import functools
 
 from jaxkd.errors import UserError
 from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
-from jaxkd.models.wav2vec2 import ACTIVATIONS, Wav2Vec2Config, Wav2Vec2CTC
+from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
+from jaxkd.models.waveform import ACTIVATIONS
 
 # What transformers assumes where config.json is silent.
 _DEFAULTS = {
@@ -45,7 +46,7 @@ _UNSUPPORTED = {"conv_pos_batch_norm": False, "add_adapter": False}
 
 _CONV, _PROJECT, _ENCODER = "feature_extractor.conv_layers.{i}.", "feature_projection.", "encoder."
 _POSITION, _LAYER = "encoder.pos_conv_embed.", "encoder.layers.{layer}."
-_NAMES: Names = {
+NAMES: Names = {
   "conv/{i}/kernel": ((_CONV + "conv.weight",), "conv"),
   "conv/{i}/bias": ((_CONV + "conv.bias",), "same"),
   "conv/{i}/norm/scale": ((_CONV + "layer_norm.weight",), "same"),
@@ -92,10 +93,10 @@ for _ours, _theirs in {
   "adapter_inner": "adapter_layer.linear_1",
   "adapter_outer": "adapter_layer.linear_2",
 }.items():
-  _NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
-  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
+  NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
+  NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
 
-_DATA2VEC = _NAMES | {
+_DATA2VEC = NAMES | {
   "positions/{i}/kernel": ((_POSITION + "layers.{i}.conv.weight",), "conv"),
   "positions/{i}/bias": ((_POSITION + "layers.{i}.conv.bias",), "same"),
 }
@@ -152,6 +153,7 @@ def _read(
     position_kernel=get("conv_pos_kernel_size" if data2vec else "num_conv_pos_embeddings"),
     position_groups=get("num_conv_pos_embedding_groups"),
     position_layers=given.get("num_conv_pos_embeddings", 5) if data2vec else 1,
+    position_norm="layer" if data2vec else "weight",
     pre_norm=False if data2vec else get("do_stable_layer_norm"),
     norm_eps=get("layer_norm_eps"),
     buckets=get("num_buckets"),
@@ -200,7 +202,7 @@ def masks_frames(given: dict) -> bool:
   return any(_field(given, f"mask_{axis}_prob") > 0 for axis in ("time", "feature"))
 
 
-def _family(class_name: str, prefix: str, names: Names = _NAMES) -> Family:
+def _family(class_name: str, prefix: str, names: Names = NAMES) -> Family:
   return Family(class_name, prefix, names, Wav2Vec2CTC, _read, _PRETRAINING, learns=True)
 
 
