@@ -1,6 +1,7 @@
 """SpecAugment (Park et al. 2019) with the paper's numbers of masks."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,14 @@ def spec_augment(
   """
   keys = jax.random.split(key, features.shape[0])
   return jax.vmap(lambda x, m, k: _augment_row(x, m, k, settings))(features, mask, keys)
+
+
+def spec_augment_if(
+  on: jax.Array | bool, features: jax.Array, mask: jax.Array, key: jax.Array, settings: SpecAugment
+) -> jax.Array:
+  """`spec_augment` where bool[] `on` says so, else the features as they are."""
+  apply = functools.partial(spec_augment, settings=settings)
+  return jax.lax.cond(on, apply, lambda x, mask, key: x, features, mask, key)
 
 
 def _augment_row(features, mask, key, settings):

@@ -1,7 +1,6 @@
 """The Conformer of Hilmes et al. 2025: ff-conv-mhsa-ff, layer norm, relative positions, CTC."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -11,7 +10,7 @@ from flax import nnx
 from jaxkd.devices import sharding
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models import layers as layers_lib
-from jaxkd.models.augment import SpecAugment, spec_augment
+from jaxkd.models.augment import SpecAugment, spec_augment_if
 from jaxkd.models.features import HOP, LogMel, log_mel
 from jaxkd.types import FrameOutput
 
@@ -152,7 +151,7 @@ class ConformerCTC(nnx.Module):
     augment_key, dropout_key = (None, None) if key is None else jax.random.split(key)
     features, mask = log_mel(audio, audio_len, self.features)
     if spec_augment is not None and key is not None:
-      features = _augmented(features, mask, augment_key, spec_augment, augment_on)
+      features = spec_augment_if(augment_on, features, mask, augment_key, spec_augment)
     lengths = mask.sum(-1, dtype=jnp.int32)
     x, lengths = self.frontend(features.astype(self.config.dtype), lengths)
     mask = length_mask(lengths, x.shape[1])
@@ -170,8 +169,3 @@ class ConformerCTC(nnx.Module):
     if key is not None:
       layer = layers_lib.recomputed(layer, everything=self.config.remat)
     return jax.lax.scan(layer, x, (params, keys))[0]
-
-
-def _augmented(features, mask, key, settings, on):
-  apply = functools.partial(spec_augment, settings=settings)
-  return jax.lax.cond(on, apply, lambda x, mask, key: x, features, mask, key)

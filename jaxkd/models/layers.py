@@ -15,6 +15,15 @@ from flax import nnx
 from jaxkd.masks import length_mask, lift, strided_len, zero_padding
 
 _glorot = nnx.initializers.glorot_uniform()
+ACTIVATIONS = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_python": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_new": jax.nn.gelu,
+  "gelu_pytorch_tanh": jax.nn.gelu,
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+  "swish": jax.nn.silu,
+}
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -39,14 +48,16 @@ def recomputed(step: Callable, *, everything: bool) -> Callable:
 
 
 class Linear(nnx.Module):
-  """x[..., in] @ kernel + bias, in the type of x."""
+  """x[..., in] @ kernel + bias, if it has one, in the type of x."""
 
-  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, bias: bool = True):
     self.kernel = nnx.Param(_glorot(rngs.params(), (inputs, outputs)))
-    self.bias = nnx.Param(jnp.zeros(outputs))
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return add_bias(x @ self.kernel[...].astype(x.dtype), self.bias)
+    x = x @ self.kernel[...].astype(x.dtype)
+    return add_bias(x, self.bias) if hasattr(self, "bias") else x
 
 
 def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
@@ -94,37 +105,82 @@ class LayerNorm(nnx.Module):
     return (standardise(x, axis, self.eps, real) * scale + bias).astype(x.dtype)
 
 
+class BatchNorm(nnx.Module):
+  """Batch norm whose statistics are given: a scale and a bias for each channel, in float32.
+
+  Without statistics of its own the mean is 0 and the variance 1: the scale and the bias are all
+  that is learnt, and a reader who adds those two has the same model.
+  """
+
+  def __init__(self, width: int, eps: float = 1e-5, *, statistics: bool = True):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+    if statistics:
+      self.mean = nnx.Param(jnp.zeros(width))
+      self.variance = nnx.Param(jnp.ones(width))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x[..., D] to the same shape and type."""
+    get = lambda p: lift(p[...], x.ndim)
+    y = x.astype(jnp.float32)
+    if hasattr(self, "mean"):
+      y = (y - get(self.mean)) * jax.lax.rsqrt(get(self.variance) + self.eps)
+    else:
+      y = y * (1 + self.eps) ** -0.5
+    return (y * get(self.scale) + get(self.bias)).astype(x.dtype)
+
+
 class FeedForward(nnx.Module):
   """Layer norm, wide layer with swish, back; half a residual step in the Conformer."""
 
-  def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+  def __init__(
+    self, width: int, hidden: int, *, rngs: nnx.Rngs, bias: bool = True, activation: str = "silu"
+  ):
     self.norm = LayerNorm(width)
-    self.inner = Linear(width, hidden, rngs=rngs)
-    self.outer = Linear(hidden, width, rngs=rngs)
+    self.inner = Linear(width, hidden, rngs=rngs, bias=bias)
+    self.outer = Linear(hidden, width, rngs=rngs, bias=bias)
+    self.activation = activation
 
   def __call__(self, x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     inner_key, outer_key = _split(key, 2)
-    y = dropout(jax.nn.silu(self.inner(self.norm(x))), rate, inner_key)
+    y = dropout(ACTIVATIONS[self.activation](self.inner(self.norm(x))), rate, inner_key)
     return dropout(self.outer(y), rate, outer_key)
 
 
 class ConvModule(nnx.Module):
-  """Gated pointwise, depthwise over time, layer norm (instead of batch norm), swish, pointwise."""
+  """Gated pointwise, depthwise over time, a norm, swish, pointwise.
 
-  def __init__(self, width: int, kernel: int, *, rngs: nnx.Rngs):
+  The norm is a layer norm, instead of the batch norm that others have, unless another is given.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    kernel: int,
+    *,
+    rngs: nnx.Rngs,
+    bias: bool = True,
+    activation: str = "silu",
+    inner_norm: nnx.Module | None = None,
+  ):
     self.norm = LayerNorm(width)
-    self.gated = Linear(width, 2 * width, rngs=rngs)
+    self.gated = Linear(width, 2 * width, rngs=rngs, bias=bias)
     bound = (3 / kernel) ** 0.5
     init = jax.random.uniform(rngs.params(), (kernel, width), minval=-bound, maxval=bound)
     self.depthwise = nnx.Param(init)
-    self.depthwise_bias = nnx.Param(jnp.zeros(width))
-    self.inner_norm = LayerNorm(width)
-    self.pointwise = Linear(width, width, rngs=rngs)
+    if bias:
+      self.depthwise_bias = nnx.Param(jnp.zeros(width))
+    self.inner_norm = LayerNorm(width) if inner_norm is None else inner_norm
+    self.pointwise = Linear(width, width, rngs=rngs, bias=bias)
+    self.activation = activation
 
   def __call__(self, x: jax.Array, mask: jax.Array, rate: float, key) -> jax.Array:
     y = jax.nn.glu(self.gated(self.norm(x)))
-    y = add_bias(depthwise(zero_padding(y, mask), self.depthwise[...]), self.depthwise_bias)
-    y = self.pointwise(jax.nn.silu(self.inner_norm(y)))
+    y = depthwise(zero_padding(y, mask), self.depthwise[...])
+    if hasattr(self, "depthwise_bias"):
+      y = add_bias(y, self.depthwise_bias)
+    y = self.pointwise(ACTIVATIONS[self.activation](self.inner_norm(y)))
     return dropout(y, rate, key)
 
 

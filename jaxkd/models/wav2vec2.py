@@ -16,6 +16,7 @@ from flax import nnx
 from jaxkd.devices import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
 from jaxkd.models.layers import (
+  ACTIVATIONS,
   LayerNorm,
   Linear,
   add_bias,
@@ -25,7 +26,6 @@ from jaxkd.models.layers import (
   standardise,
 )
 from jaxkd.models.waveform import (
-  ACTIVATIONS,
   WaveformConfig,
   conv_layers,
   convolve,

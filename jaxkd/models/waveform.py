@@ -1,7 +1,6 @@
 """Waveform → frames: the strided convolutions of wav2vec 2.0, which many models begin with."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable
 
@@ -11,17 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxkd.masks import length_mask
-from jaxkd.models.layers import LayerNorm, add_bias
-
-ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
-  "gelu_python": functools.partial(jax.nn.gelu, approximate=False),
-  "gelu_new": jax.nn.gelu,
-  "gelu_pytorch_tanh": jax.nn.gelu,
-  "relu": jax.nn.relu,
-  "silu": jax.nn.silu,
-  "swish": jax.nn.silu,
-}
+from jaxkd.models.layers import ACTIVATIONS, LayerNorm, add_bias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,15 @@ KINDS = {
   "same": (lambda x: x, lambda x: x),
   "linear": (lambda x: x.T, lambda x: x.T),
   "conv": (lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),  # [O, I, K]
+  "conv2d": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),  # [O, I, K, L]
+  "depthwise": (lambda x: x[:, 0].T, lambda x: x.T[:, None]),  # [D, 1, K]
+  "pointwise": (lambda x: x[..., 0].T, lambda x: x.T[..., None]),  # [O, I, 1]
+  "pointwise2d": (lambda x: x[..., 0, 0].T, lambda x: x.T[..., None, None]),  # [O, I, 1, 1]
   "gain": (lambda x: x[0, 0], lambda x: x[None, None]),  # [1, 1, K]
   "heads": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),  # [1, H, 1, 1]
 }
+# Of a batch norm in torch: how often its statistics were updated, which no model reads.
+_UPDATES = ".num_batches_tracked"
 
 
 def structure(config, classes: int):
@@ -79,6 +85,7 @@ def load(
       arrays = [into(array.astype(np.float32)) for array in arrays.values()]
       found.append(np.stack(arrays) if stacked else arrays[0])
   unused = [n for b, n in bare.items() if b not in used and not b.startswith(family.unread)]
+  unused = [name for name in unused if not name.endswith(_UPDATES)]
   problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
   refuse(folder, problems)
   return jax.tree.unflatten(tree, found)
@@ -178,7 +185,7 @@ def _name(path) -> str:
 
 
 def _entry(ours: str, names: Names) -> tuple[tuple[str, ...], str]:
-  return names[re.sub(r"/\d+/", "/{i}/", ours)]
+  return names.get(ours) or names[re.sub(r"/\d+/", "/{i}/", ours)]
 
 
 def _spell(ours: str, names: Names, layers: int) -> list[list[str]]:

@@ -1,0 +1,155 @@
+"""Parakeet (FastConformer) in Hugging Face's layout: config.json and names of weights."""
+
+from jaxkd.errors import UserError
+from jaxkd.models.fastconformer import FastConformerConfig, FastConformerCTC
+from jaxkd.models.features import FFT, HOP, PREEMPHASIS, WINDOW
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.layers import ACTIVATIONS
+
+# What transformers assumes where config.json is silent about the encoder.
+_DEFAULTS = {
+  "hidden_size": 1024,
+  "num_hidden_layers": 24,
+  "num_attention_heads": 8,
+  "intermediate_size": 4096,
+  "hidden_act": "silu",
+  "attention_bias": True,
+  "convolution_bias": True,
+  "conv_kernel_size": 9,
+  "subsampling_factor": 8,
+  "subsampling_conv_channels": 256,
+  "num_mel_bins": 80,
+  "subsampling_conv_kernel_size": 3,
+  "subsampling_conv_stride": 2,
+  "scale_input": True,
+}
+# Of preprocessor_config.json: the front-end that is here, and what transformers assumes.
+_FRONT = {
+  "hop_length": HOP,
+  "n_fft": FFT,
+  "win_length": WINDOW,
+  "preemphasis": PREEMPHASIS,
+}
+_FACTORS = (2, 4, 8, 16)
+
+_LAYER, _SUBSAMPLING = "layers.{layer}.", "subsampling.layers."
+_NAMES: Names = {
+  "subsampling/kernel": ((_SUBSAMPLING + "0.weight",), "conv2d"),
+  "subsampling/bias": ((_SUBSAMPLING + "0.bias",), "same"),
+  "subsampling/project/kernel": (("subsampling.linear.weight",), "linear"),
+  "subsampling/project/bias": (("subsampling.linear.bias",), "same"),
+  "layers/attention/content_bias": ((_LAYER + "self_attn.bias_u",), "same"),
+  "layers/attention/position_bias": ((_LAYER + "self_attn.bias_v",), "same"),
+  "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
+  "layers/conv/depthwise_bias": ((_LAYER + "conv.depthwise_conv.bias",), "same"),
+  "layers/conv/inner_norm/scale": ((_LAYER + "conv.norm.weight",), "same"),
+  "layers/conv/inner_norm/bias": ((_LAYER + "conv.norm.bias",), "same"),
+  "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
+  "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
+  "head/kernel": (("ctc_head.weight",), "pointwise"),
+  "head/bias": (("ctc_head.bias",), "same"),
+}
+for _i in range(len(_FACTORS) - 1):  # a depthwise convolution, a pointwise one and a ReLU each
+  _at = 3 * _i + 2
+  _NAMES |= {
+    f"subsampling/depthwise/{_i}": ((f"{_SUBSAMPLING}{_at}.weight",), "conv2d"),
+    f"subsampling/depthwise_bias/{_i}": ((f"{_SUBSAMPLING}{_at}.bias",), "same"),
+    f"subsampling/pointwise/{_i}/kernel": ((f"{_SUBSAMPLING}{_at + 1}.weight",), "pointwise2d"),
+    f"subsampling/pointwise/{_i}/bias": ((f"{_SUBSAMPLING}{_at + 1}.bias",), "same"),
+  }
+for _ours, (_theirs, _kind) in {
+  "ff_first/inner": ("feed_forward1.linear1", "linear"),
+  "ff_first/outer": ("feed_forward1.linear2", "linear"),
+  "attention/query": ("self_attn.q_proj", "linear"),
+  "attention/key": ("self_attn.k_proj", "linear"),
+  "attention/value": ("self_attn.v_proj", "linear"),
+  "attention/out": ("self_attn.o_proj", "linear"),
+  "attention/positions": ("self_attn.relative_k_proj", "linear"),
+  "conv/gated": ("conv.pointwise_conv1", "pointwise"),
+  "conv/pointwise": ("conv.pointwise_conv2", "pointwise"),
+  "ff_last/inner": ("feed_forward2.linear1", "linear"),
+  "ff_last/outer": ("feed_forward2.linear2", "linear"),
+}.items():
+  _NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), _kind)
+  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
+for _ours, _theirs in {
+  "ff_first/norm": "norm_feed_forward1",
+  "attention/norm": "norm_self_att",
+  "conv/norm": "norm_conv",
+  "ff_last/norm": "norm_feed_forward2",
+  "norm": "norm_out",
+}.items():
+  _NAMES[f"layers/{_ours}/scale"] = ((f"{_LAYER}{_theirs}.weight",), "same")
+  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
+
+
+def _read(
+  description: dict,
+  where: str,
+  *,
+  pool: int = 1,
+  dtype: str = "float32",
+  head_dropout: float = 0.0,
+  freeze_conv: bool = False,
+) -> FastConformerConfig:
+  """`families.model_config` of this family; it is not trained, so rates are not read."""
+  del head_dropout, freeze_conv
+  given, front = description["config"].get("encoder_config") or {}, description["preprocessor"]
+  get = lambda field: given.get(field, _DEFAULTS[field])
+  _check_usable(given, front, where)
+  return FastConformerConfig(
+    mels=get("num_mel_bins"),
+    layers=get("num_hidden_layers"),
+    width=get("hidden_size"),
+    heads=get("num_attention_heads"),
+    ff_width=get("intermediate_size"),
+    conv_kernel=get("conv_kernel_size"),
+    subsampling=get("subsampling_factor"),
+    subsampling_channels=get("subsampling_conv_channels"),
+    activation=get("hidden_act"),
+    bias=get("attention_bias"),
+    conv_bias=get("convolution_bias"),
+    scale_input=get("scale_input"),
+    pool=pool,
+    dtype=dtype,
+  )
+
+
+def _check_usable(given: dict, front: dict, where: str) -> None:
+  """UserError where the encoder or its front-end is not the one that is here."""
+  check_rate(front, where)
+  get = lambda field: given.get(field, _DEFAULTS[field])
+  for field, choices in {
+    "hidden_act": tuple(ACTIVATIONS),
+    "subsampling_factor": _FACTORS,
+    "subsampling_conv_kernel_size": (3,),
+    "subsampling_conv_stride": (2,),
+    "head_dim": (get("hidden_size") // get("num_attention_heads"), None),
+  }.items():
+    check_choice(given, _DEFAULTS, field, choices, where)
+  mels, factor = get("num_mel_bins"), get("subsampling_factor")
+  for said, right in {
+    f"conv_kernel_size is {get('conv_kernel_size')}: it must be odd": get("conv_kernel_size") % 2,
+    f"num_mel_bins is {mels}: it must be a multiple of {factor}": mels % factor == 0,
+  }.items():
+    if not right:
+      raise UserError(f"{where}: config.json's encoder_config.{said}")
+  for field, here in (_FRONT | {"feature_size": mels}).items():
+    value = front.get(field, _FRONT.get(field, _DEFAULTS["num_mel_bins"]))
+    if value != here:
+      raise UserError(
+        f"{where}: preprocessor_config.json's {field} is {value!r}: only {here!r} is there"
+      )
+
+
+FAMILIES = {
+  "parakeet_ctc": Family(
+    "Parakeet",
+    "encoder.",
+    _NAMES,
+    FastConformerCTC,
+    _read,
+    classes=1025,
+    blank=("pad_token_id", 1024),
+  )
+}
