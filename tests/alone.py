@@ -3,6 +3,8 @@
 Many models of transformers change with padding; ours do not, and are theirs without any.
 """
 
+import warnings
+
 import numpy as np
 
 import padding
@@ -45,6 +47,46 @@ def of_transformers(model, front, audio: np.ndarray, lengths=LENGTHS) -> list[np
         found.append(model(values).logits[0].numpy())
     except RuntimeError:  # a convolution over fewer samples than its kernel has
       found.append(np.zeros((0, model.config.vocab_size), np.float32))
+  return found
+
+
+def make_speech(lengths=LENGTHS, *, size: int = 9600, seed: int = 0) -> np.ndarray:
+  """i16[B, size] of noise whose spectrum falls and whose loudness changes, as those of speech."""
+  rng = np.random.default_rng(seed)
+  audio = np.zeros((len(lengths), size))
+  for row in audio:
+    noise, loudness = rng.normal(size=(2, size))
+    smooth = np.convolve(noise, 0.9 ** np.arange(60), "same")
+    row[:] = smooth * np.exp(np.convolve(loudness, np.hanning(2000) / 30, "same"))
+  return np.round(3000 * audio / audio.std()).clip(-32768, 32767).astype(np.int16)
+
+
+def features(front, samples: np.ndarray) -> dict:
+  """What a front-end of log-mel features makes of f32[S], as torch arrays of one row."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # NumPy: the mean of no frames
+    return front(samples, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
+
+
+def of_features(model, front, count, audio: np.ndarray, lengths=LENGTHS) -> list[np.ndarray]:
+  """f32[frames, V] of the real frames of each row of i16[B, S] by transformers, without padding.
+
+  Args:
+    model, front: of transformers.
+    count: of the front-end's real frames → of the model's.
+    audio: i16[B, S].
+    lengths: real samples.
+  """
+  found = []
+  for row, length in enumerate(lengths):
+    try:
+      given = features(front, audio[row, :length] / np.float32(32768))
+      with torch.no_grad():
+        logits = model(**given).logits[0].numpy()
+      found.append(logits[: count(int(given["attention_mask"].sum()))])
+    except (RuntimeError, ValueError, IndexError):  # no frame
+      found.append(np.zeros((0, model.config.vocab_size), np.float32))
+  assert [len(logits) > 0 for logits in found[:3]] == [True] * 3
   return found
 
 

@@ -72,7 +72,8 @@ def frame_len(audio_len, kind: str):
   """Feature frames of so many samples, for ints and arrays, of a kind of `LogMel`."""
   _check_choice("kind", kind, _KINDS)
   if kind == "kaldi":
-    return jnp.maximum(0, 1 + (audio_len - WINDOW) // HOP)
+    arrays = jnp if isinstance(audio_len, jax.Array) else np
+    return arrays.maximum(0, 1 + (audio_len - WINDOW) // HOP)
   if kind == "sherpa":
     return (audio_len + HOP // 2) // HOP
   if kind == "nemo":
@@ -115,7 +116,7 @@ def log_mel(
   else:
     features = zero_padding(jnp.log(jnp.maximum(spectrum @ bank, floor)), mask)
   if settings.normalise == "utterance":
-    features = _standardise(features, mask)
+    features = standardise(features, mask)
   return features, mask
 
 
@@ -218,10 +219,19 @@ def _as_nemo_standardises(features: jax.Array, mask: jax.Array) -> jax.Array:
   return centred / (jnp.sqrt(variance) + 1e-5)
 
 
-def _standardise(features: jax.Array, mask: jax.Array) -> jax.Array:
-  """Zero mean and unit variance of every filter over the real frames; padding stays 0."""
-  count = jnp.maximum(mask.sum(-1), 1)[:, None, None]
-  mean = features.sum(1, keepdims=True) / count
+def standardise(
+  features: jax.Array, mask: jax.Array, *, eps: float = 1e-5, unbiased: bool = False
+) -> jax.Array:
+  """Zero mean and unit variance of every filter over the real frames; padding stays 0.
+
+  Args:
+    features: f32[B, N, F] with padding at 0.
+    mask: bool[B, N], True for real frames.
+    eps: added to the variance.
+    unbiased: the variance is that of a sample, over one frame less.
+  """
+  count = mask.sum(-1)[:, None, None]
+  mean = features.sum(1, keepdims=True) / jnp.maximum(count, 1)
   centred = zero_padding(features - mean, mask)
-  variance = (centred**2).sum(1, keepdims=True) / count
-  return centred * jax.lax.rsqrt(variance + 1e-5)
+  variance = (centred**2).sum(1, keepdims=True) / jnp.maximum(count - unbiased, 1)
+  return centred * jax.lax.rsqrt(variance + eps)

@@ -184,13 +184,15 @@ class ConvModule(nnx.Module):
     return dropout(y, rate, key)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Same-padded convolution over time of x[B, T, D] with kernel[K, D], each channel on its own.
+def depthwise(x: jax.Array, kernel: jax.Array, before: int | None = None) -> jax.Array:
+  """Convolution over time of x[B, T, D] with kernel[K, D], each channel on its own, to T frames.
 
-  A sum of shifted copies: one fused loop, where a grouped convolution is slow on CPU.
+  `before` of a frame's taps lie before it, half of them where None. A sum of shifted copies: one
+  fused loop, where a grouped convolution is slow on CPU.
   """
   taps, frames = kernel.shape[0], x.shape[1]
-  padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+  before = taps // 2 if before is None else before
+  padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
   taken = lambda i: padded[:, i : i + frames] * kernel[i][None, None].astype(x.dtype)
   return sum(taken(i) for i in range(taps))
 
@@ -233,11 +235,11 @@ class RelativeAttention(nnx.Module):
     table = table @ self.positions[...].astype(q.dtype)
     table = table.reshape(-1, self.heads, width // self.heads)
     scores = jnp.einsum("bhtd,phd->bhtp", q, table)
-    return _spread(scores, frames, self.clip)
+    return spread(scores, frames, self.clip)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
+def spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
   """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, clip(i - j)]."""
   i = jnp.arange(frames)
   distance = jnp.clip(i[:, None] - i[None], -clip, clip) + clip
@@ -245,7 +247,7 @@ def _spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
 
 
 def _spread_forward(scores, frames, clip):
-  return _spread(scores, frames, clip), None
+  return spread(scores, frames, clip), None
 
 
 def _spread_backward(frames, clip, _, cotangent):
@@ -265,7 +267,7 @@ def _spread_backward(frames, clip, _, cotangent):
   return (near.at[..., 0].add(low).at[..., -1].add(high),)
 
 
-_spread.defvjp(_spread_forward, _spread_backward)
+spread.defvjp(_spread_forward, _spread_backward)
 
 
 def _sinusoids(positions: jax.Array, width: int) -> jax.Array:
@@ -273,6 +275,18 @@ def _sinusoids(positions: jax.Array, width: int) -> jax.Array:
   rates = 10_000 ** (-jnp.arange(0, width, 2) / width)
   angles = positions[:, None] * rates[None]
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[:, :width]
+
+
+def rotated(x: jax.Array, base: float) -> jax.Array:
+  """x[B, T, H, E] turned by its frame's angles (rotary positions, Su et al. 2021), in its type.
+
+  The first half of E and the second are the two coordinates; `base` sets the slowest wavelength.
+  """
+  rates = base ** (-jnp.arange(0, x.shape[-1], 2) / x.shape[-1])
+  angles = (jnp.arange(x.shape[1])[:, None] * rates[None])[None, :, None]
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  sines, cosines = jnp.sin(angles), jnp.cos(angles)
+  return jnp.concatenate([a * cosines - b * sines, b * cosines + a * sines], -1).astype(x.dtype)
 
 
 class FrontEnd(nnx.Module):

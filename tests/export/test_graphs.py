@@ -15,7 +15,7 @@ from jaxkd.labels import Vocabulary
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel, log_mel
-from jaxkd.models.layers import _spread
+from jaxkd.models.layers import spread
 
 KINDS = [
   ("logmel", "none"),
@@ -128,7 +128,7 @@ def test_the_shear_is_the_models(frames, clip):
   }
   graph = g.model(inputs, {"out": (FLOAT, [2, 3, "T", "T"])}, {})
   (out,) = run(graph, x=np.zeros((2, frames, 4), np.float32), scores=scores)
-  np.testing.assert_array_equal(out, _spread(jnp.asarray(scores), frames, clip))
+  np.testing.assert_array_equal(out, spread(jnp.asarray(scores), frames, clip))
 
 
 def test_half_is_near_and_smaller(audio):

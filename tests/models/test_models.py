@@ -182,10 +182,10 @@ def test_gradient_of_spread_equals_that_of_a_gather(frames, clip):
   distance = np.clip(i[:, None] - i, -clip, clip) + clip
   plain = lambda scores: scores[..., i[:, None], distance]
   scores, weights = normal(2, 3, frames, 2 * clip + 1), normal(2, 3, frames, frames, seed=1)
-  np.testing.assert_array_equal(layers._spread(scores, frames, clip), plain(scores))
+  np.testing.assert_array_equal(layers.spread(scores, frames, clip), plain(scores))
   got, expected = (
     jax.grad(lambda s, f=f: (f(s) * weights).sum())(jnp.array(scores))
-    for f in (lambda s: layers._spread(s, frames, clip), plain)
+    for f in (lambda s: layers.spread(s, frames, clip), plain)
   )
   np.testing.assert_allclose(got, expected, atol=1e-5)
 

@@ -1,13 +1,14 @@
 """Every family of CTC models that is here, by its `model_type`."""
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface import omniasr, parakeet, wav2vec2
+from jaxkd.models.huggingface import omniasr, parakeet, wav2vec2, wav2vec2_bert
 from jaxkd.models.huggingface.family import Family
 
 FAMILIES: dict[str, Family] = {
   **wav2vec2.FAMILIES,
   **omniasr.FAMILIES,
   **parakeet.FAMILIES,
+  **wav2vec2_bert.FAMILIES,
 }
 
 
