@@ -98,7 +98,8 @@ class Wav2Vec2Config(WaveformConfig):
 class PositionConv(nnx.Module):
   """Grouped convolution over frames."""
 
-  def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs, stride: int = 1):
+    """Draws parameters; `config` may be another's that has the same fields."""
     width, taps, groups = config.width, config.position_kernel, config.position_groups
     self.kernel = nnx.Param(
       (4 / (taps * width)) ** 0.5 * jax.random.normal(rngs.params(), (taps, width // groups, width))
@@ -106,16 +107,17 @@ class PositionConv(nnx.Module):
     if config.position_norm == "weight":
       self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
     self.bias = nnx.Param(jnp.zeros(width))
-    self.groups, self.activation = groups, config.conv_activation
+    self.groups, self.activation, self.stride = groups, config.conv_activation, stride
     self.standardised = config.position_norm == "layer"
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x[B, M, D] to the same shape."""
+    """x[B, M, D] to [B, M // stride, D]."""
     kernel, taps = self.kernel[...], self.kernel.shape[0]
     if hasattr(self, "gain"):
       norm = jnp.sqrt((kernel**2).sum((1, 2), keepdims=True))
       kernel = kernel * (self.gain[...][:, None, None] / norm)
-    y = convolve(x, kernel, padding=taps // 2, groups=self.groups)[:, : x.shape[1]]
+    y = convolve(x, kernel, stride=self.stride, padding=taps // 2, groups=self.groups)
+    y = y[:, : x.shape[1] // self.stride]
     y = add_bias(y, self.bias)
     if self.standardised:
       y = standardise(y).astype(x.dtype)

@@ -6,8 +6,8 @@ It is wav2vec 2.0 whose positional convolution has no gains, with names and defa
 from jaxkd.errors import UserError
 from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
 from jaxkd.models.huggingface.wav2vec2 import NAMES
+from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
-from jaxkd.models.waveform import ACTIVATIONS
 
 # What transformers assumes where config.json's audio_config is silent.
 _DEFAULTS = {

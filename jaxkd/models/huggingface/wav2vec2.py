@@ -4,8 +4,8 @@ import functools
 
 from jaxkd.errors import UserError
 from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
-from jaxkd.models.waveform import ACTIVATIONS
 
 # What transformers assumes where config.json is silent.
 _DEFAULTS = {
