@@ -10,9 +10,37 @@ import numpy as np
 
 # Parts of a batch that are there only where an objective asks for them.
 TRANSCRIPTS, HYPOTHESES = "transcripts", "hypotheses"
+# Frames of a stored teacher, and the classes of those that are not kept in the order of classes.
+STORED, STORED_IDS = "stored frames", "stored frames' classes"
 
 # Audio is at this rate everywhere; what is read at another is resampled.
 SAMPLE_RATE_HZ = 16_000
+
+
+class StoredFrames(NamedTuple):
+  """What a stored teacher says of the rows of a batch, S numbers a frame (`teacher.store`).
+
+  Attributes:
+    log_probs: f32[B, T, S]; -inf in slots that were not kept.
+    tail: f32[B, T, 2], log of Σ p and of Σ p^(1 / temperature) over classes that were not kept.
+    mask: bool[B, T], True where the teacher has a frame.
+    ids: i32[B, T, S], classes of the slots; None where slot i is class i.
+  """
+
+  log_probs: jax.Array
+  tail: jax.Array
+  mask: jax.Array
+  ids: jax.Array | None = None
+
+  @classmethod
+  def like(
+    cls, make, needs: Collection[str], *, rows: int, frames: int, slots: int
+  ) -> "StoredFrames":
+    """`make(shape, dtype)` in the place of each array; see `batch_like`."""
+    size = (rows, frames)
+    ids = make((*size, slots), np.int32) if STORED_IDS in needs else None
+    values, tail = make((*size, slots), np.float32), make((*size, 2), np.float32)
+    return cls(values, tail, make(size, np.bool_), ids)
 
 
 class Batch(NamedTuple):
@@ -27,6 +55,7 @@ class Batch(NamedTuple):
     hypothesis: i32[B, U], class ids of what the teacher may have heard; None where that is not
       learnt from.
     hypothesis_len: i32[B], as `label_len`.
+    taught: what a stored teacher says of these rows; None where none is learnt from.
   """
 
   audio: jax.Array
@@ -35,6 +64,7 @@ class Batch(NamedTuple):
   label_len: jax.Array | None = None
   hypothesis: jax.Array | None = None
   hypothesis_len: jax.Array | None = None
+  taught: StoredFrames | None = None
 
 
 class BatchField(NamedTuple):
@@ -67,15 +97,17 @@ def batch_like(make, needs: Collection[str], **sizes: int) -> Batch:
   Args:
     make: of one array.
     needs: of the objective; fields that none of them asks for are None.
-    **sizes: rows, samples and labels.
+    **sizes: rows, samples and labels; with STORED also frames and slots.
   """
-  return Batch(
-    **{
-      name: make(tuple(sizes[axis] for axis in field.axes), field.dtype)
-      for name, field in BATCH_FIELDS.items()
-      if field.need is None or field.need in needs
-    }
-  )
+  fields = {
+    name: make(tuple(sizes[axis] for axis in field.axes), field.dtype)
+    for name, field in BATCH_FIELDS.items()
+    if field.need is None or field.need in needs
+  }
+  if STORED in needs:
+    sizes = {axis: sizes[axis] for axis in ("rows", "frames", "slots")}
+    fields["taught"] = StoredFrames.like(make, needs, **sizes)
+  return Batch(**fields)
 
 
 class FrameOutput(NamedTuple):

@@ -27,6 +27,7 @@ class Verb(NamedTuple):
 
 VERBS = {
   "distil": Verb("distil", "Distils a teacher into a small recogniser, with audio alone."),
+  "teach": Verb("teach", "Stores what a teacher says, to learn from without it."),
   "train": Verb("train", "Trains a student, its teacher first if need be, and evaluates both."),
   "transcribe": Verb("transcribe", "Writes down what is said in recordings."),
   "evaluate": Verb("evaluate", "Evaluates a finished run on other data."),

@@ -234,8 +234,12 @@ def _check_objective(config: ConfigDict) -> None:
     _require("," not in source, "teacher.source", source, "a single teacher with kd.warmup")
     name = config.student.name
     _require(name == "conformer", "student.name", name, "conformer with kd.warmup")
+    cache = config.teacher.cache
+    _require(not cache, "teacher.cache", cache, "False with kd.warmup, which asks for encodings")
   if source == "none":
     _require(kd.scale == 0, "kd.scale", kd.scale, "0 where config.teacher.source is none")
+    cache = config.teacher.cache
+    _require(not cache, "teacher.cache", cache, "False where config.teacher.source is none")
 
 
 def _check_data(config: ConfigDict) -> None:

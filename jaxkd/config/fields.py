@@ -404,10 +404,15 @@ FIELDS = Block(
           "train",
           "train (here, from transcripts), the workdir of a finished run, a folder in Hugging "
           "Face's layout, org/name on its hub, several of these with commas between (their "
-          "posteriors are averaged), or none",
+          "posteriors are averaged), a store that jaxkd teach wrote, or none",
         ),
         "pool": _count(
           2, "frames of a Hugging Face teacher that are max-pooled into one", 1, 16, unit="frames"
+        ),
+        "cache": Field(
+          False,
+          "whether what it says is stored once beside the workdir and read from there, so that no "
+          "teacher runs in training; then it hears every utterance alone and without noise",
         ),
         "language": Field(
           "",

@@ -9,7 +9,7 @@ from jaxkd.config import fields
 from jaxkd.config.check import check_values
 from jaxkd.errors import UserError
 
-SCHEMA = 3  # of config.json; those from before there were numbers are 0
+SCHEMA = 4  # of config.json; those from before there were numbers are 0
 
 # Fields that configs of schema 0 may lack, with the value that they had before they were fields.
 _MODEL = {"name": "conformer", "init": ""}
@@ -84,7 +84,11 @@ def _from_2(tree: dict) -> None:
   _fill(tree, {"teacher": {"language": ""}})
 
 
-_UPGRADES = (_from_0, _from_1, _from_2)
+def _from_3(tree: dict) -> None:
+  _fill(tree, {"teacher": {"cache": False}})
+
+
+_UPGRADES = (_from_0, _from_1, _from_2, _from_3)
 
 
 def _with_tuples(value):

@@ -15,7 +15,7 @@ from jaxkd.data.sources import Source
 from jaxkd.data.texts import Spelling
 from jaxkd.devices.mesh import padded_rows
 from jaxkd.errors import UserError
-from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS, Batch, batch_like
+from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS, Batch, StoredFrames, batch_like
 
 _THREADS = 2
 _AHEAD = 4  # batches
@@ -26,6 +26,28 @@ class Targets(Protocol):
 
   def draw(self, utterances: list[int], rng: np.random.Generator) -> np.ndarray:
     """i32[U] of utterances that are joined."""
+
+
+class Teaching(Protocol):
+  """A stored teacher: what it says of utterances, and where that goes in a batch.
+
+  Attributes:
+    frame_samples: audio samples in a frame.
+    grid: utterances of a row begin at multiples of so many samples.
+    slots: numbers of a frame.
+    needs: parts of a batch that it fills.
+  """
+
+  frame_samples: int
+  grid: int
+  slots: int
+  needs: frozenset[str]
+
+  def frames(self, utterance: str, speed: float, samples: int):
+    """Of an utterance by its id, as it is played; UserError where that is not known."""
+
+  def put(self, frames, into: StoredFrames, row: int, start: int) -> None:
+    """Writes them into a row's arrays, from frame `start` on."""
 
 
 class HostBatch(NamedTuple):
@@ -48,6 +70,7 @@ def batches(
   *,
   spelling: Spelling | None = None,
   hypotheses: Targets | None = None,
+  taught: Teaching | None = None,
   seed: int = 0,
   epoch: int = 0,
   noise_db: tuple[float, float] | None = None,
@@ -62,6 +85,8 @@ def batches(
     planned: all batches of an epoch.
     spelling: of transcripts; None for no labels. A row of utterances without has none.
     hypotheses: of all utterances, drawn into `Batch.hypothesis`; None for none.
+    taught: frames of all utterances, for `Batch.taught`: of each alone and without noise; None for
+      none.
     seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
     start: first batch.
@@ -77,6 +102,7 @@ def batches(
     source=source,
     spelling=spelling,
     hypotheses=hypotheses,
+    taught=taught,
     seed=(seed, epoch),
     noise_db=noise_db,
     shards=shards,
@@ -106,7 +132,9 @@ def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
     ) from error
 
 
-def _host_batch(numbered, *, source, spelling, hypotheses, seed, noise_db, shards) -> HostBatch:
+def _host_batch(
+  numbered, *, source, spelling, hypotheses, taught, seed, noise_db, shards
+) -> HostBatch:
   number, planned = numbered
   wanted, count = shards
   rows, samples, label_room = planned.shape
@@ -114,25 +142,30 @@ def _host_batch(numbered, *, source, spelling, hypotheses, seed, noise_db, shard
   mine = [row for shard in wanted for row in range(shard * size, (shard + 1) * size)]
   given = {TRANSCRIPTS: spelling, HYPOTHESES: hypotheses}
   needs = [need for need, found in given.items() if found is not None]
-  batch = batch_like(np.zeros, needs, rows=len(mine), samples=samples, labels=label_room)
+  sizes = dict(rows=len(mine), samples=samples, labels=label_room)
+  if taught is not None:
+    needs += taught.needs
+    sizes |= dict(frames=samples // taught.frame_samples, slots=taught.slots)
+  batch = batch_like(np.zeros, needs, **sizes)
   names, broken = [], []
   for place, row in enumerate(mine):
-    parts, used = [], []
     if row >= rows:
       names.append(())
       continue
-    for utterance, speed in zip(planned.rows[row], planned.speeds[row], strict=True):
-      try:
-        parts.append(_at_speed(source.read(utterance), speed))
-        used.append(utterance)
-      except BrokenAudio as error:
-        broken.append((source.ids[utterance], str(error)))
+    used, speeds, parts = _decoded(source, planned.rows[row], planned.speeds[row], broken)
     names.append(tuple(source.ids[u] for u in used))
     if not used:
       continue
+    if taught is not None:
+      lengths = map(len, parts)
+      said = [taught.frames(*which) for which in zip(names[-1], speeds, lengths, strict=True)]
     # As alone in its row, where features are of peak-normalised audio.
     if len(parts) > 1:
       parts = [_peak_normalised(part) for part in parts]
+    if taught is not None:
+      starts = _on_grid(parts, taught.grid)
+      for frames, start in zip(said, starts, strict=True):
+        taught.put(frames, batch.taught, place, start // taught.frame_samples)
     joined = np.concatenate(parts)[:samples]
     if noise_db is not None:
       joined = _with_noise(joined, noise_db, np.random.default_rng([*seed, number, row]))
@@ -148,6 +181,31 @@ def _host_batch(numbered, *, source, spelling, hypotheses, seed, noise_db, shard
       heard = hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1]))
       _put(heard, batch.hypothesis, batch.hypothesis_len, place)
   return HostBatch(batch, tuple(names), broken)
+
+
+def _decoded(source: Source, utterances, speeds, broken: list) -> tuple[list, list, list]:
+  """The utterances of a row that can be decoded, their speeds, and their samples at these."""
+  used, played, parts = [], [], []
+  for utterance, speed in zip(utterances, speeds, strict=True):
+    try:
+      parts.append(_at_speed(source.read(utterance), speed))
+    except BrokenAudio as error:
+      broken.append((source.ids[utterance], str(error)))
+    else:
+      used.append(utterance)
+      played.append(speed)
+  return used, played, parts
+
+
+def _on_grid(parts: list[np.ndarray], grid: int) -> list[int]:
+  """Lengthens all parts but the last by silence, so that they begin at multiples of `grid`.
+
+  Returns:
+    Where they begin.
+  """
+  for i, part in enumerate(parts[:-1]):
+    parts[i] = np.pad(part, (0, -len(part) % grid))
+  return np.cumsum([0, *map(len, parts[:-1])]).tolist()
 
 
 def _put(labels: np.ndarray, into: np.ndarray, lengths: np.ndarray, row: int) -> None:

@@ -45,9 +45,16 @@ class PlannedBatch(NamedTuple):
   speeds: tuple[tuple[float, ...], ...]
 
 
-def samples_of(durations: np.ndarray, speeds) -> np.ndarray:
-  """i64: samples that are set aside for utterances of so many seconds at speed factors."""
-  return np.ceil(durations * SAMPLE_RATE_HZ / speeds).astype(np.int64) + _SLACK
+def samples_of(durations: np.ndarray, speeds, grid: int = 1) -> np.ndarray:
+  """i64: samples that are set aside for utterances of so many seconds at speed factors.
+
+  Args:
+    durations: f64[...], seconds.
+    speeds: factors.
+    grid: what they are a multiple of.
+  """
+  samples = np.ceil(durations * SAMPLE_RATE_HZ / speeds).astype(np.int64) + _SLACK
+  return -(-samples // grid) * grid
 
 
 def shapes(
@@ -59,6 +66,7 @@ def shapes(
   join_seconds: float = 0.0,
   labels_per_second: float = 0.0,
   speeds: tuple[float, ...] = (1.0,),
+  grid: int = 1,
 ) -> tuple[Shape, ...]:
   """The shapes of all batches, shortest first.
 
@@ -71,8 +79,9 @@ def shapes(
       any, for utterances that are longer.
     labels_per_second: most labels in a second of an utterance; 0 where none are read.
     speeds: factors that an utterance may be played at.
+    grid: samples; utterances of a row begin at multiples of it.
   """
-  units = np.concatenate([samples_of(durations, speed) for speed in speeds])
+  units = np.concatenate([samples_of(durations, speed, grid) for speed in speeds])
   lengths: list[int] = []
   if join_seconds:
     joined = int(join_seconds * SAMPLE_RATE_HZ)
@@ -135,6 +144,7 @@ def epoch_plan(
   speeds: tuple[float, ...] = (1.0,),
   join: bool = False,
   apart: np.ndarray | None = None,
+  grid: int = 1,
 ) -> list[PlannedBatch]:
   """Every utterance once, in random order, company and speed.
 
@@ -147,10 +157,11 @@ def epoch_plan(
     speeds: factors to draw from.
     join: utterances are joined into rows of the shortest shape.
     apart: bool[utterances]; those with True are not joined with the others. None for all alike.
+    grid: samples; utterances of a row begin at multiples of it.
   """
   rng = np.random.default_rng([seed, epoch])
   drawn = rng.choice(np.array(speeds), len(durations))
-  lengths = samples_of(durations, drawn)
+  lengths = samples_of(durations, drawn, grid)
   order = rng.permutation(len(durations))
   capacity = shapes[0].samples if join else 0
   if apart is None or not capacity:
@@ -178,11 +189,19 @@ def _join(order, lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
   return [tuple(row) for row in rows]
 
 
-def evaluation_plan(durations: np.ndarray, shapes: tuple[Shape, ...]) -> list[PlannedBatch]:
-  """Every utterance once, alone in its row, by length."""
-  lengths = samples_of(durations, 1.0)
+def evaluation_plan(
+  durations: np.ndarray, shapes: tuple[Shape, ...], speed: float = 1.0
+) -> list[PlannedBatch]:
+  """Every utterance once, alone in its row, by length.
+
+  Args:
+    durations: f64[utterances], seconds.
+    shapes: of `shapes`, made for the same durations and speed.
+    speed: factor that all of them are played at.
+  """
+  lengths = samples_of(durations, speed)
   rows = [(int(i),) for i in np.argsort(lengths, kind="stable")]
-  return _batches(rows, lengths, np.ones(len(durations)), shapes, None)
+  return _batches(rows, lengths, np.full(len(durations), speed), shapes, None)
 
 
 def _batches(rows, lengths, drawn, shapes, rng) -> list[PlannedBatch]:

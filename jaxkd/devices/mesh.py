@@ -208,13 +208,14 @@ def my_rows(x: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def batch_struct(shape, mesh: Mesh, *, needs: Collection[str]) -> Batch:
+def batch_struct(shape, mesh: Mesh, *, needs: Collection[str], **sizes: int) -> Batch:
   """Shapes of a global batch, for compiling ahead of time.
 
   Args:
     shape: `plan.Shape` of its batch: rows, samples, labels.
     mesh: that its rows are split over, filled up so that they can be.
     needs: of the objective.
+    **sizes: with stored frames: frames and slots.
   """
   where = sharding.split_rows(mesh)
   return batch_like(
@@ -223,4 +224,5 @@ def batch_struct(shape, mesh: Mesh, *, needs: Collection[str]) -> Batch:
     rows=padded_rows(shape.rows, mesh.size),
     samples=shape.samples,
     labels=shape.labels,
+    **sizes,
   )

@@ -18,6 +18,7 @@ from jaxkd.labels import Vocabulary
 from jaxkd.models import kept
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher import sources
+from jaxkd.teacher.stored import Stored
 
 MODELS = ("student", "teacher")
 
@@ -64,7 +65,7 @@ class FinishedRun:
     return teacher_source(self.results, self.folder)
 
   @functools.cached_property
-  def teacher(self) -> AcousticModel | None:
+  def teacher(self) -> AcousticModel | Stored | None:
     """The model that it learnt from; None for none.
 
     Raises:
@@ -75,6 +76,8 @@ class FinishedRun:
     options = dict(pool=self.config.teacher.pool, language=self.config.teacher.language)
     try:
       found = sources.find(self.teacher_source, dtype=self.config.dtype, **options)
+      if isinstance(found, Stored):
+        found = found.at(self.kept.architecture.frame_samples)
       return found.load(self.devices)
     except UserError as error:
       raise UserError(

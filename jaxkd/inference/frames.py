@@ -14,6 +14,7 @@ from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
 from jaxkd.models.acoustic import AcousticModel
+from jaxkd.teacher.stored import Stored
 from jaxkd.types import Batch, FrameOutput
 
 # Audio in an evaluation batch, for each device.
@@ -48,8 +49,11 @@ class Remembered:
     self._kept: dict[int, FrameOutput] = {}
     self._free = _MOST_BYTES
 
-  def of_batch(self, number: int, batch: Batch, devices: jax.sharding.Mesh) -> FrameOutput:
+  def of_batch(
+    self, number: int, host: HostBatch, batch: Batch, devices: jax.sharding.Mesh
+  ) -> FrameOutput:
     """The output of the source's batch of that number."""
+    del host
     if number in self._kept:
       return mesh_lib.put_rows(self._kept[number], devices)
     out = self.model(batch.audio, batch.audio_len)
@@ -77,11 +81,12 @@ def evaluation_shapes(
 
 
 def frames(
-  models: Mapping[str, AcousticModel | Remembered],
+  models: Mapping[str, AcousticModel | Remembered | Stored],
   source: Source,
   devices: jax.sharding.Mesh,
   *,
   shapes: tuple[plan.Shape, ...] | None = None,
+  planned: list[plan.PlannedBatch] | None = None,
   workers: int = 0,
   timed: bool = False,
   description: str = "",
@@ -93,14 +98,16 @@ def frames(
     source: of the utterances.
     devices: mesh; batches are split over all of it.
     shapes: of the batches; None for `evaluation_shapes` of this source.
+    planned: the batches themselves; None for every utterance once, at its own speed.
     workers: processes that decode audio; 0 for threads of this one.
     timed: whether the models' time is measured, which makes the host wait for the devices.
     description: beside the progress bar.
   """
-  if shapes is None:
+  if shapes is None and planned is None:
     frame_samples = max(model.frame_samples for model in models.values())
     shapes = evaluation_shapes(source.durations, devices, frame_samples)
-  planned = plan.evaluation_plan(source.durations, shapes)
+  if planned is None:
+    planned = plan.evaluation_plan(source.durations, shapes)
   compiled = set()
   with console.progress(description or source.name, len(planned)) as update:
     hosts = pipeline.batches(source, planned, workers=workers, shards=mesh_lib.my_shards(devices))
@@ -108,20 +115,20 @@ def frames(
       batch = mesh_lib.put_batch(host.batch, devices)
       with sharding.on(devices):
         if timed and batch.audio.shape not in compiled:
-          jax.block_until_ready(_outputs(models, number, batch, devices))
+          jax.block_until_ready(_outputs(models, number, host, batch, devices))
           compiled.add(batch.audio.shape)
         started = time.perf_counter()
-        outputs = _outputs(models, number, batch, devices)
+        outputs = _outputs(models, number, host, batch, devices)
         if timed:
           jax.block_until_ready(outputs)
       yield Spoken(host, outputs, time.perf_counter() - started if timed else 0.0)
       update()
 
 
-def _outputs(models, number: int, batch: Batch, devices) -> dict[str, FrameOutput]:
+def _outputs(models, number: int, host: HostBatch, batch: Batch, devices):
   return {
-    name: model.of_batch(number, batch, devices)
-    if isinstance(model, Remembered)
-    else model(batch.audio, batch.audio_len)
+    name: model(batch.audio, batch.audio_len)
+    if isinstance(model, AcousticModel)
+    else model.of_batch(number, host, batch, devices)
     for name, model in models.items()
   }

@@ -20,6 +20,7 @@ from jaxkd.inference.frames import frames
 from jaxkd.inference.search.prefix import prefix_beam
 from jaxkd.labels import Vocabulary
 from jaxkd.models.acoustic import AcousticModel
+from jaxkd.teacher.stored import Stored
 
 # States of the search for each hypothesis that is kept.
 _BEAM = 4
@@ -55,7 +56,7 @@ class Hypotheses:
 
 
 def find(
-  teacher: AcousticModel,
+  teacher: AcousticModel | Stored,
   source: Source,
   path: pathlib.Path,
   devices: jax.sharding.Mesh,
@@ -82,7 +83,7 @@ def find(
   return _read(path, source, teacher.vocabulary)
 
 
-def _search(teacher: AcousticModel, source: Source, devices, count: int) -> list[dict]:
+def _search(teacher: AcousticModel | Stored, source: Source, devices, count: int) -> list[dict]:
   """Rows of the file, in the source's order."""
 
   @functools.partial(jax.jit, out_shardings=sharding.split_rows(devices))

@@ -13,13 +13,16 @@ from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
 from jaxkd.inference.frames import frames
 from jaxkd.models.acoustic import AcousticModel
+from jaxkd.teacher.stored import Stored
 from jaxkd.types import FrameOutput
 
 OWN = "log_prior.json"  # of a workdir's own model
 TEACHERS = "teacher_log_prior.json"  # where the teacher has none beside it
 
 
-def log_prior(model: AcousticModel, source: Source, devices: jax.sharding.Mesh) -> np.ndarray:
+def log_prior(
+  model: AcousticModel | Stored, source: Source, devices: jax.sharding.Mesh
+) -> np.ndarray:
   """f32[V]: log of a model's mean posterior over all real frames of a source."""
   total, count = np.zeros(len(model.vocabulary.symbols)), 0
   for spoken in frames({"model": model}, source, devices, description="log prior"):
@@ -38,7 +41,7 @@ def _posterior_sum(out: FrameOutput, devices: jax.sharding.Mesh):
 
 
 def kept_log_prior(
-  model: AcousticModel, source: Source, path: pathlib.Path, devices: jax.sharding.Mesh
+  model: AcousticModel | Stored, source: Source, path: pathlib.Path, devices: jax.sharding.Mesh
 ) -> np.ndarray:
   """f32[V]: the log prior in a JSON file, which is made first where it is not there."""
   if not mesh_lib.agreed(path.exists()):

@@ -20,6 +20,7 @@ from jaxkd.inference.search.greedy import best_path, collapse
 from jaxkd.labels import UnknownSymbol, Vocabulary, normalise
 from jaxkd.masks import same_frames
 from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel
+from jaxkd.teacher.stored import Stored
 from jaxkd.types import FrameOutput, WeightedSum
 
 
@@ -57,7 +58,7 @@ class SplitResult:
 
 def evaluate(
   student: AcousticModel,
-  teacher: AcousticModel | Remembered | None,
+  teacher: AcousticModel | Remembered | Stored | None,
   source: Source,
   devices: jax.sharding.Mesh,
   *,

@@ -17,7 +17,9 @@ from jaxkd.models import kept, shared
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.huggingface import weights
+from jaxkd.teacher import stored
 from jaxkd.teacher.ensemble import Ensemble, ensemble
+from jaxkd.teacher.stored import Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,8 @@ def find(
   dtype: str,
   language: str = "",
   named: str = "config.teacher.source is ",
-) -> Found:
-  """The teacher at a source: a finished workdir, a folder to share, or an ensemble of several.
+) -> Found | Stored:
+  """The teacher at a source: a workdir, a folder to share, a store, or an ensemble of several.
 
   Args:
     source: a folder, or org/name on the hub; several with commas between.
@@ -61,6 +63,10 @@ def find(
     UserError: no teacher there, one that cannot be used, or several that do not go together.
   """
   names = members(source, named)
+  if stores := [name for name in names if stored.is_one(pathlib.Path(name).expanduser())]:
+    if len(names) > 1:
+      raise UserError(f"{named}{source!r}: {stores[0]} is stored, and cannot be averaged")
+    return stored.find(source)
   if len(names) > 1:
     options = dict(pool=pool, dtype=dtype, language=language, named=named)
     found = [find(name, **options) for name in names]

@@ -23,6 +23,7 @@ from jaxkd.models import registry
 from jaxkd.models.huggingface import known
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
+from jaxkd.teacher.stored import Stored
 from jaxkd.training import objective, optim
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import TEACHER_ENCODINGS, Objective
@@ -105,6 +106,11 @@ def steps_of(config: ConfigDict) -> list[Step]:
       )
     options = dict(pool=config.teacher.pool, language=config.teacher.language)
     teacher = teachers.find(source, dtype=config.dtype, **options)
+    if isinstance(teacher, Stored):
+      raise UserError(
+        f"config.teacher.source is {source!r}, a store: the steps that are planned here run their "
+        "teacher"
+      )
   model = _model(config, "student", teacher)
   return [*steps, _step("student", "training", config, model, teacher)]
 

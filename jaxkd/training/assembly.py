@@ -33,9 +33,10 @@ from jaxkd.models import kept, parameters, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
+from jaxkd.teacher.stored import Stored
 from jaxkd.training import objective as objective_lib
 from jaxkd.training import optim, workdir
-from jaxkd.training.objective import TEACHER_ENCODINGS, Objective
+from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES, Objective
 from jaxkd.training.run import Blueprint, Data, Run
 from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 
@@ -63,7 +64,7 @@ class Plan:
   config: ConfigDict
   folder: pathlib.Path
   devices: jax.sharding.Mesh
-  teacher: "teachers.Found | Plan | None"
+  teacher: "teachers.Found | Stored | Plan | None"
   architecture: Architecture
   data: Data
   vocabulary: Vocabulary
@@ -98,11 +99,15 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   architecture = registry.architecture(
     config.student, config.features, dtype=config.dtype, remat=config.training.remat
   )
+  if isinstance(teacher, Stored):
+    teacher = _at_frame_length(teacher, architecture)
   _check_frames(teacher, architecture, config.teacher.source)
   taught = None if teacher is None else (_name(teacher), teacher.vocabulary)
   choice = choose(config.labels, teacher=taught, head=architecture.head)
   data, vocabulary = _transcribed(config, _open_data(config, opened), choice, architecture)
   _check_init(config.student.init, architecture, vocabulary)
+  if isinstance(teacher, Stored):
+    _check_stored(teacher, config, data.train)
   return Plan(config, folder, devices, teacher, architecture, data, vocabulary)
 
 
@@ -118,7 +123,7 @@ def _check_specs(config: ConfigDict) -> None:
 
 def _teacher(
   config: ConfigDict, folder: pathlib.Path, opened: dict
-) -> "teachers.Found | Plan | None":
+) -> "teachers.Found | Stored | Plan | None":
   """The teacher that the config names, or the plan of the one that it trains."""
   source = config.teacher.source
   if source == "none":
@@ -144,6 +149,26 @@ def _teacher_folder(made: Plan, beside: pathlib.Path) -> pathlib.Path:
 
 def _name(teacher: "teachers.Found | Plan") -> str:
   return "the teacher to be trained" if isinstance(teacher, Plan) else teacher.source
+
+
+def _at_frame_length(teacher: Stored, architecture: Architecture) -> Stored:
+  """A store at the student's frame length; says so where that is another."""
+  wanted, given = architecture.frame_samples, teacher.frame_samples
+  if wanted != given:
+    rule = "repeated" if given > wanted else "those with the least blank stay"
+    log.info("%s: frames of %g ms become %g ms: %s", teacher.source, given / 16, wanted / 16, rule)
+  return teacher.at(wanted)
+
+
+def _check_stored(teacher: Stored, config: ConfigDict, train: Source) -> None:
+  """UserError where a run asks a store for what it has not."""
+  needs = objective_lib.needs(config.kd)
+  if TEACHER_ENCODINGS in needs:
+    raise UserError("config.kd.warmup asks for encodings of the teacher, and a store has none")
+  if TEACHER_FRAMES in needs:
+    teacher.check(train, tuple(config.training.speeds), config.kd.temperature)
+  elif HYPOTHESES in needs:
+    teacher.check(train, (1.0,), teacher.settings.temperature)
 
 
 def _check_frames(teacher, architecture: Architecture, source: str) -> None:
@@ -243,12 +268,12 @@ def _check_init(init: str, architecture: Architecture, vocabulary: Vocabulary) -
   parameters.check_params(there.folder / kept.FINAL, like)
 
 
-def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> Run:
+def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: str) -> Run:
   """All that training needs, from a plan and the teacher that is there now.
 
   Args:
     made: of the run.
-    teacher: frozen, or None.
+    teacher: frozen, stored, or None.
     teacher_source: where it lies; "" for none.
   """
   config, devices, data = made.config, made.devices, made.data
@@ -262,6 +287,7 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
   spelling = None
   if TRANSCRIPTS in objective.needs:
     spelling = Spelling.of(made.vocabulary, data.train.texts)
+  grid = teacher.grid if isinstance(teacher, Stored) else 1
   per_second = _labels_per_second(data.train, spelling, nbest)
   shapes = plan.shapes(
     data.train.durations,
@@ -271,8 +297,9 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
     join_seconds=training.join_seconds,
     labels_per_second=per_second,
     speeds=tuple(training.speeds),
+    grid=grid,
   )
-  plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0)
+  plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0, grid=grid)
   if spelling is not None and None in data.train.texts:
     plan_options["apart"] = np.array([text is None for text in data.train.texts])
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
@@ -310,7 +337,9 @@ def prepare(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> R
   )
 
 
-def _objective(made: Plan, teacher: AcousticModel | None, teacher_source: str) -> Objective:
+def _objective(
+  made: Plan, teacher: AcousticModel | Stored | None, teacher_source: str
+) -> Objective:
   """What an update minimises; the teacher's log prior is estimated where the selection asks."""
   kd, log_prior = made.config.kd, None
   if objective_lib.needs_log_prior(kd):

@@ -19,8 +19,10 @@ from jaxkd.errors import Interrupted, UserError
 from jaxkd.inference import priors, scoring
 from jaxkd.inference.frames import Remembered
 from jaxkd.models import kept, parameters, registry
+from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher import sources as teachers
-from jaxkd.training import assembly, checkpoint, results, workdir
+from jaxkd.teacher.stored import Stored
+from jaxkd.training import assembly, cache, checkpoint, results, workdir
 from jaxkd.training import step as step_lib
 from jaxkd.training.assembly import Plan
 from jaxkd.training.run import Run
@@ -112,12 +114,16 @@ def _teacher(plan: Plan):
   found = plan.teacher
   if found is None:
     return None, ""
+  if isinstance(found, Stored):
+    return found, found.source
   if isinstance(found, Plan):
     log.info("teacher: %s", found.folder)
     # Variants that start together share one teacher: the first of them trains it.
     carry_out(found, wait=True)
     block = plan.config.teacher
     found = teachers.find(str(found.folder), pool=block.pool, dtype=plan.config.dtype)
+  if plan.config.teacher.cache:
+    return cache.stored(plan, found), found.source
   return found.load(plan.devices), found.source
 
 
@@ -130,7 +136,8 @@ class _Loop:
     self.everywhere = sharding.replicated(run.mesh)
     key = jax.random.fold_in(jax.random.key(run.seed), 0x7A1)
     self.key = jax.jit(lambda: key, out_shardings=self.everywhere)()
-    asked = run.teacher if run.objective.asks_teacher else None
+    asks = run.objective.asks_teacher and run.taught is None
+    asked = run.teacher if asks else None
     self.teacher_params = asked.params if asked else None
     self.teacher_graphdef = asked.graphdef if asked else None
     self.checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", keep_best=run.average)
@@ -149,7 +156,8 @@ class _Loop:
     self.flops: dict[plan_lib.Shape, float] = {}  # of an update
     self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
-    self.on_dev = Remembered(run.teacher) if run.teacher else None
+    runs = isinstance(run.teacher, AcousticModel)
+    self.on_dev = Remembered(run.teacher) if runs else None
 
   def run(self) -> dict:
     """Trains to the end, evaluates the final student, writes the results."""
@@ -210,6 +218,7 @@ class _Loop:
       self.teacher_graphdef,
       run.objective,
       run.optimizer,
+      stored_as=run.taught and run.taught.settings,
       mesh=run.mesh,
       state_shardings=run.state_shardings,
     )
@@ -328,7 +337,7 @@ class _Loop:
     run = self.run_
     return scoring.evaluate(
       run.blueprint.with_params(params),
-      self.on_dev if split == "dev" else run.teacher,
+      self.on_dev if split == "dev" and self.on_dev else run.teacher_on(split),
       getattr(run.data, split),
       run.mesh,
       shapes=run.eval_shapes,

@@ -34,6 +34,8 @@ class View(NamedTuple):
   Attributes:
     output: of the model that is trained, whole.
     student, teacher: both outputs, cut to the same frames.
+    softened: f32[B, T, V], the teacher's logits at the temperature of training, where those of
+      `teacher` do not tell (`teacher.stored`); None where they do.
     student_encoded, teacher_encoded: [B, T, D], what the encoders say of these frames; the
       student's is projected to the teacher's width.
     batch: audio and targets.
@@ -47,6 +49,7 @@ class View(NamedTuple):
   epoch: jax.Array
   student: FrameOutput | None = None
   teacher: FrameOutput | None = None
+  softened: jax.Array | None = None
   student_encoded: jax.Array | None = None
   teacher_encoded: jax.Array | None = None
 
@@ -184,8 +187,8 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
 
   def compute(view: View) -> WeightedSum:
     selected = _weights(select, view)
-    student, teacher = view.student.logits, view.teacher.logits
-    found = losses.kd_kl(student, teacher, selected, temperature=temperature)
+    teacher = view.teacher.logits if view.softened is None else view.softened
+    found = losses.kd_kl(view.student.logits, teacher, selected, temperature=temperature)
     if not by_labels:
       return found
     # The divisor of the authors' code: rows times target labels.

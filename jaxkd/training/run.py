@@ -19,6 +19,7 @@ from jaxkd.labels import Vocabulary
 from jaxkd.models import kept, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
+from jaxkd.teacher.stored import Stored
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import Objective
 
@@ -83,7 +84,7 @@ class Run:
     seed: of all random numbers.
     mesh: devices.
     blueprint: of the model that is trained.
-    teacher: frozen, or None.
+    teacher: frozen, stored, or None.
     teacher_source: where it lies; "" for none.
     objective, optimizer, schedule: what `step` and the log need.
     data: the opened splits.
@@ -104,7 +105,7 @@ class Run:
   seed: int
   mesh: jax.sharding.Mesh
   blueprint: Blueprint
-  teacher: AcousticModel | None
+  teacher: AcousticModel | Stored | None
   teacher_source: str
   objective: Objective
   optimizer: optax.GradientTransformation
@@ -123,6 +124,17 @@ class Run:
   plan_options: dict
   noise_db: tuple[float, float] | None
 
+  @property
+  def taught(self) -> Stored | None:
+    """The stored teacher whose frames are in the batches; None for one that runs, or for none."""
+    is_stored = isinstance(self.teacher, Stored) and self.objective.asks_teacher
+    return self.teacher if is_stored else None
+
+  def teacher_on(self, split: str) -> AcousticModel | Stored | None:
+    """What speaks for the teacher on dev or test data: a store, where it has these."""
+    is_stored = isinstance(self.teacher, Stored)
+    return self.teacher if not is_stored or self.teacher.has(getattr(self.data, split)) else None
+
   def epoch_plan(self, epoch: int) -> list[plan.PlannedBatch]:
     """Global batches of an epoch; the same in every process and after a resume."""
     return plan.epoch_plan(
@@ -136,6 +148,7 @@ class Run:
       planned,
       spelling=self.spelling,
       hypotheses=self.hypotheses,
+      taught=self.taught,
       seed=self.seed,
       epoch=epoch,
       noise_db=self.noise_db,
@@ -146,7 +159,12 @@ class Run:
 
   def batch_struct(self, shape: plan.Shape):
     """Shapes of a global training batch."""
-    return mesh.batch_struct(shape, self.mesh, needs=self.objective.needs)
+    needs, sizes = self.objective.needs, {}
+    if self.taught is not None:
+      needs |= self.taught.needs
+      frames = shape.samples // self.taught.frame_samples
+      sizes = dict(frames=frames, slots=self.taught.slots)
+    return mesh.batch_struct(shape, self.mesh, needs=needs, **sizes)
 
   def init_state(self) -> step_lib.TrainState:
     """A fresh model and optimiser, laid out on the mesh."""

@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxkd.devices import sharding
 from jaxkd.masks import same_frames
+from jaxkd.teacher import store, stored
 from jaxkd.training.objective import TEACHER_ENCODINGS, Objective, View
 from jaxkd.types import Batch, FrameOutput, WeightedSum
 
@@ -41,19 +42,37 @@ class TrainState(NamedTuple):
     return cls(params, opt_state, jnp.int32(0), terms, jnp.int32(-1))
 
 
-def teach(
-  teacher: nnx.Module, batch: Batch, needs: frozenset[str]
-) -> tuple[FrameOutput, jax.Array | None]:
-  """The teacher's output, and its encoder's [B, T, D] where that is asked for."""
+class Taught(NamedTuple):
+  """What a teacher says of a batch.
+
+  Attributes:
+    output: its frames.
+    encoded: [B, T, D], its encoder's output; None where that is not asked for.
+    softened: f32[B, T, V], logits at the temperature of training; None where `output` has them.
+  """
+
+  output: FrameOutput
+  encoded: jax.Array | None = None
+  softened: jax.Array | None = None
+
+
+def teach(teacher: nnx.Module, batch: Batch, needs: frozenset[str]) -> Taught:
+  """What a teacher that runs says of a batch, with its encodings where these are asked for."""
   if TEACHER_ENCODINGS not in needs:
-    return teacher(batch.audio, batch.audio_len), None
+    return Taught(teacher(batch.audio, batch.audio_len))
   encoded, mask = teacher.encode(batch.audio, batch.audio_len)
-  return teacher.classify(encoded, mask), encoded
+  return Taught(teacher.classify(encoded, mask), encoded)
+
+
+def retell(batch: Batch, settings: store.Settings) -> Taught:
+  """What a stored teacher said of a batch."""
+  found = stored.as_logits(batch.taught, settings)
+  return Taught(found.output, softened=None if settings.exact else found.softened)
 
 
 def observe(
   model: nnx.Module,
-  taught: tuple[FrameOutput, jax.Array | None] | None,
+  taught: Taught | None,
   batch: Batch,
   key: jax.Array,
   epoch: jax.Array,
@@ -64,7 +83,7 @@ def observe(
   Args:
     model: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput; where encodings are
       asked for also with `encode`, `classify` and `projection`.
-    taught: what `teach` says of the batch; None where the teacher is not asked.
+    taught: what the teacher says of the batch; None where the teacher is not asked.
     batch: with the fields that the objective needs.
     key: typed key of this update.
     epoch: i32[].
@@ -86,16 +105,26 @@ def observe(
   view = View(output, batch, select_key, epoch)
   if taught is None:
     return view
-  teacher, student = same_frames(taught[0], output)
-  view = view._replace(student=student, teacher=teacher)
-  if encoded is None:
-    return view
-  size = teacher.mask.shape[1]
-  return view._replace(student_encoded=encoded[:, :size], teacher_encoded=taught[1][:, :size])
+  teacher, student = same_frames(taught.output, output)
+  cut = lambda x: None if x is None else x[:, : teacher.mask.shape[1]]
+  return view._replace(
+    student=student,
+    teacher=teacher,
+    softened=cut(taught.softened),
+    student_encoded=cut(encoded),
+    teacher_encoded=cut(taught.encoded),
+  )
 
 
 def make_train_step(
-  graphdef, teacher_graphdef, objective: Objective, optimizer, *, mesh=None, state_shardings=None
+  graphdef,
+  teacher_graphdef,
+  objective: Objective,
+  optimizer,
+  *,
+  stored_as: store.Settings | None = None,
+  mesh=None,
+  state_shardings=None,
 ):
   """One update as a jitted function, one executable a batch shape.
 
@@ -104,6 +133,7 @@ def make_train_step(
     teacher_graphdef: the teacher's; not used where the objective does not ask it.
     objective: the loss.
     optimizer: an optax transformation over the model's parameters.
+    stored_as: of the stored teacher whose frames are in the batch; None for one that runs.
     mesh: of the arguments; layers are gathered on it one at a time. None for one device.
     state_shardings: of the new state, those of the old one; None where the compiler may choose.
 
@@ -122,7 +152,9 @@ def make_train_step(
 
   def one_update(state, teacher_params, batch, epoch, run_key):
     taught = None
-    if objective.asks_teacher:
+    if objective.asks_teacher and stored_as is not None:
+      taught = retell(batch, stored_as)
+    elif objective.asks_teacher:
       taught = teach(nnx.merge(teacher_graphdef, teacher_params), batch, objective.needs)
     key = jax.random.fold_in(run_key, state.step)
     of_params = jax.value_and_grad(loss_fn, has_aux=True)

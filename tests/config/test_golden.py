@@ -20,8 +20,8 @@ def test_no_dump_is_of_a_recipe_that_is_gone():
 @pytest.mark.parametrize("recipe", config_lib.DATA)
 def test_recipes_without_a_size_are_what_they_were_before_there_were_sizes(recipe):
   now = config_lib.stored(config_lib.base(recipe))
-  assert now.pop("schema") == 3
-  assert now["teacher"].pop("language") == ""
+  assert now.pop("schema") == config_lib.SCHEMA
+  assert now["teacher"].pop("language") == "" and not now["teacher"].pop("cache")
   assert (now["data"].pop("min_seconds"), now["data"].pop("max_seconds")) == (0.1, 40.0)
   # The characters were said; auto finds the same ones in English.
   assert now["labels"]["alphabet"] == config_lib.AUTO

@@ -1,0 +1,186 @@
+"""jaxkd teach: what a teacher says of every frame, stored once and learnt from many times."""
+
+import json
+import pathlib
+
+from jaxkd.commands import line
+from jaxkd.errors import UserError
+
+_EPILOG = """\
+Train from it with --config.teacher.source=STORE: no teacher runs then. The
+store must have the training data at each of config.training.speeds, and, for
+the teacher's own figures, dev and test data too.
+
+examples:
+  %(prog)s --teacher=runs/teacher --data=train.jsonl,dev.jsonl --out=frames
+  %(prog)s --teacher=facebook/hubert-large-ls960-ft --data=recordings \\
+    --speeds=0.9,1,1.1 --out=frames
+  %(prog)s --verify=frames"""
+_HEARD_AGAIN = 8
+
+
+def add_arguments(parser) -> None:
+  """Adds what the command line may say."""
+  parser.epilog = _EPILOG
+  add = parser.add_argument
+  add(
+    "--teacher",
+    metavar="SOURCE",
+    help="a model with CTC head in Hugging Face's layout (a folder, or org/name on its hub), or "
+    "the workdir of a finished run; several with commas between are averaged",
+  )
+  add("--data", metavar="DATA", help="manifests, folders of audio or corpus:split, with commas")
+  add("--out", metavar="STORE", help="a new folder, or one to go on in")
+  add("--speeds", default="1", help="factors that each utterance is played at (default 1)")
+  add(
+    "--temperature",
+    type=float,
+    default=2.0,
+    help="config.kd.temperature of the training (default 2)",
+  )
+  add(
+    "--top",
+    type=int,
+    metavar="K",
+    help="classes of a frame that are kept beside the blank; 0 for all (default: all of up to 100, "
+    "else 8)",
+  )
+  add("--dtype", choices=("float16", "float32"), default="float16", help="float32 rounds nothing")
+  add("--pool", type=int, default=2, help="frames of a Hugging Face model that become one (2)")
+  add("--language", default="", help="of a Hugging Face model with an adapter for each")
+  add("--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
+  add("--workers", type=int, default=0, help="processes that decode audio (default: threads)")
+  add(
+    "--verify",
+    metavar="STORE",
+    help="checks counts and checksums of a store, and with --teacher and --data some utterances "
+    "by hearing them again",
+  )
+
+
+def run(args) -> int:
+  """Writes or verifies a store; returns the exit status."""
+  from jaxkd.devices import mesh
+
+  mesh.start_processes()
+  if args.verify:
+    found, problems = verify(args)
+    if mesh.is_first():
+      print(json.dumps(found))
+    if problems:
+      raise UserError(f"{args.verify}: {len(problems)} problems; the first: {problems[0]}")
+    return 0
+  for name in ("teacher", "data", "out"):
+    if not getattr(args, name):
+      raise UserError(f"--{name} is missing: it is needed unless --verify=STORE is given")
+  found = write(args)
+  if mesh.is_first():
+    print(json.dumps(found))
+    _say_what_next(args, found)
+  return 0
+
+
+def _say_what_next(args, found: dict) -> None:
+  from jaxkd import console
+
+  console.err.print(
+    f"{found['records']} records, {found['hours']:.2f} h, {found['bytes'] / 1e6:.1f} MB in "
+    f"{args.out}; train from it:\n  {line.pasted()} train --config=symmetric:manifest "
+    f"--config.teacher.source={args.out} --config.data.train={args.data}",
+    highlight=False,
+    soft_wrap=True,
+  )
+
+
+def speeds(given: str) -> tuple[float, ...]:
+  """Of "0.9,1,1.1".
+
+  Raises:
+    UserError: no numbers above 0.
+  """
+  try:
+    found = tuple(float(part) for part in given.split(","))
+  except ValueError:
+    found = ()
+  if not found or not all(0.1 <= speed <= 10 for speed in found):
+    raise UserError(f"--speeds={given}: it must be numbers from 0.1 to 10, with commas between")
+  return found
+
+
+def write(args) -> dict:
+  """Writes the store that the arguments ask for and returns its totals."""
+  from jaxkd.data.corpora import Options
+  from jaxkd.data.sources import open_source
+  from jaxkd.devices import mesh
+  from jaxkd.inference import teaching
+
+  wanted = speeds(args.speeds)
+  if args.temperature <= 0:
+    raise UserError(f"--temperature={args.temperature:g}: it must be above 0")
+  found = _teacher(args)
+  source, devices = open_source(args.data, Options()), mesh.make_mesh()
+  folder = pathlib.Path(args.out).expanduser()
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f"--out={args.out} is a file: it must be a folder")
+  return teaching.write(
+    lambda: found.load(devices),
+    [teaching.Wanted(source, wanted)],
+    folder,
+    devices,
+    vocabulary=found.vocabulary,
+    frame_samples=found.frame_samples,
+    temperature=args.temperature,
+    top=args.top,
+    dtype=args.dtype,
+    facts=facts(found),
+    workers=args.workers,
+  )
+
+
+def facts(found) -> dict:
+  """What the header says of a teacher."""
+  from jaxkd.models.acoustic import parameter_count
+
+  return {
+    "teacher": found.source,
+    "parameters": parameter_count(found.like),
+    "vocabulary": found.vocabulary.fingerprint(),
+  }
+
+
+def _teacher(args):
+  from jaxkd.teacher import sources, stored
+
+  if stored.is_one(pathlib.Path(args.teacher).expanduser()):
+    raise UserError(f"--teacher={args.teacher} is a store already")
+  return sources.find(
+    args.teacher,
+    pool=args.pool,
+    dtype=args.arithmetic,
+    language=args.language,
+    named="--teacher=",
+  )
+
+
+def verify(args) -> tuple[dict, list[str]]:
+  """Counts of a store, and what is wrong with it."""
+  from jaxkd.data.corpora import Options
+  from jaxkd.data.sources import open_source
+  from jaxkd.devices import mesh
+  from jaxkd.inference import teaching
+  from jaxkd.teacher import stored
+
+  found = stored.find(args.verify)
+  counts = dict(found.store.header["complete"])
+  counts["left_out"] = len(counts["left_out"])
+  problems = found.store.damaged()
+  there = sum(len(shard.records) for shard in found.store.shards)
+  if there != counts["records"]:
+    problems.append(f"{there} records are listed and {counts['records']} were written")
+  if args.teacher and args.data:
+    devices = mesh.make_mesh()
+    model = _teacher(args).load(devices)
+    source = open_source(args.data, Options())
+    heard, largest = teaching.differences(found, model, source, devices, _HEARD_AGAIN)
+    counts |= {"heard_again": heard, "largest_difference": largest}
+  return counts, problems

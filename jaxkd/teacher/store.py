@@ -1,0 +1,505 @@
+"""Stored teachers: what a CTC model says of every frame of some audio, kept in a folder.
+
+Any toolkit can write one: this file needs NumPy and array_record alone, and works where it is
+copied to. docs/stored-teachers.md has the layout of the folder and of its records.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+FORMAT, VERSION = "jaxkd-store", 1
+HEADER, LABELS, SHARDS = "store.json", "labels.json", "shards"
+# Frames whose blank is more probable than 1 - _SURE keep two numbers, whatever the classes.
+_SURE = 1e-3
+# Up to so many classes are kept whole unless it is said how many are; of more, so many a frame.
+WHOLE_CLASSES, TOP = 100, 8
+# Below any posterior that matters, and finite, so that it can be multiplied by 0.
+_LOWEST = -1e4
+_SHARD_SAMPLES = 3600 * 16_000
+_COUNTS = struct.Struct("<II")
+
+
+class StoreError(ValueError):
+  """A folder that cannot be used as it is; the message is one line."""
+
+
+class Settings(NamedTuple):
+  """How frames are kept.
+
+  Attributes:
+    classes: V, the blank included.
+    blank_id: its class.
+    temperature: of the training that they are for: the sum over classes that are not kept is kept
+      at this temperature, too, since it does not follow from that at 1.
+    top: classes of a frame that are kept beside the blank; 0 for all of them.
+    dtype: of log probabilities, "float16" or "float32". All of them in float32 are exact.
+  """
+
+  classes: int
+  blank_id: int
+  temperature: float = 2.0
+  top: int = 0
+  dtype: str = "float16"
+
+  @property
+  def exact(self) -> bool:
+    """Whether nothing is rounded or left out."""
+    return self.top == 0 and self.dtype == "float32"
+
+  @property
+  def slots(self) -> int:
+    """S: log probabilities of a frame."""
+    return self.top + 1 if self.top else self.classes
+
+  @property
+  def blank_slot(self) -> int:
+    """Which of them is the blank's."""
+    return 0 if self.top else self.blank_id
+
+
+class Frames(NamedTuple):
+  """What a teacher says of an utterance.
+
+  Attributes:
+    samples: of the audio at 16 kHz.
+    log_probs: f32[T, S]; -inf in slots that were not kept.
+    ids: i32[T, S], their classes, the blank first; None where slot i is class i.
+    tail: f32[T, 2], log of Σ p and of Σ p^(1 / temperature) over all classes that were not kept;
+      -inf where all were.
+  """
+
+  samples: int
+  log_probs: np.ndarray
+  ids: np.ndarray | None
+  tail: np.ndarray
+
+
+def encode(log_probs: np.ndarray, samples: int, settings: Settings) -> bytes:
+  """A record.
+
+  Args:
+    log_probs: float[T, V], normalised.
+    samples: of the audio at 16 kHz.
+    settings: how they are kept.
+
+  Raises:
+    StoreError: other classes, or numbers that are no log probabilities.
+  """
+  log_probs = np.asarray(log_probs, np.float32)
+  if log_probs.ndim != 2 or log_probs.shape[1] != settings.classes:
+    raise StoreError(f"log_probs are {log_probs.shape}: they must be [T, {settings.classes}]")
+  log_probs = np.maximum(log_probs, _LOWEST)
+  total = np.exp(log_probs, dtype=np.float64).sum(-1)
+  if not np.allclose(total, 1, atol=1e-2):  # NaN is not close to 1 either
+    raise StoreError("log_probs are not normalised: each frame's probabilities must add up to 1")
+  sure = np.zeros(len(log_probs), bool)
+  if not settings.exact:
+    sure = log_probs[:, settings.blank_id] > np.log1p(-_SURE)
+  known = np.zeros(log_probs.shape, bool)
+  known[:, settings.blank_id] = True
+  unsure, number = log_probs[~sure], _number(settings)
+  parts = [_COUNTS.pack(samples, len(log_probs)), np.packbits(sure).tobytes()]
+  if settings.top:
+    ids = _best(unsure, settings)
+    rows = np.flatnonzero(~sure)[:, None]
+    known[rows, ids] = True
+    values = np.take_along_axis(unsure, np.insert(ids, 0, settings.blank_id, axis=1), 1)
+    parts += [ids.astype(_id_type(settings.classes)).tobytes(), values.astype(number).tobytes()]
+  else:
+    known[~sure] = True
+    parts.append(unsure.astype(number).tobytes())
+  tails = _tails(log_probs, ~known, settings.temperature)
+  parts.append(tails[slice(None) if settings.top else sure].astype(number).tobytes())
+  return b"".join(parts)
+
+
+def _best(log_probs: np.ndarray, settings: Settings) -> np.ndarray:
+  """i64[T, K], the most probable classes but for the blank."""
+  others = log_probs.copy()
+  others[:, settings.blank_id] = -np.inf
+  return np.argpartition(-others, settings.top - 1, axis=-1)[:, : settings.top]
+
+
+def _tails(log_probs: np.ndarray, rest: np.ndarray, temperature: float) -> np.ndarray:
+  """f32[T, 2] over the classes of bool[T, V] `rest`."""
+  sums = [
+    np.where(rest, np.exp(log_probs / t, dtype=np.float64), 0).sum(-1) for t in (1, temperature)
+  ]
+  with np.errstate(divide="ignore"):
+    found = np.log(np.stack(sums, -1))
+  return np.where(rest.any(-1, keepdims=True), np.maximum(found, _LOWEST), -np.inf)
+
+
+def _number(settings: Settings) -> np.dtype:
+  return np.dtype("<f2" if settings.dtype == "float16" else "<f4")
+
+
+def _id_type(classes: int) -> np.dtype:
+  return np.dtype("<u1" if classes <= 1 << 8 else "<u2" if classes <= 1 << 16 else "<u4")
+
+
+def decode(record: bytes, settings: Settings) -> Frames:
+  """What `encode` made a record of.
+
+  Raises:
+    StoreError: it is none of these settings.
+  """
+  try:
+    samples, count = _COUNTS.unpack_from(record)
+    read = _Reading(record, _COUNTS.size)
+    sure = np.unpackbits(read(np.uint8, -(-count // 8)), count=count).astype(bool)
+    number, unsure = _number(settings), int((~sure).sum())
+    values = np.full((count, settings.slots), -np.inf, np.float32)
+    tail = np.full((count, 2), -np.inf, np.float32)
+    ids = None
+    if settings.top:
+      ids = np.full((count, settings.slots), settings.blank_id, np.int32)
+      shape = (unsure, settings.top)
+      ids[~sure, 1:] = read(_id_type(settings.classes), *shape)
+    values[~sure] = read(number, unsure, settings.slots)
+    tail[slice(None) if settings.top else sure] = read(
+      number, count if settings.top else count - unsure, 2
+    )
+    read.end()
+  except (ValueError, struct.error) as error:
+    raise StoreError(f"a record is damaged: {error}") from error
+  values[sure, settings.blank_slot] = np.log1p(-np.exp(tail[sure, 0]))
+  return Frames(samples, values, ids, tail)
+
+
+class _Reading:
+  """Arrays out of bytes, one after the other."""
+
+  def __init__(self, data: bytes, start: int):
+    self.data, self.at = data, start
+
+  def __call__(self, dtype, *shape: int) -> np.ndarray:
+    count = int(np.prod(shape))
+    found = np.frombuffer(self.data, dtype, count, self.at)
+    self.at += found.nbytes
+    return found.reshape(shape)
+
+  def end(self) -> None:
+    if self.at != len(self.data):
+      raise ValueError(f"{len(self.data)} bytes instead of {self.at}")
+
+
+def at_frame_length(frames: Frames, blank_slot: int, given: int, wanted: int) -> Frames:
+  """The same frames, longer or shorter.
+
+  A frame repeats where shorter ones are wanted. Of those that become one, the frame with the least
+  blank stays: its label would be lost in a mean.
+
+  Args:
+    frames: of an utterance.
+    blank_slot: of `Settings`.
+    given: audio samples in a frame.
+    wanted: in a frame of the result; one of the two divides the other.
+  """
+  count = len(frames.log_probs)
+  if wanted == given or not count:
+    return frames
+  if wanted < given:
+    kept = np.repeat(np.arange(count), given // wanted)
+  else:
+    size = wanted // given
+    blank = frames.log_probs[:, blank_slot]
+    blocks = np.pad(blank, (0, -count % size), constant_values=np.inf).reshape(-1, size)
+    kept = blocks.argmin(1) + size * np.arange(len(blocks))
+  ids = None if frames.ids is None else frames.ids[kept]
+  return Frames(frames.samples, frames.log_probs[kept], ids, frames.tail[kept])
+
+
+class Writer:
+  """Writes a store; opened again after a kill it goes on, and says what is there already.
+
+  Several processes may write one store, each with its own `part`.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    symbols: Iterable[str],
+    blank_id: int,
+    frame_samples: int,
+    kind: str = "characters",
+    space: str = " ",
+    temperature: float = 2.0,
+    top: int | None = None,
+    dtype: str = "float16",
+    facts: dict | None = None,
+    part: int = 0,
+  ):
+    """Makes the folder, or goes on in one of the same settings.
+
+    Args:
+      folder: of the store.
+      symbols: what each class stands for.
+      blank_id: the blank's class.
+      frame_samples: audio samples (16 kHz) in a frame, such as 320 for 20 ms.
+      kind: of the vocabulary: "characters", "tokens" (between spaces), or another of jaxkd's.
+      space: the symbol that stands for the space between words, "" where none does.
+      temperature: of the training that it is for.
+      top: classes of a frame that are kept beside the blank; 0 for all; None for all of up to
+        WHOLE_CLASSES, else TOP.
+      dtype: of log probabilities.
+      facts: JSON-able, such as {"teacher": name, "parameters": count}; kept in the header.
+      part: number of the process.
+
+    Raises:
+      StoreError: settings that cannot be, or a store of other ones.
+    """
+    self.folder, self.part = pathlib.Path(folder), part
+    labels = {"kind": kind, "symbols": list(symbols), "blank_id": blank_id, "space": space}
+    classes = len(labels["symbols"])
+    top = (TOP if classes > WHOLE_CLASSES else 0) if top is None else top
+    self.settings = Settings(classes, blank_id, float(temperature), top, dtype)
+    _check(self.settings, frame_samples)
+    header = {"format": FORMAT, "version": VERSION, "frame_samples": frame_samples}
+    header |= self.settings._asdict() | (facts or {})
+    self._header = _same_or_new(self.folder, header, labels)
+    self._done = {key for shard in listed(self.folder) for key in shard.named()}
+    self._file, self._rows, self._room = None, [], 0
+
+  def __contains__(self, key: tuple[str, float]) -> bool:
+    """Whether (utterance, speed) is there, by any process, when this one was opened."""
+    return (key[0], float(key[1])) in self._done
+
+  def add(self, utterance: str, log_probs: np.ndarray, *, samples: int, speed: float = 1.0) -> None:
+    """Adds an utterance; it is kept once its shard is full, or `close` is called.
+
+    Args:
+      utterance: its id in the data that will be trained on.
+      log_probs: float[T, V], normalised.
+      samples: of its audio at 16 kHz, at this speed.
+      speed: factor that it was played at.
+
+    Raises:
+      StoreError: it is there already, or no log probabilities.
+    """
+    key = (utterance, float(speed))
+    if key in self._done:
+      raise StoreError(f"{self.folder} has {utterance} at speed {speed:g} already")
+    record = encode(log_probs, samples, self.settings)
+    if self._file is None:
+      self._open()
+    self._file.write(record)
+    self._rows.append([*key, samples, len(log_probs)])
+    self._done.add(key)
+    self._room -= samples
+    if self._room <= 0:
+      self.flush()
+
+  def _open(self) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    mine = sorted((self.folder / SHARDS).glob(f"{self.part:04}-*.json"))
+    number = int(mine[-1].stem.split("-")[1]) + 1 if mine else 0
+    self._path = self.folder / SHARDS / f"{self.part:04}-{number:06}.array_record"
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = ArrayRecordWriter(str(self._path), "group_size:1")
+    self._room = _SHARD_SAMPLES
+
+  def flush(self) -> None:
+    """Ends the shard, so that all that was added is kept."""
+    if self._file is None:
+      return
+    self._file.close()
+    facts = {"bytes": self._path.stat().st_size, "sha256": _digest(self._path)}
+    _write_json(self._path.with_suffix(".json"), facts | {"records": self._rows})
+    self._file, self._rows = None, []
+
+  def close(self, *, left_out: Iterable[tuple[str, str]] = ()) -> dict:
+    """Ends the store, by one process when all have flushed; returns its totals.
+
+    Args:
+      left_out: (utterance, reason) of what is not in it.
+    """
+    self.flush()
+    shards = listed(self.folder)
+    rows = [row for shard in shards for row in shard.records]
+    totals = {
+      "utterances": len({row[0] for row in rows}),
+      "records": len(rows),
+      "frames": sum(row[3] for row in rows),
+      "hours": round(sum(row[2] for row in rows) / 16_000 / 3600, 4),
+      "bytes": sum(shard.bytes for shard in shards),
+      "left_out": [list(pair) for pair in left_out],
+    }
+    _write_json(self.folder / HEADER, self._header | {"complete": totals})
+    return totals
+
+
+class Shard(NamedTuple):
+  """One file of records, and what was said of it when it was whole.
+
+  Attributes:
+    path: of the file.
+    bytes, sha256: of its content.
+    records: [utterance, speed, samples, frames] of each.
+  """
+
+  path: pathlib.Path
+  bytes: int
+  sha256: str
+  records: list[list]
+
+  def named(self) -> Iterator[tuple[str, float]]:
+    """(utterance, speed) of each record."""
+    return ((row[0], row[1]) for row in self.records)
+
+
+def listed(folder: pathlib.Path) -> list[Shard]:
+  """The whole shards of a store; a file that no list names was cut off by a kill.
+
+  Raises:
+    StoreError: a list that is damaged.
+  """
+  found = []
+  for path in sorted((folder / SHARDS).glob("*.json")):
+    try:
+      shard = json.loads(path.read_text(encoding="utf-8"))
+      rows = [[str(row[0]), float(row[1]), int(row[2]), int(row[3])] for row in shard["records"]]
+      named = path.with_suffix(".array_record")
+      found.append(Shard(named, int(shard["bytes"]), shard["sha256"], rows))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+      raise StoreError(f"{path} is damaged ({error}): remove it and write again") from error
+  return found
+
+
+def _check(settings: Settings, frame_samples: int) -> None:
+  if not 0 <= settings.blank_id < settings.classes:
+    raise StoreError(f"blank_id is {settings.blank_id}: it must be one of {settings.classes}")
+  if not 0 <= settings.top < settings.classes:
+    raise StoreError(f"top is {settings.top}: it must be below the {settings.classes} classes")
+  if settings.dtype not in ("float16", "float32"):
+    raise StoreError(f"dtype is {settings.dtype!r}: it must be float16 or float32")
+  if settings.temperature <= 0 or frame_samples < 1:
+    raise StoreError("temperature and frame_samples must be above 0")
+
+
+def _same_or_new(folder: pathlib.Path, header: dict, labels: dict) -> dict:
+  """The header of a store that is there with the same settings, or of a new one."""
+  for name, wanted in ((HEADER, header), (LABELS, labels)):
+    path = folder / name
+    if not path.exists():
+      folder.mkdir(parents=True, exist_ok=True)
+      _write_json(path, wanted)
+      continue
+    there = {k: v for k, v in _read_json(path).items() if k != "complete"}
+    if there != json.loads(json.dumps(wanted)):
+      names = [k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k)]
+      raise StoreError(
+        f"{folder} is a store of other settings ({', '.join(sorted(names))}): another folder"
+      )
+  return header
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: pathlib.Path, value) -> None:
+  """The old file or the whole new one, whenever a kill comes."""
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_text(json.dumps(value, ensure_ascii=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: pathlib.Path) -> dict:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise StoreError(f"{path} cannot be read: {error}") from error
+  if not isinstance(found, dict):
+    raise StoreError(f"{path} must hold a JSON object")
+  return found
+
+
+class Store:
+  """A store that is complete, to be read from; any number of threads and processes may.
+
+  Attributes:
+    folder: where it lies.
+    header: facts of its teacher, and "complete", its totals.
+    settings: how frames are kept.
+    frame_samples: audio samples in a frame.
+    symbols: of the classes.
+    shards: its files.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    """Reads the header and the lists.
+
+    Raises:
+      StoreError: it is none, not complete, of a newer version, or damaged.
+    """
+    self.folder = pathlib.Path(folder)
+    self.header = _read_json(self.folder / HEADER)
+    if self.header.get("format") != FORMAT or self.header.get("version") != VERSION:
+      raise StoreError(f"{self.folder} is no store of version {VERSION}")
+    if "complete" not in self.header:
+      raise StoreError(f"{self.folder} is not complete: the command that writes it goes on")
+    self.settings = Settings(**{name: self.header[name] for name in Settings._fields})
+    self.frame_samples = int(self.header["frame_samples"])
+    self.symbols = tuple(_read_json(self.folder / LABELS)["symbols"])
+    self.shards = listed(self.folder)
+    for shard in self.shards:
+      if not shard.path.exists() or shard.path.stat().st_size != shard.bytes:
+        raise StoreError(f"{shard.path} is cut short or gone: remove its .json and write again")
+    self._source = None
+
+  def positions(self) -> dict[tuple[str, float], int]:
+    """(utterance, speed) → position of its record."""
+    keys = (key for shard in self.shards for key in shard.named())
+    return {key: position for position, key in enumerate(keys)}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {"_source": None}  # each process opens its own files
+
+  def read(self, position: int) -> Frames:
+    """A record.
+
+    Raises:
+      StoreError: it is damaged.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    if self._source is None:
+      self._source = ArrayRecordDataSource([str(shard.path) for shard in self.shards])
+    try:
+      record = self._source[position]
+    except (RuntimeError, ValueError) as error:
+      raise StoreError(f"{self.folder}: a record cannot be read: {error}") from error
+    return decode(record, self.settings)
+
+  def damaged(self) -> list[str]:
+    """What is wrong with its files: checksums, counts, and records that do not fit their list."""
+    found, position = [], 0
+    for shard in self.shards:
+      if _digest(shard.path) != shard.sha256:
+        found.append(f"{shard.path}: other bytes than were written")
+        position += len(shard.records)
+        continue
+      for utterance, speed, samples, count in shard.records:
+        with contextlib.suppress(StoreError):
+          frames = self.read(position)
+          if (frames.samples, len(frames.log_probs)) == (samples, count):
+            position += 1
+            continue
+        found.append(f"{shard.path}: the record of {utterance} at speed {speed:g}")
+        position += 1
+    return found

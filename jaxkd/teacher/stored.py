@@ -1,0 +1,211 @@
+"""A stored teacher in the place of one that runs: its frames by utterance, and as logits."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.data.pipeline import HostBatch
+from jaxkd.data.sources import Source
+from jaxkd.devices import mesh as mesh_lib
+from jaxkd.errors import UserError
+from jaxkd.labels import Vocabulary
+from jaxkd.teacher import store as store_lib
+from jaxkd.types import STORED, STORED_IDS, Batch, FrameOutput, StoredFrames
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A store, at the frame length of the model that learns from it.
+
+  Attributes:
+    source: where it lies.
+    store: its records.
+    vocabulary: its classes.
+    frame_samples: audio samples in a frame as it is used, which need not be the store's own.
+  """
+
+  source: str
+  store: store_lib.Store
+  vocabulary: Vocabulary
+  frame_samples: int
+
+  @property
+  def settings(self) -> store_lib.Settings:
+    """How its frames are kept."""
+    return self.store.settings
+
+  @property
+  def parameter_count(self) -> int:
+    """Of the model that spoke; 0 where its writer did not say."""
+    return int(self.store.header.get("parameters", 0))
+
+  @property
+  def blank_id(self) -> int:
+    return self.vocabulary.blank_id
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """Parts of a batch that its frames take."""
+    return frozenset({STORED, STORED_IDS} if self.settings.top else {STORED})
+
+  @property
+  def slots(self) -> int:
+    """Numbers of a frame in a batch."""
+    return self.settings.slots
+
+  @property
+  def grid(self) -> int:
+    """Audio samples between places where an utterance may begin in a row."""
+    return max(self.frame_samples, self.store.frame_samples)
+
+  @functools.cached_property
+  def positions(self) -> dict[tuple[str, float], int]:
+    """(utterance, speed) → position of its record."""
+    return self.store.positions()
+
+  def load(self, devices: jax.sharding.Mesh) -> "Stored":
+    """Itself: there are no parameters."""
+    del devices
+    return self
+
+  def at(self, frame_samples: int) -> "Stored":
+    """The same at another frame length (`store.at_frame_length`).
+
+    Raises:
+      UserError: neither length divides the other.
+    """
+    given = self.store.frame_samples
+    if max(given, frame_samples) % min(given, frame_samples):
+      raise UserError(
+        f"{self.source} has a frame every {given / 16:g} ms and the student every "
+        f"{frame_samples / 16:g} ms: one must be a multiple of the other"
+      )
+    return dataclasses.replace(self, frame_samples=frame_samples)
+
+  def has(self, source: Source) -> bool:
+    """Whether every utterance of a source is there, as it is played."""
+    return all((name, 1.0) in self.positions for name in source.ids)
+
+  def check(self, source: Source, speeds: tuple[float, ...], temperature: float) -> None:
+    """UserError where a training on a source at these speeds and temperature lacks something."""
+    kept = self.settings.temperature
+    if temperature != kept and not self.settings.exact:
+      raise UserError(
+        f"config.kd.temperature is {temperature:g}, and {self.source} was written for {kept:g}: "
+        f"jaxkd teach --temperature={temperature:g} writes one, or --dtype=float32 one for any"
+      )
+    for speed in speeds:
+      lacking = [name for name in source.ids if (name, float(speed)) not in self.positions]
+      if lacking:
+        raise UserError(
+          f"{self.source} lacks {len(lacking)} of {source.name}'s {len(source)} utterances at "
+          f"speed {speed:g}, such as {lacking[0]}: jaxkd teach with --data and --speeds adds them"
+        )
+
+  def frames(self, utterance: str, speed: float, samples: int) -> store_lib.Frames:
+    """What is kept of an utterance, at `frame_samples`.
+
+    Raises:
+      UserError: it is not there, its audio had another length, or its record is damaged.
+    """
+    position = self.positions.get((utterance, float(speed)))
+    if position is None:
+      raise UserError(f"{self.source} has nothing of {utterance} at speed {speed:g}")
+    try:
+      found = self.store.read(position)
+    except store_lib.StoreError as error:
+      raise UserError(str(error)) from error
+    if found.samples != samples:
+      raise UserError(
+        f"{self.source}: {utterance} had {found.samples} samples at speed {speed:g} when it was "
+        f"written and has {samples}: the audio has changed, so write it again"
+      )
+    blank = self.settings.blank_slot
+    return store_lib.at_frame_length(found, blank, self.store.frame_samples, self.frame_samples)
+
+  def put(self, frames: store_lib.Frames, into: StoredFrames, row: int, start: int) -> None:
+    """Writes an utterance's frames into a row of a batch's arrays, from frame `start` on."""
+    count = min(len(frames.log_probs), into.mask.shape[1] - start)
+    place = (row, slice(start, start + count))
+    into.log_probs[place], into.tail[place] = frames.log_probs[:count], frames.tail[:count]
+    into.mask[place] = True
+    if into.ids is not None:
+      into.ids[place] = frames.ids[:count]
+
+  def of_batch(
+    self, number: int, host: HostBatch, batch: Batch, devices: jax.sharding.Mesh
+  ) -> FrameOutput:
+    """The output of one that runs, of a batch of utterances that are alone in their rows."""
+    del number
+    rows, samples = host.batch.audio.shape
+    sizes = dict(rows=rows, frames=-(-samples // self.frame_samples), slots=self.slots)
+    into = StoredFrames.like(np.zeros, self.needs, **sizes)
+    for row, names in enumerate(host.ids):
+      if names:
+        length = int(host.batch.audio_len[row])
+        self.put(self.frames(names[0], 1.0, length), into, row, 0)
+    return _logits(mesh_lib.put_rows(into, devices), self.settings)
+
+
+class AsLogits(NamedTuple):
+  """Stored frames as the logits of one that runs.
+
+  Attributes:
+    output: whose softmax is the posterior.
+    softened: f32[B, T, V], whose softmax at the store's temperature is the posterior there. They
+      differ where classes were not kept: these share what is known of their sum evenly.
+  """
+
+  output: FrameOutput
+  softened: jax.Array
+
+
+def as_logits(frames: StoredFrames, settings: store_lib.Settings) -> AsLogits:
+  """Logits over all classes.
+
+  Args:
+    frames: of a batch.
+    settings: of the store.
+  """
+  log_probs = jnp.where(frames.mask[..., None], frames.log_probs, 0)
+  if frames.ids is not None:
+    rows, frame, _ = frames.ids.shape
+    index = (jnp.arange(rows)[:, None, None], jnp.arange(frame)[None, :, None], frames.ids)
+    empty = jnp.full((rows, frame, settings.classes), -jnp.inf)
+    log_probs = empty.at[index].max(log_probs)
+  rest = jnp.isneginf(log_probs)
+  count = jnp.maximum(rest.sum(-1), 1)[..., None]
+  share = jnp.where(jnp.isneginf(frames.tail), 0, frames.tail) - jnp.log(count)
+  filled = jnp.where(rest, share[..., :1], log_probs)
+  softened = jnp.where(rest, settings.temperature * share[..., 1:], log_probs)
+  return AsLogits(FrameOutput(filled, frames.mask), softened)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(frames: StoredFrames, settings: store_lib.Settings) -> FrameOutput:
+  return as_logits(frames, settings).output
+
+
+def is_one(folder: pathlib.Path) -> bool:
+  """Whether a folder is a store, complete or not."""
+  return (folder / store_lib.HEADER).exists()
+
+
+def find(source: str) -> Stored:
+  """The store at a source.
+
+  Raises:
+    UserError: it cannot be read, or is not complete.
+  """
+  folder = pathlib.Path(source).expanduser()
+  try:
+    found = store_lib.Store(folder)
+  except (store_lib.StoreError, KeyError, TypeError) as error:
+    raise UserError(str(error)) from error
+  vocabulary = Vocabulary.load(folder / store_lib.LABELS)
+  return Stored(source, found, vocabulary, found.frame_samples)

@@ -1,0 +1,86 @@
+"""`config.teacher.cache`: what the teacher says of a run's data, stored beside its workdir."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import pathlib
+
+from jaxkd import files
+from jaxkd.data.sources import fingerprint
+from jaxkd.devices import mesh
+from jaxkd.inference import teaching
+from jaxkd.models.acoustic import parameter_count
+from jaxkd.teacher import sources as teachers
+from jaxkd.teacher import stored as stored_lib
+from jaxkd.teacher.stored import Stored
+from jaxkd.training import objective
+from jaxkd.training.assembly import Plan
+from jaxkd.training.objective import TEACHER_FRAMES
+
+log = logging.getLogger(__name__)
+
+
+def stored(plan: Plan, found: teachers.Found) -> Stored:
+  """What a teacher says of the data of a run, stored first where it is not yet.
+
+  Training data at every speed of the config, dev and test data as they are. Runs side by side that
+  ask for the same share it: the first of them writes it.
+
+  Args:
+    plan: of the run.
+    found: its teacher, which is loaded only where something is left to be heard.
+  """
+  config, data, devices = plan.config, plan.data, plan.devices
+  asks = TEACHER_FRAMES in objective.needs(config.kd)
+  speeds = tuple(map(float, config.training.speeds)) if asks else (1.0,)
+  wanted = [teaching.Wanted(data.train, speeds)]
+  wanted += [teaching.Wanted(split, (1.0,)) for split in (data.dev, data.test) if split is not None]
+  folder = _folder(plan, found, wanted)
+  with _alone(folder):
+    log.info("what the teacher says is kept in %s", folder)
+    totals = teaching.write(
+      lambda: found.load(devices),
+      wanted,
+      folder,
+      devices,
+      vocabulary=found.vocabulary,
+      frame_samples=found.frame_samples,
+      temperature=config.kd.temperature,
+      facts={"teacher": found.source, "parameters": parameter_count(found.like)},
+      workers=config.data.workers,
+    )
+  log.info("%.2f h of the teacher's frames in %.1f MB", totals["hours"], totals["bytes"] / 1e6)
+  return stored_lib.find(str(folder)).at(plan.architecture.frame_samples)
+
+
+def _folder(plan: Plan, found: teachers.Found, wanted: list[teaching.Wanted]) -> pathlib.Path:
+  """Beside the workdir, another one where anything is different that the frames depend on."""
+  config = plan.config
+  spoken = [[fingerprint(source), speeds] for source, speeds in wanted]
+  teacher = [[name, _changed(name)] for name in teachers.members(found.source)]
+  options = [config.teacher.pool, config.teacher.language, config.dtype, config.kd.temperature]
+  key = json.dumps([teacher, options, found.vocabulary.fingerprint(), spoken])
+  digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+  return pathlib.Path(mesh.agreed(str(plan.folder.parent / f"frames-{digest}")))
+
+
+def _changed(source: str) -> list:
+  """When a teacher's files were last written; nothing for one on a hub."""
+  folder = pathlib.Path(source).expanduser()
+  paths = [folder / "results.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+  return sorted([p.name, p.stat().st_mtime_ns] for p in paths if p.exists())
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path):
+  """While one run writes, others that want the same wait."""
+  with contextlib.ExitStack() as stack:
+
+    def lock():
+      folder.mkdir(parents=True, exist_ok=True)
+      waits = f"waiting for another process that writes {folder}"
+      stack.enter_context(files.locked(folder / ".lock", waits=waits))
+
+    mesh.by_first(lock)
+    yield
