@@ -81,7 +81,8 @@ def of_features(model, front, count, audio: np.ndarray, lengths=LENGTHS) -> list
   for row, length in enumerate(lengths):
     try:
       given = features(front, audio[row, :length] / np.float32(32768))
-      with torch.no_grad():
+      with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: a convolution of an even kernel copies its input
         logits = model(**given).logits[0].numpy()
       found.append(logits[: count(int(given["attention_mask"].sum()))])
     except (RuntimeError, ValueError, IndexError):  # no frame

@@ -14,8 +14,9 @@ HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
 FFT = 512
 PREEMPHASIS = 0.97
-_KINDS = ("logmel", "kaldi", "sherpa", "nemo")
-_BANDS_HZ = {"sherpa": (20.0, 7600.0), "nemo": (0.0, 8000.0)}
+_KINDS = ("logmel", "kaldi", "sherpa", "nemo", "lasr")
+_BANDS_HZ = {"sherpa": (20.0, 7600.0), "nemo": (0.0, 8000.0), "lasr": (125.0, 7500.0)}
+_LASR_FLOOR = 1e-5
 NEMO_GUARD = 2.0**-24
 _KALDI_EPSILON = np.finfo(np.float32).eps
 
@@ -29,10 +30,11 @@ class LogMel:
       ceil(samples / 160) (the paper's front-end); "kaldi": as Kaldi's fbank with 16-bit scale,
       snipped edges, Povey window and no dither; "sherpa": what sherpa-onnx gives its models, as
       Kaldi's but of full scale 1, with frames centred every 10 ms and audio mirrored at its ends;
-      "nemo": as NeMo's models read it, Slaney's filters, each normalised over the utterance.
+      "nemo": as NeMo's models read it, Slaney's filters, each normalised over the utterance;
+      "lasr": as Google's LASR, snipped edges, a Hann window and nothing else before the filters.
     mels: filters; sherpa-onnx has 80, NeMo 80 or 128.
     low_hz, high_hz: edges of the filter bank; those of "sherpa" are 20 and 7600 Hz, of "nemo" 0
-      and 8000 Hz.
+      and 8000 Hz, of "lasr" 125 and 7500 Hz.
     normalise: "none", or "utterance" for zero mean and unit variance of each filter over the
       utterance's real frames.
 
@@ -71,7 +73,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def frame_len(audio_len, kind: str):
   """Feature frames of so many samples, for ints and arrays, of a kind of `LogMel`."""
   _check_choice("kind", kind, _KINDS)
-  if kind == "kaldi":
+  if kind in ("kaldi", "lasr"):
     arrays = jnp if isinstance(audio_len, jax.Array) else np
     return arrays.maximum(0, 1 + (audio_len - WINDOW) // HOP)
   if kind == "sherpa":
@@ -103,8 +105,11 @@ def log_mel(
   elif settings.kind == "sherpa":
     left = (WINDOW - HOP) // 2
     spectrum = _kaldi_power(_frames(_mirrored(audio, audio_len, left, size), size, 0))
-  elif settings.kind == "nemo":
-    frames = _frames(_emphasised(audio, real), size, WINDOW // 2)
+  elif settings.kind in ("nemo", "lasr"):
+    nemo = settings.kind == "nemo"
+    frames = (
+      _frames(_emphasised(audio, real), size, WINDOW // 2) if nemo else _frames(audio, size, 0)
+    )
     spectrum = _power(frames * np.hanning(WINDOW).astype(np.float32)[None, None])
   else:
     spectrum = _paper_power(audio, real, size)
@@ -187,8 +192,8 @@ def filters(settings: LogMel) -> tuple[np.ndarray, float]:
   bank = _triangles(edges, mel(np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT))
   if settings.kind == "logmel":
     return bank.astype(np.float32), 1e-10
-  bank[-1] = 0  # Kaldi leaves out the Nyquist bin
-  return bank.astype(np.float32), _KALDI_EPSILON
+  bank[-1] = 0  # Kaldi leaves out the Nyquist bin, and LASR's band ends below it
+  return bank.astype(np.float32), _LASR_FLOOR if settings.kind == "lasr" else _KALDI_EPSILON
 
 
 def _triangles(edges: np.ndarray, bins: np.ndarray) -> np.ndarray:

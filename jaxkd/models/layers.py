@@ -89,11 +89,12 @@ def standardise(
 
 
 class LayerNorm(nnx.Module):
-  """Zero mean and unit variance in float32, then a scale and a bias for each channel."""
+  """Zero mean and unit variance in float32, then a scale, and a bias if any, for each channel."""
 
-  def __init__(self, width: int, eps: float = 1e-5):
+  def __init__(self, width: int, eps: float = 1e-5, *, bias: bool = True):
     self.scale = nnx.Param(jnp.ones(width))
-    self.bias = nnx.Param(jnp.zeros(width))
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(width))
     self.eps = eps
 
   def __call__(self, x: jax.Array, axis: int = -1, real: jax.Array | None = None) -> jax.Array:
@@ -101,8 +102,10 @@ class LayerNorm(nnx.Module):
 
     `real` says what counts, as for `standardise`.
     """
-    scale, bias = (lift(p[...], x.ndim) for p in (self.scale, self.bias))
-    return (standardise(x, axis, self.eps, real) * scale + bias).astype(x.dtype)
+    y = standardise(x, axis, self.eps, real) * lift(self.scale[...], x.ndim)
+    if hasattr(self, "bias"):
+      y = y + lift(self.bias[...], x.ndim)
+    return y.astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -135,9 +138,16 @@ class FeedForward(nnx.Module):
   """Layer norm, wide layer with swish, back; half a residual step in the Conformer."""
 
   def __init__(
-    self, width: int, hidden: int, *, rngs: nnx.Rngs, bias: bool = True, activation: str = "silu"
+    self,
+    width: int,
+    hidden: int,
+    *,
+    rngs: nnx.Rngs,
+    bias: bool = True,
+    activation: str = "silu",
+    norm: nnx.Module | None = None,
   ):
-    self.norm = LayerNorm(width)
+    self.norm = LayerNorm(width) if norm is None else norm
     self.inner = Linear(width, hidden, rngs=rngs, bias=bias)
     self.outer = Linear(hidden, width, rngs=rngs, bias=bias)
     self.activation = activation
@@ -151,7 +161,8 @@ class FeedForward(nnx.Module):
 class ConvModule(nnx.Module):
   """Gated pointwise, depthwise over time, a norm, swish, pointwise.
 
-  The norm is a layer norm, instead of the batch norm that others have, unless another is given.
+  The inner norm is a layer norm, instead of the batch norm that others have, unless another is
+  given; so is the one before all.
   """
 
   def __init__(
@@ -162,9 +173,10 @@ class ConvModule(nnx.Module):
     rngs: nnx.Rngs,
     bias: bool = True,
     activation: str = "silu",
+    norm: nnx.Module | None = None,
     inner_norm: nnx.Module | None = None,
   ):
-    self.norm = LayerNorm(width)
+    self.norm = LayerNorm(width) if norm is None else norm
     self.gated = Linear(width, 2 * width, rngs=rngs, bias=bias)
     bound = (3 / kernel) ** 0.5
     init = jax.random.uniform(rngs.params(), (kernel, width), minval=-bound, maxval=bound)
@@ -187,11 +199,11 @@ class ConvModule(nnx.Module):
 def depthwise(x: jax.Array, kernel: jax.Array, before: int | None = None) -> jax.Array:
   """Convolution over time of x[B, T, D] with kernel[K, D], each channel on its own, to T frames.
 
-  `before` of a frame's taps lie before it, half of them where None. A sum of shifted copies: one
-  fused loop, where a grouped convolution is slow on CPU.
+  `before` of a frame's taps lie before it; where None, as many as behind it, or one less. A sum of
+  shifted copies: one fused loop, where a grouped convolution is slow on CPU.
   """
   taps, frames = kernel.shape[0], x.shape[1]
-  before = taps // 2 if before is None else before
+  before = (taps - 1) // 2 if before is None else before
   padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
   taken = lambda i: padded[:, i : i + frames] * kernel[i][None, None].astype(x.dtype)
   return sum(taken(i) for i in range(taps))

@@ -11,7 +11,7 @@ import reference
 from jaxkd.models.features import LogMel, frame_len, log_mel
 
 LENGTHS = (8000, 3200, 1605, 400, 399, 160, 1, 0)
-KINDS = ("logmel", "kaldi", "sherpa", "nemo")
+KINDS = ("logmel", "kaldi", "sherpa", "nemo", "lasr")
 compute = functools.partial(jax.jit, static_argnums=2)(log_mel)
 
 
@@ -37,6 +37,7 @@ def test_shapes_counts_and_finite_rows(kind):
     "kaldi": [48, 18, 8, 1, 0, 0, 0, 0],
     "sherpa": [50, 20, 10, 3, 2, 1, 0, 0],
     "nemo": [50, 20, 10, 2, 2, 1, 0, 0],
+    "lasr": [48, 18, 8, 1, 0, 0, 0, 0],
   }[kind]
   np.testing.assert_array_equal(mask.sum(1), counts)
   np.testing.assert_array_equal(frame_len(lengths, kind), counts)

@@ -1,7 +1,7 @@
 """Every family of CTC models that is here, by its `model_type`."""
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface import omniasr, parakeet, sew, wav2vec2, wav2vec2_bert
+from jaxkd.models.huggingface import lasr, omniasr, parakeet, sew, wav2vec2, wav2vec2_bert
 from jaxkd.models.huggingface.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -10,6 +10,7 @@ FAMILIES: dict[str, Family] = {
   **parakeet.FAMILIES,
   **wav2vec2_bert.FAMILIES,
   **sew.FAMILIES,
+  **lasr.FAMILIES,
 }
 
 
