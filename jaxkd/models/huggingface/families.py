@@ -1,7 +1,15 @@
 """Every family of CTC models that is here, by its `model_type`."""
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface import lasr, omniasr, parakeet, sew, wav2vec2, wav2vec2_bert
+from jaxkd.models.huggingface import (
+  lasr,
+  omniasr,
+  parakeet,
+  sew,
+  wav2vec2,
+  wav2vec2_bert,
+  wav2vec2_conformer,
+)
 from jaxkd.models.huggingface.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -9,6 +17,7 @@ FAMILIES: dict[str, Family] = {
   **omniasr.FAMILIES,
   **parakeet.FAMILIES,
   **wav2vec2_bert.FAMILIES,
+  **wav2vec2_conformer.FAMILIES,
   **sew.FAMILIES,
   **lasr.FAMILIES,
 }
