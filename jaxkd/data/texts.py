@@ -144,6 +144,8 @@ def _unwritten(text: str, vocabulary: Vocabulary, error: UnknownSymbol) -> str:
   said = f"the text {text[:60]!r} has {error.symbol!r}, which is no class of the model: "
   if vocabulary.kind == "sentencepiece":
     return f"{said}the transcripts of its training have none"
+  if vocabulary.kind == "subwords":
+    return f"{said}its tokenizer has no piece for it"
   if vocabulary.kind == "tokens":
     return f"{said}the text must be tokens of the model's vocabulary between spaces"
   known = "".join(s for i, s in enumerate(vocabulary.symbols) if i != vocabulary.blank_id)

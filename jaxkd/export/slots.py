@@ -183,7 +183,7 @@ def tokens(model: AcousticModel) -> list[str]:
       return "<blk>"
     if index in spaces:
       return SPACE
-    return (SPACE if apart else "") + vocabulary.symbols[index]
+    return (SPACE if apart else "") + vocabulary.symbols[index].replace(" ", SPACE)
 
   return [token(index) for index in classes(model)]
 

@@ -83,6 +83,8 @@ def _class(model: AcousticModel, index: int) -> dict:
   if vocabulary.kind == "phonemes":
     ends = symbol.endswith(WORD_END)
     return {"text": symbol, "starts": False, "ends": ends}
+  if vocabulary.kind == "subwords":
+    return {"text": text, "starts": vocabulary.starts_word(index), "ends": False}
   if vocabulary.kind == "sentencepiece":
     return {"text": text, "starts": symbol.startswith(WORD_START), "ends": False}
   apart = vocabulary.kind == "tokens" or index in vocabulary.space_ids() or symbol == " "

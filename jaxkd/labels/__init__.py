@@ -2,7 +2,9 @@
 
 from jaxkd.labels.choice import Choice, choose
 from jaxkd.labels.phonemes import PhonemeVocabulary, phonemes
-from jaxkd.labels.pieces import WORD_START, PieceVocabulary, sentencepiece
+from jaxkd.labels.pieces import PieceVocabulary, sentencepiece
+from jaxkd.labels.segmentation import WORD_START
+from jaxkd.labels.subwords import SubwordVocabulary
 from jaxkd.labels.text import normalise
 from jaxkd.labels.tokens import TokenVocabulary
 from jaxkd.labels.vocabulary import (
@@ -20,6 +22,7 @@ __all__ = [
   "WORD_START",
   "PhonemeVocabulary",
   "PieceVocabulary",
+  "SubwordVocabulary",
   "TokenVocabulary",
   "UnknownSymbol",
   "UnknownWords",

@@ -13,10 +13,9 @@ import numpy as np
 
 from jaxkd import files
 from jaxkd.errors import UserError
+from jaxkd.labels.segmentation import WORD_START
 from jaxkd.labels.text import normalise
 from jaxkd.labels.vocabulary import BLANK, UnknownSymbol, Vocabulary
-
-WORD_START = "▁"  # sentencepiece's mark of a space, at the head of pieces that begin a word
 
 
 @dataclasses.dataclass(frozen=True)

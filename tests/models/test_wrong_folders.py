@@ -241,7 +241,8 @@ def test_source_that_is_no_folder(monkeypatch, saved, tmp_path):
   folder, _ = saved()
 
   def fetch(name, allow_patterns, ignore_patterns):
-    assert {"*.json", "*.safetensors"} <= set(allow_patterns)
+    wanted = {"*.json", "*.safetensors", "tokenizer.model", "sentencepiece.model", "spiece.model"}
+    assert wanted <= set(allow_patterns)
     assert ignore_patterns == ["adapter.*.safetensors"]
     calls.append(name)
     return str(folder)

@@ -8,9 +8,8 @@ import re
 from jaxkd.errors import UserError
 from jaxkd.files import write_json
 from jaxkd.labels import TokenVocabulary, Vocabulary
-from jaxkd.models.huggingface import families, wav2vec2
+from jaxkd.models.huggingface import families, tokenizers, wav2vec2
 from jaxkd.models.huggingface import weights as port
-from jaxkd.models.huggingface.family import Family
 
 # Tokenizers of transformers.
 _CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
@@ -37,8 +36,8 @@ def folder_of(source: str, language: str = "") -> pathlib.Path:
   except ImportError as error:
     raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
   try:
-    # A Conformer's classes may have a file of their own.
-    files = ["*.json", "lexicon.txt", "sentencepiece.model"]
+    # Classes may have a file of their own.
+    files = ["*.json", "lexicon.txt", *tokenizers.SENTENCEPIECE]
     weights = ["model*.safetensors", f"adapter.{language}.safetensors"]
     files += weights if language else ["*.safetensors"]
     skipped = None if language else ["adapter.*.safetensors"]
@@ -108,8 +107,11 @@ def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
       f"--config.student.source={folder}"
     )
   classes = config.get("vocab_size") or family.classes
-  if family.blank is not None:
-    return _of_tokenizer(folder, config, family, classes)
+  by_tokenizer = not (folder / "vocab.json").exists() and tokenizers.is_there(folder)
+  if family.blank is not None or by_tokenizer:
+    if language:
+      raise UserError(f"{folder} has one vocabulary, and none of the language {language!r}")
+    return tokenizers.read(folder, config, family, classes)
   vocabulary = _of_language(folder, language)
   if language:  # the head is the adapter's
     classes = 1 + max(filter(lambda i: isinstance(i, int), vocabulary.values()), default=-1)
@@ -140,32 +142,6 @@ def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
   if (settings.get("tokenizer_class") or config.get("tokenizer_class")) == _PHONEMES:
     return TokenVocabulary(listed, vocabulary[pad], delimiter or "")
   return Vocabulary(listed, vocabulary[pad], delimiter or "|")
-
-
-def _of_tokenizer(folder: pathlib.Path, config: dict, family: Family, classes: int) -> Vocabulary:
-  """The classes of tokenizer.json, where a space is a piece like any other.
-
-  Raises:
-    UserError: it is damaged, or has pieces or a blank without a class.
-  """
-  path = folder / "tokenizer.json"
-  found = _read_json(path)
-  try:
-    pieces = found["model"]["vocab"]
-    if isinstance(pieces, list):  # of a unigram model, each with its score
-      pieces = {piece: i for i, (piece, _) in enumerate(pieces)}
-    symbols = {int(token["id"]): token["content"] for token in found.get("added_tokens", ())}
-    symbols |= {int(i): str(piece) for piece, i in pieces.items()}
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise UserError(f"{path} has no vocabulary that can be read: {error!r}") from error
-  field, default = family.blank
-  blank = config.get(field, default)
-  if blank not in range(classes) or max(symbols, default=0) >= classes:
-    raise UserError(
-      f"{path}: pieces with classes up to {max(symbols, default=0)} and the blank, config.json's "
-      f"{field}, {blank!r}, do not fit its vocab_size, {classes}"
-    )
-  return Vocabulary(tuple(symbols.get(i, f"<unused {i}>") for i in range(classes)), blank, " ")
 
 
 def _of_language(folder: pathlib.Path, language: str) -> dict:
