@@ -14,10 +14,15 @@ HOP = 160  # samples: 10 ms
 WINDOW = 400  # samples: 25 ms
 FFT = 512
 PREEMPHASIS = 0.97
-_KINDS = ("logmel", "kaldi", "sherpa", "nemo", "lasr")
-_BANDS_HZ = {"sherpa": (20.0, 7600.0), "nemo": (0.0, 8000.0), "lasr": (125.0, 7500.0)}
-_LASR_FLOOR = 1e-5
+_KINDS = ("logmel", "kaldi", "sherpa", "nemo", "lasr", "granite")
+_BANDS_HZ = {
+  "sherpa": (20.0, 7600.0),
+  "nemo": (0.0, 8000.0),
+  "lasr": (125.0, 7500.0),
+  "granite": (0.0, 8000.0),
+}
 NEMO_GUARD = 2.0**-24
+_FLOORS = {"logmel": 1e-10, "lasr": 1e-5, "granite": 1e-10}
 _KALDI_EPSILON = np.finfo(np.float32).eps
 
 
@@ -31,10 +36,12 @@ class LogMel:
       snipped edges, Povey window and no dither; "sherpa": what sherpa-onnx gives its models, as
       Kaldi's but of full scale 1, with frames centred every 10 ms and audio mirrored at its ends;
       "nemo": as NeMo's models read it, Slaney's filters, each normalised over the utterance;
-      "lasr": as Google's LASR, snipped edges, a Hann window and nothing else before the filters.
+      "lasr": as Google's LASR, snipped edges, a Hann window and nothing else before the filters;
+      "granite": as torchaudio's MelSpectrogram for Granite Speech 5, frames centred every 10 ms, an
+      even number of them.
     mels: filters; sherpa-onnx has 80, NeMo 80 or 128.
     low_hz, high_hz: edges of the filter bank; those of "sherpa" are 20 and 7600 Hz, of "nemo" 0
-      and 8000 Hz, of "lasr" 125 and 7500 Hz.
+      and 8000 Hz, of "lasr" 125 and 7500 Hz, of "granite" 0 and 8000 Hz.
     normalise: "none", or "utterance" for zero mean and unit variance of each filter over the
       utterance's real frames.
 
@@ -80,6 +87,8 @@ def frame_len(audio_len, kind: str):
     return (audio_len + HOP // 2) // HOP
   if kind == "nemo":
     return audio_len // HOP
+  if kind == "granite":  # what is mirrored at the ends must be longer than half of its FFT
+    return -(-(audio_len // HOP) // 2) * 2 * (audio_len > FFT // 2)
   return -(-audio_len // HOP)
 
 
@@ -94,17 +103,21 @@ def log_mel(
     settings: kind, filters and normalisation.
 
   Returns:
-    f32[B, N, F] with padding at 0, and bool[B, N], True for real frames; N = ceil(S / 160).
+    f32[B, N, F] with padding at 0, and bool[B, N], True for real frames; N = ceil(S / 160), and
+    even for "granite".
   """
   scale = 1 / 32768 if jnp.issubdtype(audio.dtype, jnp.integer) else 1
   real = length_mask(audio_len, audio.shape[1])
   audio = jnp.where(real, audio.astype(jnp.float32) * scale, 0)
   size = -(-audio.shape[1] // HOP)
+  size += size % 2 if settings.kind == "granite" else 0
   if settings.kind == "kaldi":
     spectrum = _kaldi_power(_frames(audio * 32768, size, 0))
   elif settings.kind == "sherpa":
     left = (WINDOW - HOP) // 2
     spectrum = _kaldi_power(_frames(_mirrored(audio, audio_len, left, size), size, 0))
+  elif settings.kind == "granite":
+    spectrum = _torchaudio_power(audio, audio_len, size)
   elif settings.kind in ("nemo", "lasr"):
     nemo = settings.kind == "nemo"
     frames = (
@@ -141,8 +154,7 @@ def _paper_power(audio: jax.Array, real: jax.Array, size: int) -> jax.Array:
   peak = jnp.abs(audio).max(-1, keepdims=True)
   audio = audio / jnp.where(peak > 0, peak, 1)
   audio = _emphasised(audio, real)
-  window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
-  return _power(_frames(audio, size, (WINDOW - HOP) // 2) * window[None, None])
+  return _power(_frames(audio, size, (WINDOW - HOP) // 2) * _hann()[None, None])
 
 
 def _emphasised(audio: jax.Array, real: jax.Array) -> jax.Array:
@@ -150,13 +162,31 @@ def _emphasised(audio: jax.Array, real: jax.Array) -> jax.Array:
   return jnp.where(real, audio - PREEMPHASIS * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1], 0)
 
 
-def _mirrored(audio: jax.Array, audio_len: jax.Array, left: int, size: int) -> jax.Array:
-  """f32[B, ·] for `size` windows: `left` samples more at the start, and both ends mirrored."""
+def _mirrored(
+  audio: jax.Array, audio_len: jax.Array, left: int, size: int, *, edges: int = 2
+) -> jax.Array:
+  """f32[B, ·] for `size` windows: `left` samples more at the start, and both ends mirrored.
+
+  The first sample and the last are there `edges` times, twice or once.
+  """
   position = jnp.arange(size * HOP + WINDOW - HOP)[None] - left
-  position = jnp.where(position < 0, -1 - position, position)
+  position = jnp.where(position < 0, 1 - edges - position, position)
   last = audio_len[:, None] - 1
-  position = jnp.where(position > last, 2 * last + 1 - position, position)
+  position = jnp.where(position > last, 2 * last + edges - 1 - position, position)
   return jnp.take_along_axis(audio, jnp.clip(position, 0, jnp.maximum(last, 0)), 1)
+
+
+def _torchaudio_power(audio: jax.Array, audio_len: jax.Array, size: int) -> jax.Array:
+  """f32[B, size, 257]: under a Hann window; a frame that begins after the audio has one 0 more."""
+  heard = jnp.maximum(audio_len, (frame_len(audio_len, "granite") - 1) * HOP + 1)
+  audio = jnp.pad(audio, ((0, 0), (0, 1)))
+  audio = _mirrored(audio, heard, WINDOW // 2, size, edges=1)
+  return _power(_frames(audio, size, 0) * _hann()[None, None])
+
+
+def _hann() -> np.ndarray:
+  """f32[400]: one period."""
+  return np.hanning(WINDOW + 1)[:-1].astype(np.float32)
 
 
 def _kaldi_power(frames: jax.Array) -> jax.Array:
@@ -186,14 +216,19 @@ def filters(settings: LogMel) -> tuple[np.ndarray, float]:
     bins = np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT
     bank = _triangles(hz, bins) * (2 / (hz[2:] - hz[:-2]))  # of equal area
     return bank.astype(np.float32), NEMO_GUARD
+  if settings.kind == "granite":
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in settings.band_hz)
+    hz = 700 * (10 ** (np.linspace(low, high, settings.mels + 2) / 2595) - 1)
+    bins = np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT
+    return _triangles(hz, bins).astype(np.float32), _FLOORS["granite"]
   mel = lambda hz: 1127 * np.log1p(np.asarray(hz) / 700)
   # Of equal height and width in mel (Kaldi).
   edges = np.linspace(*map(mel, settings.band_hz), settings.mels + 2)
   bank = _triangles(edges, mel(np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT))
-  if settings.kind == "logmel":
-    return bank.astype(np.float32), 1e-10
-  bank[-1] = 0  # Kaldi leaves out the Nyquist bin, and LASR's band ends below it
-  return bank.astype(np.float32), _LASR_FLOOR if settings.kind == "lasr" else _KALDI_EPSILON
+  if settings.kind in _FLOORS:
+    return bank.astype(np.float32), _FLOORS[settings.kind]
+  bank[-1] = 0  # Kaldi leaves out the Nyquist bin
+  return bank.astype(np.float32), _KALDI_EPSILON
 
 
 def _triangles(edges: np.ndarray, bins: np.ndarray) -> np.ndarray:

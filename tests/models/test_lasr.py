@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import alone
-from hf_models import SYMBOLS, torch, transformers
+from hf_models import torch, transformers
 
 if not hasattr(transformers, "LasrForCTC"):
   pytest.skip("this transformers has no LASR", allow_module_level=True)
@@ -28,6 +28,7 @@ SIZES = dict(
   intermediate_size=48,
   subsampling_conv_channels=8,
 )
+PIECES = ("<pad>", "</s>", "<unk>", "▁", "▁AB", *"ABCDEFG")
 VARIANT = dict(
   num_hidden_layers=3,
   num_mel_bins=20,
@@ -55,12 +56,11 @@ def saved(tmp_path_factory):
     if "rope_parameters" in over:
       fields["rope_parameters"] = dict(over["rope_parameters"])
     torch.manual_seed(0)
-    config = transformers.LasrCTCConfig(vocab_size=len(SYMBOLS), encoder_config=fields)
+    config = transformers.LasrCTCConfig(vocab_size=len(PIECES), encoder_config=fields)
     model = alone.randomise(transformers.LasrForCTC(config))
     model.save_pretrained(folder)
     front = transformers.LasrFeatureExtractor(feature_size=over.get("num_mel_bins", 128))
-    scores = [(symbol, -1.0) for symbol in ("<pad>", "</s>", "<unk>", "▁", *SYMBOLS[4:])]
-    tokenizer = transformers.LasrTokenizer(vocab=scores, extra_ids=0)
+    tokenizer = transformers.LasrTokenizer(vocab=[(p, -1.0) for p in PIECES], extra_ids=0)
     transformers.LasrProcessor(front, tokenizer).save_pretrained(folder)
     return folder, model, front
 
@@ -128,8 +128,12 @@ def test_bfloat16_is_close_to_float32(saved):
 
 
 def test_classes_are_those_of_the_tokenizer(saved):
-  labels = huggingface.read_labels(saved()[0])
-  assert labels.blank_id == 0 and labels.symbols[4:] == SYMBOLS[4:]
+  folder = saved()[0]
+  labels = huggingface.read_labels(folder)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  assert labels.blank_id == 0 and labels.symbols == PIECES
+  for ids in ([4, 7, 3, 8, 9], [5, 6, 4, 2, 1, 7], [3, 5]):
+    assert labels.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True).strip().lower()
 
 
 def test_fields_that_config_json_does_not_have():

@@ -2,6 +2,7 @@
 
 from jaxkd.errors import UserError
 from jaxkd.models.huggingface import (
+  granite_speech5,
   lasr,
   omniasr,
   parakeet,
@@ -20,6 +21,7 @@ FAMILIES: dict[str, Family] = {
   **wav2vec2_conformer.FAMILIES,
   **sew.FAMILIES,
   **lasr.FAMILIES,
+  **granite_speech5.FAMILIES,
 }
 
 

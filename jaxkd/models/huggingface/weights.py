@@ -104,7 +104,8 @@ def has_head(folder: pathlib.Path, family: Family) -> bool:
   Raises:
     UserError: no weights there.
   """
-  return family.head in read_names(folder)
+  names, (first, *others) = read_names(folder), family.names["head/kernel"][0]
+  return first in names or any(family.prefix + other in names for other in others)
 
 
 def adapter_file(folder: pathlib.Path, language: str) -> pathlib.Path:
