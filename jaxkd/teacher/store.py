@@ -479,7 +479,9 @@ class Store:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     if self._source is None:
-      self._source = ArrayRecordDataSource([str(shard.path) for shard in self.shards])
+      # With its range a file is opened when it is read, and not to count its records.
+      files = [f"{shard.path}[0:{len(shard.records)}]" for shard in self.shards]
+      self._source = ArrayRecordDataSource(files)
     try:
       record = self._source[position]
     except (RuntimeError, ValueError) as error:

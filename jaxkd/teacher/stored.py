@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,43 +151,63 @@ class Stored:
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
 
 
-class AsLogits(NamedTuple):
-  """Stored frames as the logits of one that runs.
-
-  Attributes:
-    output: whose softmax is the posterior.
-    softened: f32[B, T, V], whose softmax at the store's temperature is the posterior there. They
-      differ where classes were not kept: these share what is known of their sum evenly.
-  """
-
-  output: FrameOutput
-  softened: jax.Array
-
-
-def as_logits(frames: StoredFrames, settings: store_lib.Settings) -> AsLogits:
-  """Logits over all classes.
+def as_logits(frames: StoredFrames, settings: store_lib.Settings) -> FrameOutput:
+  """Logits f32[B, T, V] whose softmax is the posterior; classes that were not kept share evenly.
 
   Args:
     frames: of a batch.
     settings: of the store.
   """
+  log_probs, rest = _spread(frames, settings)
+  share = _tail(frames, 0) - jnp.log(jnp.maximum(rest.sum(-1), 1))
+  return FrameOutput(jnp.where(rest, share[..., None], log_probs), frames.mask)
+
+
+def softened(
+  frames: StoredFrames, settings: store_lib.Settings, student_logits: jax.Array
+) -> jax.Array:
+  """Logits f32[B, T, V] whose softmax at the store's temperature is the posterior there.
+
+  Of the classes that were not kept only the sum is known; they share it as the student has it. So
+  the KL is that over the classes that were kept and all others as one, and so is its gradient: the
+  student is taught nothing of what is not known.
+
+  Args:
+    frames: of a batch; those behind the student's last are not looked at.
+    settings: of the store.
+    student_logits: f32[B, T, V].
+  """
+  size = student_logits.shape[1]
+  frames = jax.tree.map(lambda x: x[:, :size], frames)
+  log_probs, rest = _spread(frames, settings)
+  own = jax.lax.stop_gradient(student_logits.astype(jnp.float32)) / settings.temperature
+  # Where nothing is left out there is no sum to share, and padding may hold anything.
+  own = jnp.where(rest & frames.mask[..., None], own, -jnp.inf)
+  own = jnp.where(rest.any(-1, keepdims=True), own, 0)
+  share = _tail(frames, 1)[..., None] + jax.nn.log_softmax(own)
+  return jnp.where(rest, settings.temperature * share, log_probs)
+
+
+def _spread(frames: StoredFrames, settings: store_lib.Settings) -> tuple[jax.Array, jax.Array]:
+  """f32[B, T, V], log probabilities by class, and bool[B, T, V], classes that were not kept."""
   log_probs = jnp.where(frames.mask[..., None], frames.log_probs, 0)
   if frames.ids is not None:
     rows, frame, _ = frames.ids.shape
     index = (jnp.arange(rows)[:, None, None], jnp.arange(frame)[None, :, None], frames.ids)
-    empty = jnp.full((rows, frame, settings.classes), -jnp.inf)
-    log_probs = empty.at[index].max(log_probs)
+    log_probs = jnp.full((rows, frame, settings.classes), -jnp.inf).at[index].max(log_probs)
   rest = jnp.isneginf(log_probs)
-  count = jnp.maximum(rest.sum(-1), 1)[..., None]
-  share = jnp.where(jnp.isneginf(frames.tail), 0, frames.tail) - jnp.log(count)
-  filled = jnp.where(rest, share[..., :1], log_probs)
-  softened = jnp.where(rest, settings.temperature * share[..., 1:], log_probs)
-  return AsLogits(FrameOutput(filled, frames.mask), softened)
+  return jnp.where(rest, 0, log_probs), rest
+
+
+def _tail(frames: StoredFrames, column: int) -> jax.Array:
+  """f32[B, T]: log of a sum over the classes that were not kept."""
+  known = frames.mask & ~jnp.isneginf(frames.tail[..., column])
+  return jnp.where(known, frames.tail[..., column], 0)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(frames: StoredFrames, settings: store_lib.Settings) -> FrameOutput:
-  return as_logits(frames, settings).output
+  return as_logits(frames, settings)
 
 
 def is_one(folder: pathlib.Path) -> bool:

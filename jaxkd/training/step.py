@@ -1,5 +1,7 @@
 """One update. What is minimised is the objective's affair."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -48,12 +50,13 @@ class Taught(NamedTuple):
   Attributes:
     output: its frames.
     encoded: [B, T, D], its encoder's output; None where that is not asked for.
-    softened: f32[B, T, V], logits at the temperature of training; None where `output` has them.
+    soften: student's logits f32[B, T, V] → the teacher's at the temperature of training; None where
+      `output` has them.
   """
 
   output: FrameOutput
   encoded: jax.Array | None = None
-  softened: jax.Array | None = None
+  soften: Callable[[jax.Array], jax.Array] | None = None
 
 
 def teach(teacher: nnx.Module, batch: Batch, needs: frozenset[str]) -> Taught:
@@ -66,8 +69,9 @@ def teach(teacher: nnx.Module, batch: Batch, needs: frozenset[str]) -> Taught:
 
 def retell(batch: Batch, settings: store.Settings) -> Taught:
   """What a stored teacher said of a batch."""
-  found = stored.as_logits(batch.taught, settings)
-  return Taught(found.output, softened=None if settings.exact else found.softened)
+  soften = functools.partial(stored.softened, batch.taught, settings)
+  output = stored.as_logits(batch.taught, settings)
+  return Taught(output, soften=None if settings.exact else soften)
 
 
 def observe(
@@ -110,7 +114,7 @@ def observe(
   return view._replace(
     student=student,
     teacher=teacher,
-    softened=cut(taught.softened),
+    softened=taught.soften and taught.soften(student.logits),
     student_encoded=cut(encoded),
     teacher_encoded=cut(taught.encoded),
   )

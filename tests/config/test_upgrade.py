@@ -74,7 +74,10 @@ def test_what_is_stored_comes_back(recipe):
     (lambda tree: [], "no config of jaxkd"),
     (lambda tree: "demo", "no config of jaxkd"),
     (lambda tree: {"model_type": "hubert"}, "no config of jaxkd"),
-    (lambda tree: tree | {"schema": config_lib.SCHEMA + 1}, f"schema is {config_lib.SCHEMA + 1}.*newer"),
+    (
+      lambda tree: tree | {"schema": config_lib.SCHEMA + 1},
+      f"schema is {config_lib.SCHEMA + 1}.*newer",
+    ),
     (lambda tree: tree | {"schema": "one"}, "schema is 'one'"),
     (lambda tree: tree | {"schema": True}, "schema is True"),
     (lambda tree: tree | {"schema": -1}, "schema is -1"),
