@@ -17,8 +17,8 @@ def add_arguments(parser) -> None:
 SOURCE is one of two:
   a finished workdir: its model is written with its weights as safetensors and
     a model card, README.md, whose licence is to be filled in; of HuBERT and
-    its like in Hugging Face's layout, for transformers and for others; of a
-    Conformer for jaxkd
+    its like, and of a FastConformer, in Hugging Face's layout, for transformers
+    and for others; of a Conformer for jaxkd
   a folder with pytorch_model.bin, or with pytorch_model.bin.index.json and its
     shards: the weights are written as model.safetensors; needs torch
 
@@ -93,21 +93,25 @@ def share(source: pathlib.Path, target: pathlib.Path, name: str) -> list[pathlib
   from jaxkd.devices import mesh
   from jaxkd.models import kept, shared
   from jaxkd.models.huggingface import folder as huggingface
+  from jaxkd.models.huggingface import students
   from jaxkd.report import card
 
   if (target / "results.json").exists():
     raise UserError(f"{target} is a workdir, whose config.json would be lost: take another folder")
   found = kept.read(source)
-  architecture, kind = found.architecture, found.vocabulary.kind
+  architecture, vocabulary = found.architecture, found.vocabulary
+  kind = vocabulary.kind
   if architecture.description is not None and kind not in ("characters", "tokens"):
     raise UserError(f"{source} holds a model of {kind}: Hugging Face's layout has characters only")
   model = found.load(mesh.make_mesh())
   try:
-    if architecture.description is None:
+    if architecture.is_ours:
       written = shared.save(target, found, model.params)
+    elif architecture.description is None:
+      written = students.save(target, architecture.settings, model.params, vocabulary)
     else:
       written = huggingface.save(
-        target, architecture.description, architecture.settings, model.params, found.vocabulary
+        target, architecture.description, architecture.settings, model.params, vocabulary
       )
     if (target / _CARD).exists():
       log.info("%s is kept as it is: take it away for a new one", target / _CARD)

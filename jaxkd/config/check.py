@@ -28,7 +28,7 @@ def check(config: ConfigDict) -> None:
     ("student", config.student, config.training),
     ("teacher.model", config.teacher.model, config.teacher.training),
   ):
-    _check_model(path, model)
+    _check_model(path, model, config)
     _check_training("training" if path == "student" else "teacher.training", training)
   _check_labels(config.labels)
   low, high = config.features.low_hz, config.features.high_hz
@@ -146,13 +146,19 @@ def _check_read(path: str, block: ConfigDict) -> None:
       )
 
 
-def _check_model(path: str, model: ConfigDict) -> None:
-  if model.name != "conformer":
+def _check_model(path: str, model: ConfigDict, config: ConfigDict) -> None:
+  """What must fit together in a model that is drawn here."""
+  if model.name == "huggingface":
     return
   _require(
     model.width % model.heads == 0, f"{path}.width", model.width, f"a multiple of {path}.heads"
   )
   _require(model.conv_kernel % 2 == 1, f"{path}.conv_kernel", model.conv_kernel, "odd")
+  if model.name == "fastconformer":
+    _check_fastconformer(path, model)
+    if path == "student" or config.teacher.source == "train":
+      _check_nemo(path, model.subsampling, config.features)
+    return
   pool = model.frontend_pool
   _require(
     tuple(time for time, _ in pool) == (2, 2),
@@ -160,6 +166,23 @@ def _check_model(path: str, model: ConfigDict) -> None:
     pool,
     "two (2, mel) pairs: 10 ms features become 40 ms frames",
   )
+
+
+def _check_fastconformer(path: str, model: ConfigDict) -> None:
+  _require(model.width % 2 == 0, f"{path}.width", model.width, "even")
+  factor = model.subsampling
+  _require(factor in (2, 4, 8, 16), f"{path}.subsampling", factor, "2, 4, 8 or 16")
+
+
+def _check_nemo(path: str, factor: int, features: ConfigDict) -> None:
+  """The features of a FastConformer, which others that read it compute, too."""
+  where = f"where config.{path}.name is fastconformer"
+  kind, normalise, mels = features.kind, features.normalise, features.mels
+  needed = f"nemo, and config.features.normalise none, {where}"
+  _require(kind == "nemo", "features.kind", kind, needed)
+  _require(normalise == "none", "features.normalise", normalise, f"none {where}")
+  multiple = f"a multiple of config.{path}.subsampling, {factor}"
+  _require(mels % factor == 0, "features.mels", mels, multiple)
 
 
 def _check_training(path: str, training: ConfigDict) -> None:
@@ -233,7 +256,8 @@ def _check_objective(config: ConfigDict) -> None:
   if kd.warmup:
     _require("," not in source, "teacher.source", source, "a single teacher with kd.warmup")
     name = config.student.name
-    _require(name == "conformer", "student.name", name, "conformer with kd.warmup")
+    drawn = "conformer or fastconformer with kd.warmup"
+    _require(name != "huggingface", "student.name", name, drawn)
     cache = config.teacher.cache
     _require(not cache, "teacher.cache", cache, "False with kd.warmup, which asks for encodings")
   if source == "none":

@@ -187,6 +187,22 @@ MODELS = {
     ),
     "init": _INIT,
   },
+  "fastconformer": {
+    "layers": _count(12, "blocks", 1, 1000),
+    "width": _count(384, "of a frame, a multiple of heads, even", 4, 100_000),
+    "heads": _count(8, "of the attention", 1, 1000),
+    "ff_mult": _count(4, "hidden width of the feed-forward layers over width", 1, 100),
+    "conv_kernel": _count(
+      9, "of the depthwise convolution, an odd number", 1, 1001, unit="output frames"
+    ),
+    "subsampling": _count(
+      8, "features to an output frame: 8 for 80 ms, 4 for 40 ms; 2, 4, 8 or 16", 2, 16
+    ),
+    "subsampling_channels": _count(256, "of the convolutions before the blocks", 1, 100_000),
+    "dropout": _share(0.1, "rate in every layer", 0.95),
+    "layer_drop": _share(0.0, "probability that a block is skipped", 0.95),
+    "init": _INIT,
+  },
   "huggingface": {
     "source": Field("", "a folder in Hugging Face's layout, or org/name on its hub"),
     "pool": _count(

@@ -6,7 +6,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxkd import config as config_lib
-from jaxkd.config import fields
+from jaxkd.config import fields, recipes
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -133,6 +133,7 @@ def _switch_kinds(config: ConfigDict, argv: list[str]) -> None:
         for old in list(block):
           del block[old]
         block.update(fields.defaults(node, value))
+        block.update(recipes.of_another_kind(config.recipe, ".".join(path), value))
       elif field not in block and field in (known := node.of(block.get("name", ""))):
         block[field] = known[field].default
 

@@ -35,6 +35,32 @@ def _model(name: str, **changes) -> ConfigDict:
   return ConfigDict({"name": name} | block | changes)
 
 
+# What differs from the table in each size: of a student, and of a teacher that is trained here.
+_FASTCONFORMERS = {
+  "tiny": (
+    dict(layers=3, width=64, heads=4, subsampling=4, subsampling_channels=16, dropout=0.05),
+    dict(layers=3, width=112, heads=4, subsampling=4, subsampling_channels=32),
+  ),
+  "small": (dict(width=184, heads=4, subsampling_channels=128), {}),
+  "medium": ({}, {}),
+  "large": (dict(width=512), {}),
+}
+
+
+def of_another_kind(recipe: str, path: str, kind: str) -> dict:
+  """Fields of a block in a recipe's size, where a flag names a kind that the recipe has not there.
+
+  Args:
+    recipe: one of RECIPES.
+    path: of the block, such as "teacher.model".
+    kind: its new `name`.
+  """
+  if kind != "fastconformer":
+    return {}
+  of_student, of_teacher = _FASTCONFORMERS[parts(recipe)[1]]
+  return of_student if path == "student" else of_teacher
+
+
 def training(**changes) -> ConfigDict:
   """How one model is trained; the student and a teacher that is trained here have one each."""
   return ConfigDict(fields.defaults(fields.TRAINING) | changes)

@@ -54,8 +54,8 @@ def fitting(model: AcousticModel) -> tuple[list[Slot], dict[str, str]]:
   net = nnx.merge(model.graphdef, model.params)
   if not isinstance(net, ConformerCTC):
     raise UserError(
-      "only a Conformer can be written as ONNX here; for models of Hugging Face's families: "
-      "jaxkd convert, then the optimum package"
+      "only a Conformer can be written as ONNX here; for a FastConformer and for models of Hugging "
+      "Face's families: jaxkd convert, then what transformers offers"
     )
   reasons = {slot.folder: slot.lacks(model) for slot in SLOTS}
   found = [slot for slot in SLOTS if not reasons[slot.folder]]

@@ -122,7 +122,9 @@ def _pre_tokenizer(rules: dict, of_user: list[str]) -> dict:
     found.append({"type": "Metaspace"} | marks)
   if of_user:
     pattern = "|".join(map(re.escape, sorted(of_user, key=len, reverse=True)))
-    found.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"})
+    found.append(
+      {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    )
   return {"type": "Sequence", "pretokenizers": found}
 
 

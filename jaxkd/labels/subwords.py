@@ -1,5 +1,6 @@
 """Pieces of words as classes, as Hugging Face's tokenizer.json spells with them."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -70,6 +71,8 @@ class SubwordVocabulary(Vocabulary):
   def encode(self, text: str) -> np.ndarray:
     """i32[U] of a text as it is, or else with the words normalised that cannot be written so.
 
+    Where only capitals have pieces, words are written in capitals.
+
     Raises:
       UnknownSymbol: a character that no piece has.
       UserError: the tokenizer has a step that is not here.
@@ -81,11 +84,12 @@ class SubwordVocabulary(Vocabulary):
       return self._ids(" ".join(map(self._writable, text.split())))
 
   def _writable(self, word: str) -> str:
-    try:
-      self._ids(word)
-      return word
-    except UnknownSymbol:
-      return normalise(word)
+    """A word in the first of its forms that can be written, or else normalised."""
+    for form in (word, normalise(word), normalise(word).upper()):
+      with contextlib.suppress(UnknownSymbol):
+        self._ids(form)
+        return form
+    return normalise(word)
 
   def _ids(self, text: str) -> np.ndarray:
     ids = self._cut(text)

@@ -15,6 +15,7 @@ from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.masks import strided_len
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.models.fastconformer import FastConformerConfig, FastConformerCTC
 from jaxkd.models.features import LogMel, frame_len
 from jaxkd.models.huggingface import families, weights
 from jaxkd.models.huggingface import folder as huggingface
@@ -30,13 +31,13 @@ class Architecture:
 
   Attributes:
     settings: its sizes.
-    features: what a Conformer reads; None for a model of the waveform.
+    features: what a model reads whose parameters are drawn here; None for one of Hugging Face's.
     description: of a Hugging Face model, which a workdir keeps to load and export it; else None.
     folder: where the weights of a Hugging Face model lie; None where they are drawn or elsewhere.
     head: name and classes of the folder's own head; None where it has none.
   """
 
-  settings: ConformerConfig | Wav2Vec2Config
+  settings: ConformerConfig | FastConformerConfig | Wav2Vec2Config
   features: LogMel | None = None
   description: dict | None = None
   folder: pathlib.Path | None = None
@@ -49,9 +50,20 @@ class Architecture:
 
   def frame_len(self, audio_len):
     """Output frames of so many samples, ints or NumPy."""
-    if self.features is None:
-      return strided_len(self.settings.frame_len(audio_len), self.settings.pool)
-    return self.settings.frame_len(frame_len(audio_len, self.features.kind))
+    if isinstance(self.settings, ConformerConfig):
+      return self.settings.frame_len(frame_len(audio_len, self.features.kind))
+    return strided_len(self.settings.frame_len(audio_len), self.settings.pool)
+
+  @property
+  def kind(self) -> str:
+    """As people call it."""
+    names = {ConformerConfig: "Conformer", FastConformerConfig: "FastConformer"}
+    return names.get(type(self.settings)) or self.settings.family
+
+  @property
+  def is_ours(self) -> bool:
+    """Whether it is none of Hugging Face's families, so that nobody else loads it."""
+    return isinstance(self.settings, ConformerConfig)
 
   @property
   def frozen(self) -> tuple[str, ...]:
@@ -63,7 +75,7 @@ class Architecture:
 
     Args:
       classes: of the head, the blank included.
-      project_to: width of a teacher's frames, for a Conformer's projection to compare them in.
+      project_to: width of a teacher's frames, for a projection to compare them in.
     """
     if self.features is None:
       return weights.structure(self.settings, classes)
@@ -87,10 +99,11 @@ class Architecture:
 
     return read
 
-  def _drawn(self, classes: int, project_to: int | None, key: jax.Array) -> ConformerCTC:
-    return ConformerCTC(
-      self.settings, self.features, classes, rngs=nnx.Rngs(params=key), project_to=project_to
-    )
+  def _drawn(self, classes: int, project_to: int | None, key: jax.Array) -> nnx.Module:
+    options = dict(rngs=nnx.Rngs(params=key), project_to=project_to)
+    if isinstance(self.settings, FastConformerConfig):
+      return FastConformerCTC(self.settings, classes, **options)
+    return ConformerCTC(self.settings, self.features, classes, **options)
 
 
 def architecture(
@@ -116,6 +129,12 @@ def architecture(
   if block.name == "conformer":
     sizes = {k: v for k, v in _tuples(block).items() if k not in ("name", "init")}
     settings = ConformerConfig(dtype=dtype, remat=remat, **sizes)
+    return Architecture(settings, LogMel(**features))
+  if block.name == "fastconformer":
+    sizes = {k: v for k, v in block.items() if k not in ("name", "init", "ff_mult")}
+    sizes |= {"ff_width": block.ff_mult * block.width, "mels": features.mels}
+    # Nothing estimates statistics here: a batch norm is its scale and its bias.
+    settings = FastConformerConfig(statistics=False, dtype=dtype, remat=remat, **sizes)
     return Architecture(settings, LogMel(**features))
   folder, head, where = None, None, block.source
   if description is None:

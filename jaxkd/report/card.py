@@ -53,7 +53,7 @@ def text(kept: Kept, parameters: int, name: str = "") -> str:
 
 
 def _header(facts: _Facts) -> str:
-  own = facts.kept.architecture.features is not None
+  own = facts.kept.architecture.is_ours
   english = str(facts.kept.config.recipe).partition("-")[0] in _ENGLISH
   lines = [
     _FILL_IN.format(field="license", example="apache-2.0"),
@@ -70,12 +70,12 @@ def _model(facts: _Facts) -> str:
   """What it is, in two sentences."""
   kept = facts.kept
   settings, vocabulary = kept.architecture.settings, kept.vocabulary
-  kind = "Conformer" if kept.architecture.features is not None else settings.family
   frame_ms = kept.architecture.frame_samples / 16
   said = (
-    f"A CTC speech recogniser: a {kind}, layers: {settings.layers}, width: {settings.width}, "
-    f"parameters: {facts.parameters:,}. It reads audio of 16 kHz and gives each {frame_ms:g} ms "
-    f"one of {len(vocabulary.symbols)} classes ({vocabulary.kind}, with the blank)."
+    f"A CTC speech recogniser: a {kept.architecture.kind}, layers: {settings.layers}, "
+    f"width: {settings.width}, parameters: {facts.parameters:,}. It reads audio of 16 kHz and "
+    f"gives each {frame_ms:g} ms one of {len(vocabulary.symbols)} classes ({vocabulary.kind}, "
+    "with the blank)."
   )
   if getattr(settings, "pool", 1) > 1:
     said += (

@@ -26,7 +26,7 @@ KINDS = {
   "heads": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),  # [1, H, 1, 1]
 }
 # Of a batch norm in torch: how often its statistics were updated, which no model reads.
-_UPDATES = ".num_batches_tracked"
+_UPDATES, _VARIANCE = ".num_batches_tracked", ".running_var"
 
 
 def structure(config, classes: int):
@@ -144,6 +144,8 @@ def save(folder: pathlib.Path, config, params: nnx.State, *, mask_embedding: boo
     prefix = "" if ours.startswith("head/") else family.prefix
     for name, part in zip(names, array if ours.startswith("layers/") else (array,), strict=True):
       weights[prefix + name] = convert(part)
+      if name.endswith(_VARIANCE):
+        weights[prefix + name.removesuffix(_VARIANCE) + _UPDATES] = np.zeros((), np.int64)
   return write(folder, weights, "pt")
 
 
@@ -167,7 +169,7 @@ def write(folder: pathlib.Path, weights: dict[str, np.ndarray], made_for: str) -
   path = folder / "model.safetensors"
   unfinished = path.with_name(f"{path.name}.unfinished")
   try:
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    arrays = {name: np.require(array, requirements="C") for name, array in weights.items()}
     unfinished.touch()
     mode = unfinished.stat().st_mode  # safetensors makes files that nobody else may read
     save_file(arrays, str(unfinished), metadata={"format": made_for})
