@@ -32,7 +32,7 @@ np.savez("found.npz", **{f"{k}{i}": x for i, out in enumerate(found) for k, x in
 
 
 def drawn(tmp_path, vocabulary, *flags: str) -> AcousticModel:
-  """A Conformer with drawn parameters."""
+  """A Conformer, or what flags name, with drawn parameters."""
   given = corpus.flags(tmp_path, "symmetric", tmp_path / "run", *flags)
   config, _ = overrides.parse(given)
   model = registry.architecture(config.student, config.features, dtype=config.dtype)
@@ -59,6 +59,11 @@ def batches(frame_samples: int) -> list[tuple[np.ndarray, np.ndarray]]:
   [
     (),
     ("--config.features.kind=kaldi", "--config.features.normalise=utterance"),
+    (
+      "--config.student.name=fastconformer",
+      "--config.features.kind=nemo",
+      "--config.features.normalise=none",
+    ),
   ],
 )
 def test_jax_alone_calls_it(tmp_path, flags):

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
+from jaxkd.models.fastconformer import FastConformerConfig, FastConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import families, weights
 from jaxkd.teacher.ensemble import Ensemble
@@ -15,6 +16,22 @@ def of_conformer(*time_pools: int):
   pools = tuple((time, 2) for time in time_pools)
   config = ConformerConfig(1, 16, 2, 4, 3, 0.1, 4, (4, 4, 4, 4), pools)
   make = lambda: ConformerCTC(config, LogMel(mels=16), 5, rngs=nnx.Rngs(params=0))
+  return config, nnx.split(nnx.eval_shape(make))
+
+
+def of_fastconformer(subsampling: int, pool: int = 1):
+  config = FastConformerConfig(
+    mels=16,
+    layers=1,
+    width=16,
+    heads=2,
+    ff_width=16,
+    conv_kernel=3,
+    subsampling=subsampling,
+    subsampling_channels=4,
+    pool=pool,
+  )
+  make = lambda: FastConformerCTC(config, 5, rngs=nnx.Rngs(params=0))
   return config, nnx.split(nnx.eval_shape(make))
 
 
@@ -46,11 +63,21 @@ FEW = dict(conv_dim=(8, 8), conv_kernel=(10, 8), conv_stride=(10, 8))
   [
     (lambda: of_conformer(2, 2), 640),
     (lambda: of_conformer(1, 3), 480),
+    (lambda: of_fastconformer(8), 1280),
+    (lambda: of_fastconformer(4, 3), 1920),
     (lambda: of_folder(1), 320),
     (lambda: of_folder(2), 640),
     (lambda: of_folder(3, **FEW), 240),
   ],
-  ids=["conformer", "conformer-1-3", "hubert", "hubert-2", "strides"],
+  ids=[
+    "conformer",
+    "conformer-1-3",
+    "fastconformer",
+    "fastconformer-pooled",
+    "hubert",
+    "hubert-2",
+    "strides",
+  ],
 )
 def test_so_many_samples_more_are_one_frame_more(made, expected):
   config, structure = made()
