@@ -92,7 +92,8 @@ def _unknown(name: str, path: str, kind: str, node: Block | Kinds, known: Iterab
       + ", ".join(sorted(others))
     )
   owners = [f"'{k}'" for k, own in node.kinds.items() if name in own]
-  whose = f" ({' and '.join(owners)} has it)" if owners else did_you_mean(name, others)
+  have = "have" if len(owners) > 1 else "has"
+  whose = f" ({' and '.join(owners)} {have} it)" if owners else did_you_mean(name, others)
   return f"{path}.{_plain(name)}: '{kind}' has no such field{whose}; its fields: " + (
     ", ".join(others) or "none"
   )

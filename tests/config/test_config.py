@@ -108,7 +108,11 @@ def changed(config, path: str, value):
     (
       "student.name",
       "huggingface",
-      ["config.student.", "'huggingface' has no such field", "('conformer' has it)"],
+      [
+        "config.student.",
+        "'huggingface' has no such field",
+        "('conformer' and 'fastconformer' have it)",
+      ],
     ),
     ("kd.typo", 1, ["kd.typo", "no such field"]),
     ("dtype", "float16", ["dtype", "float16", "bfloat16"]),

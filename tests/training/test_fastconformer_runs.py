@@ -20,7 +20,7 @@ from jaxkd.labels import normalise
 from jaxkd.models import kept, registry
 from jaxkd.training import loop as train
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile", "compiled_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile", "compiled_once")]
 NEMO = ("--config.features.kind=nemo", "--config.features.normalise=none")
 FAST = (
   *NEMO,
