@@ -165,10 +165,10 @@ def _check_stored(teacher: Stored, config: ConfigDict, train: Source) -> None:
   needs = objective_lib.needs(config.kd)
   if TEACHER_ENCODINGS in needs:
     raise UserError("config.kd.warmup asks for encodings of the teacher, and a store has none")
-  if TEACHER_FRAMES in needs:
-    teacher.check(train, tuple(config.training.speeds), config.kd.temperature)
-  elif HYPOTHESES in needs:
-    teacher.check(train, (1.0,), teacher.settings.temperature)
+  frames = TEACHER_FRAMES in needs
+  temperature = config.kd.temperature if frames else teacher.settings.temperature
+  heard = objective_lib.speeds_heard(config.kd, config.training.speeds)
+  teacher.check(train, heard, temperature)
 
 
 def _check_frames(teacher, architecture: Architecture, source: str) -> None:

@@ -16,7 +16,6 @@ from jaxkd.teacher import stored as stored_lib
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import objective
 from jaxkd.training.assembly import Plan
-from jaxkd.training.objective import TEACHER_FRAMES
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +31,7 @@ def stored(plan: Plan, found: teachers.Found) -> Stored:
     found: its teacher, which is loaded only where something is left to be heard.
   """
   config, data, devices = plan.config, plan.data, plan.devices
-  asks = TEACHER_FRAMES in objective.needs(config.kd)
-  speeds = tuple(map(float, config.training.speeds)) if asks else (1.0,)
-  wanted = [teaching.Wanted(data.train, speeds)]
+  wanted = [teaching.Wanted(data.train, objective.speeds_heard(config.kd, config.training.speeds))]
   wanted += [teaching.Wanted(split, (1.0,)) for split in (data.dev, data.test) if split is not None]
   folder = _folder(plan, found, wanted)
   with _alone(folder):

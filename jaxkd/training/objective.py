@@ -163,6 +163,15 @@ def needs_log_prior(kd: ConfigDict) -> bool:
   return TEACHER_FRAMES in needs(kd) and kd.selection.get("prior_scale", 0.0) > 0
 
 
+def speeds_heard(kd: ConfigDict, speeds) -> tuple[float, ...]:
+  """Speeds at which the teacher hears the training data: as they are for hypotheses and a prior."""
+  asked = needs(kd)
+  heard = {float(speed) for speed in speeds} if TEACHER_FRAMES in asked else set()
+  if HYPOTHESES in asked or needs_log_prior(kd):
+    heard.add(1.0)
+  return tuple(sorted(heard))
+
+
 def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
   scale, warmup, terms = kd.scale, kd.warmup, []
   if scale > 0:
