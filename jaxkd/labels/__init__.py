@@ -1,6 +1,7 @@
 """Vocabularies: which classes a model has, and how text is spelled with them."""
 
 from jaxkd.labels.choice import Choice, choose
+from jaxkd.labels.marked import MarkedVocabulary
 from jaxkd.labels.phonemes import PhonemeVocabulary, phonemes
 from jaxkd.labels.pieces import PieceVocabulary, sentencepiece
 from jaxkd.labels.segmentation import WORD_START
@@ -19,6 +20,7 @@ from jaxkd.labels.vocabulary import (
 __all__ = [
   "BLANK",
   "Choice",
+  "MarkedVocabulary",
   "WORD_START",
   "PhonemeVocabulary",
   "PieceVocabulary",
