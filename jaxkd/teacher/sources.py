@@ -32,6 +32,7 @@ class Found:
     frame_samples: audio samples in an output frame.
     graphdef, like: its structure and abstract parameters.
     load: reads the parameters and lays them out on devices.
+    pool: shorter frames in each, by the config; 0 for a model whose frames are not pooled by it.
   """
 
   source: str
@@ -40,6 +41,7 @@ class Found:
   graphdef: Any
   like: Any
   load: Callable[[jax.sharding.Mesh], AcousticModel]
+  pool: int = 0
 
 
 def find(
@@ -82,7 +84,7 @@ def find(
   config, vocabulary = teacher.read_huggingface(folder, pool, dtype, language)
   structure = weights.structure(config, len(vocabulary.symbols))
   load = functools.partial(_from_huggingface, folder, pool, dtype, language)
-  return Found(source, vocabulary, config.frame_samples, *structure, load)
+  return Found(source, vocabulary, config.frame_samples, *structure, load, pool)
 
 
 def _ours(source: str, found: kept.Kept | shared.Shared) -> Found:

@@ -101,7 +101,7 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   )
   if isinstance(teacher, Stored):
     teacher = _at_frame_length(teacher, architecture)
-  _check_frames(teacher, architecture, config.teacher.source)
+  _check_frames(teacher, architecture, config)
   taught = None if teacher is None else (_name(teacher), teacher.vocabulary)
   choice = choose(config.labels, teacher=taught, head=architecture.head)
   data, vocabulary = _transcribed(config, _open_data(config, opened), choice, architecture)
@@ -171,18 +171,32 @@ def _check_stored(teacher: Stored, config: ConfigDict, train: Source) -> None:
   teacher.check(train, heard, temperature)
 
 
-def _check_frames(teacher, architecture: Architecture, source: str) -> None:
-  """Student and teacher must speak of the same frames."""
+def _check_frames(teacher, architecture: Architecture, config: ConfigDict) -> None:
+  """Student and teacher must speak of the same frames; stored ones can be made to."""
   if teacher is None:
     return
   there = teacher.architecture if isinstance(teacher, Plan) else teacher
-  if there.frame_samples == architecture.frame_samples:
+  given, wanted = there.frame_samples, architecture.frame_samples
+  if given == wanted or (config.teacher.cache and max(given, wanted) % min(given, wanted) == 0):
     return
-  ms = [1000 * x.frame_samples / SAMPLE_RATE_HZ for x in (there, architecture)]
+  pool = teacher.config.student.get("pool", 1) if isinstance(teacher, Plan) else teacher.pool
   raise UserError(
-    f"the teacher has a frame every {ms[0]:g} ms and the student every {ms[1]:g} ms: set "
-    f"config.teacher.{'model.pool' if source == 'train' else 'pool'} so that both are as long "
-    "(2 for a teacher of 20 ms and a student of 40 ms)"
+    f"the teacher has a frame every {1000 * given / SAMPLE_RATE_HZ:g} ms and the student every "
+    f"{1000 * wanted / SAMPLE_RATE_HZ:g} ms: {_same_frames(given // max(pool, 1), wanted, teacher)}"
+  )
+
+
+def _same_frames(given: int, wanted: int, teacher: "teachers.Found | Plan") -> str:
+  """What to do about frames of other lengths, in samples; the teacher's before they are pooled."""
+  planned = isinstance(teacher, Plan)
+  block = "teacher.model" if planned else "teacher"
+  pools = "pool" in teacher.config.student if planned else teacher.pool
+  if wanted % given == 0 and pools:
+    return f"config.{block}.pool={wanted // given} makes both as long"
+  return (
+    "config.teacher.cache=True stores the teacher's frames and repeats or chooses among them "
+    "(beside config.teacher.pool=1), or take a student of its frame length, such as "
+    "config.student.name=fastconformer"
   )
 
 

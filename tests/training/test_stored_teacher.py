@@ -150,6 +150,15 @@ def test_other_objectives_learn_from_a_store(lab, teacher, variant, flags):
   assert found["train"]["skipped_updates"] == 0 and rows(folder)[0]["loss"] > 0
 
 
+def test_a_student_of_longer_frames_learns_from_some_of_the_teachers(lab, teacher):
+  longer = [f"--config.teacher.source={teacher}", "--config.student.frontend_pool=((2, 2), (4, 2))"]
+  with pytest.raises(UserError, match="every 40 ms and the student every 80 ms: .*cache=True"):
+    start(lab, "longer", *longer, *ONE_EPOCH)
+  found, folder = start(lab, "longer", *longer, *ONE_EPOCH, "--config.teacher.cache=True")
+  assert found["test"]["student"]["frame_ms"] == 80 and rows(folder)[0]["kd/kl"] > 0
+  assert found["test"]["teacher"]["words"] > 0
+
+
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
