@@ -1,5 +1,6 @@
 """jaxkd convert: models as folders that the other commands, transformers and the hub take."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
@@ -20,7 +21,8 @@ SOURCE is one of two:
     its like, and of a FastConformer, in Hugging Face's layout, for transformers
     and for others; of a Conformer for jaxkd
   a folder with pytorch_model.bin, or with pytorch_model.bin.index.json and its
-    shards: the weights are written as model.safetensors; needs torch
+    shards: the weights are written as model.safetensors. The other commands
+    do so by themselves, into the cache
 
 A card that is there already is kept. --push uploads the folder to the Hugging
 Face hub, where `hf auth login` has logged in.
@@ -74,9 +76,9 @@ def _pickles(source: pathlib.Path) -> list[pathlib.Path]:
   """PyTorch's files of weights in a folder."""
   if not any(source.glob("pytorch_model.bin*")):
     return []
-  from jaxkd.models.huggingface.weights import stored
+  from jaxkd.models.huggingface import tensors
 
-  return stored(source, "pytorch_model.bin")
+  return tensors.stored(source, "pytorch_model.bin")
 
 
 def share(source: pathlib.Path, target: pathlib.Path, name: str) -> list[pathlib.Path]:
@@ -126,28 +128,22 @@ def from_pickles(source: pathlib.Path, weights: list[pathlib.Path], target: path
   """Writes PyTorch's pickled weights as safetensors; nothing but tensors is unpickled.
 
   Raises:
-    UserError: no torch, or a file that holds something else than tensors.
+    UserError: a file that holds something else than tensors, or the target cannot be written.
   """
-  try:
-    import torch
-    from safetensors.torch import save_file
-  except ImportError as error:
-    raise UserError(f"{weights[0]} is read with torch: pip install torch 'jaxkd[hf]'") from error
-  tensors = {}
-  for path in weights:
-    try:
-      found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's and torch's many kinds
-      reason = " ".join(str(error).split())[:200]
-      raise UserError(f"{path} cannot be read as tensors alone: {reason}") from error
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
-      raise UserError(f"{path} does not hold tensors by name")
-    tensors |= {name: tensor.clone().contiguous() for name, tensor in found.items()}
-  target.mkdir(parents=True, exist_ok=True)
+  from jaxkd.models.huggingface import pickles, tensors
+
+  found = pickles.read_all(weights)
   unfinished = target / "model.safetensors.unfinished"
-  save_file(tensors, str(unfinished), metadata={"format": "pt"})
-  unfinished.replace(target / "model.safetensors")
-  if target != source:
-    for path in source.glob("*.json"):
-      if not path.name.endswith(".index.json"):
-        shutil.copy(path, target)
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+    tensors.copy(found, unfinished)
+    unfinished.replace(target / "model.safetensors")
+    if target != source:
+      for path in source.glob("*.json"):
+        if not path.name.endswith(".index.json"):
+          shutil.copy(path, target)
+  except OSError as error:
+    raise UserError(f"{target} cannot be written: {error.strerror}") from error
+  finally:
+    with contextlib.suppress(OSError):  # of a target that is no folder
+      unfinished.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The user's cache: corpora that are made once and kept."""
+"""The user's cache: corpora and converted weights, which are made once and kept."""
 
 import contextlib
 import errno
@@ -23,14 +23,14 @@ def folder() -> pathlib.Path:
   try:
     return pathlib.Path(base).expanduser() / "jaxkd"
   except RuntimeError as error:
-    raise UserError("there is no home folder: set JAXKD_CACHE to a folder for corpora") from error
+    raise UserError("there is no home folder: set JAXKD_CACHE to a folder that may grow") from error
 
 
 def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
   """The folder `name` of the cache, made by `make(folder)` where it is absent.
 
   It appears by a rename when it is whole: a killed or failed `make` leaves nothing behind that a
-  later call would take for the corpus. A second process waits for the first; where the file system
+  later call would take for a whole one. A second process waits for the first; where the file system
   has no locks both make it, and the first to be ready wins.
 
   Args:

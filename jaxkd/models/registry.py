@@ -82,9 +82,18 @@ class Architecture:
     return nnx.split(nnx.eval_shape(lambda: self._drawn(classes, project_to, jax.random.key(0))))
 
   def first_params(
-    self, vocabulary: Vocabulary, project_to: int | None = None
+    self,
+    vocabulary: Vocabulary,
+    project_to: int | None = None,
+    devices: jax.sharding.Mesh | None = None,
   ) -> Callable[[jax.Array], Any]:
-    """Typed key → parameters: drawn, or read from the folder, with a fresh head where need be."""
+    """Typed key → parameters: drawn, or read from the folder, with a fresh head where need be.
+
+    Args:
+      vocabulary: classes of the head.
+      project_to: as of `structure`.
+      devices: where what is read is laid out; None for the default one.
+    """
     classes = len(vocabulary.symbols)
     if self.features is not None:
       return jax.jit(lambda key: nnx.state(self._drawn(classes, project_to, key), nnx.Param))
@@ -93,9 +102,8 @@ class Architecture:
     def read(key):
       if not keeps_head:
         log.info("%s: a fresh head for %d classes", self.folder, classes)
-      return weights.load(
-        self.folder, self.settings, classes, fresh_head=None if keeps_head else key
-      )
+      head = None if keeps_head else key
+      return weights.load(self.folder, self.settings, classes, fresh_head=head, devices=devices)
 
     return read
 

@@ -18,7 +18,7 @@ from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.models import registry
 from jaxkd.models.acoustic import AcousticModel
-from jaxkd.models.huggingface import weights
+from jaxkd.models.huggingface import tensors, weights
 from jaxkd.models.kept import VOCABULARY, Kept
 from jaxkd.models.registry import Architecture
 from jaxkd.types import SAMPLE_RATE_HZ
@@ -78,7 +78,7 @@ def save(folder: pathlib.Path, kept: Kept, params) -> list[pathlib.Path]:
     "frame_samples": kept.architecture.frame_samples,
     "sampling_rate": SAMPLE_RATE_HZ,
   }
-  path = weights.write(folder, {_name(p): np.asarray(x) for p, x in _leaves(params)}, "flax")
+  path = tensors.write(folder, {_name(p): np.asarray(x) for p, x in _leaves(params)}, "flax")
   files.write_json(folder / "config.json", described)
   return [path, folder / "config.json", *kept.vocabulary.save(folder / VOCABULARY)]
 
@@ -143,14 +143,16 @@ def _weights(folder: pathlib.Path, like):
   """
   names = weights.read_names(folder)
   wanted = {_name(path): leaf for path, leaf in _leaves(like)}
-  found = {name: names[name]() for name in wanted if name in names}
-  shapes = {name: (array.shape, wanted[name].shape) for name, array in found.items()}
-  sizes = {name: tuple(map(weights.size, pair)) for name, pair in shapes.items()}
+  found = {name: names[name] for name in wanted if name in names}
+  for name, tensor in found.items():
+    tensors.check_floats(name, tensor)
+  shapes = {name: (tensor.shape, wanted[name].shape) for name, tensor in found.items()}
+  sizes = {name: tuple(map(tensors.size, pair)) for name, pair in shapes.items()}
   problems = {
     "missing": [name for name in wanted if name not in names],
     "unused": sorted(name for name in names if name not in wanted),
     "misshapen": [f"{n} ({a} instead of {b})" for n, (a, b) in sizes.items() if a != b],
   }
   weights.refuse(folder, problems)
-  arrays = [found[name].astype(leaf.dtype) for name, leaf in wanted.items()]
+  arrays = [found[name].read().astype(leaf.dtype) for name, leaf in wanted.items()]
   return jax.tree.unflatten(jax.tree.structure(like), arrays)

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -21,18 +19,18 @@ def from_huggingface(
   pool: int = 1,
   *,
   dtype: str = "float32",
-  place: Callable[[Any], Any] = jax.device_put,
   language: str = "",
+  devices: jax.sharding.Mesh | None = None,
 ) -> AcousticModel:
   """A model with a CTC head, of one of the families in `huggingface.families`.
 
   Args:
-    source: a folder with config.json, *.safetensors, vocab.json and preprocessor_config.json, or
-      org/name on the Hugging Face hub.
+    source: a folder with config.json, weights (safetensors, or PyTorch's pytorch_model.bin),
+      vocab.json and preprocessor_config.json, or org/name on the Hugging Face hub.
     pool: frames (20 ms) that are max-pooled into one before the head; 2 in the paper.
-    dtype: of the arithmetic, "float32" or "bfloat16".
-    place: lays out the parameters (NumPy arrays) on devices.
+    dtype: of the arithmetic, "float32" or "bfloat16", in which its matrices are kept, too.
     language: of a model with an adapter for each (MMS), as its files name it, such as "fra".
+    devices: where the parameters are laid out (`mesh.make_mesh`); None for JAX's default device.
 
   Returns:
     A model that is called with audio i16 or float[B, S] of full scale 1 at 16 kHz and audio_len
@@ -46,7 +44,7 @@ def from_huggingface(
   config, vocabulary = read_huggingface(folder, pool, dtype, language)
   classes = len(vocabulary.symbols)
   graphdef = weights.structure(config, classes)[0]
-  params = place(weights.load(folder, config, classes, language=language))
+  params = weights.load(folder, config, classes, language=language, frozen=True, devices=devices)
   return AcousticModel(graphdef, params, vocabulary, config.frame_samples)
 
 

@@ -1,7 +1,6 @@
 """`config.teacher.source` → a teacher: what it is, and its parameters when they are needed."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,6 @@ import jax
 from flax import nnx
 
 from jaxkd import files, teacher
-from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, check_same
 from jaxkd.models import kept, shared
@@ -82,21 +80,16 @@ def find(
   if shared.is_one(folder):
     return _ours(source, shared.read(folder))
   config, vocabulary = teacher.read_huggingface(folder, pool, dtype, language)
-  structure = weights.structure(config, len(vocabulary.symbols))
-  load = functools.partial(_from_huggingface, folder, pool, dtype, language)
+  structure = weights.structure(config, len(vocabulary.symbols), frozen=True)
+  load = lambda devices: teacher.from_huggingface(
+    folder, pool, dtype=dtype, language=language, devices=devices
+  )
   return Found(source, vocabulary, config.frame_samples, *structure, load, pool)
 
 
 def _ours(source: str, found: kept.Kept | shared.Shared) -> Found:
   frame_samples, structure = found.architecture.frame_samples, (found.graphdef, found.like)
   return Found(source, found.vocabulary, frame_samples, *structure, found.load)
-
-
-def _from_huggingface(
-  folder, pool: int, dtype: str, language: str, devices: jax.sharding.Mesh
-) -> AcousticModel:
-  place = lambda params: mesh.put(params, sharding.of_state(devices, params))
-  return teacher.from_huggingface(folder, pool, dtype=dtype, place=place, language=language)
 
 
 def _together(source: str, found: list[Found]) -> Found:
@@ -149,6 +142,6 @@ def _is_huggingface(source: str, named: str) -> bool:
     raise UserError(
       f"{folder} is neither the workdir of a finished run (no results.json: run it to its end "
       "first) nor a model that jaxkd convert wrote, or in Hugging Face's layout (config.json, "
-      "*.safetensors, vocab.json)"
+      "weights, vocab.json)"
     )
   return True

@@ -378,7 +378,7 @@ def _blueprint(made: Plan, objective: Objective, teacher: AcousticModel | None) 
 
 def _first_params(made: Plan, project_to: int | None) -> Callable[[jax.Array], Any]:
   """Typed key → parameters that training starts from."""
-  fresh = made.architecture.first_params(made.vocabulary, project_to)
+  fresh = made.architecture.first_params(made.vocabulary, project_to, made.devices)
   if not made.config.student.init:
     return fresh
   start = kept.read(pathlib.Path(made.config.student.init).expanduser())

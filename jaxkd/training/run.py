@@ -13,7 +13,7 @@ from jaxkd import files
 from jaxkd.data import pipeline, plan
 from jaxkd.data.sources import Source
 from jaxkd.data.texts import Spelling
-from jaxkd.devices import mesh, sharding
+from jaxkd.devices import layout, mesh, sharding
 from jaxkd.inference.hypotheses import Hypotheses
 from jaxkd.labels import Vocabulary
 from jaxkd.models import kept, registry
@@ -170,7 +170,7 @@ class Run:
     """A fresh model and optimiser, laid out on the mesh."""
     key = jax.random.fold_in(jax.random.key(self.seed), 0x57D)
     where = self.state_shardings
-    params = mesh.put(self.blueprint.params(key), where.params)
+    params = layout.put(self.blueprint.params(key), where.params)
     opt_state = jax.jit(self.optimizer.init, out_shardings=where.opt_state)(params)
     state = step_lib.TrainState.fresh(params, opt_state, self.objective)
     rest = mesh.put(state[2:], sharding.replicated(self.mesh))

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import hf_models
+import jaxkd
 from hf_folders import (
   assert_same,
   config_of,
@@ -18,7 +19,6 @@ from hf_folders import (
 )
 from hf_models import torch
 from jaxkd import teacher as teacher_lib
-from jaxkd.commands import line as command_line
 from jaxkd.errors import UserError
 
 PREFIX = "hubert.encoder.layers."
@@ -72,17 +72,53 @@ def test_misshapen_weight_is_named(folder, name, shape):
   refuse(folder, str(folder), "misshapen", name)
 
 
-def test_weights_of_whole_numbers_are_refused(folder):
-  name = "lm_head.bias"
-  edit_weights(folder, lambda weights: weights.update({name: weights[name].long()}))
-  refuse(folder, name, "int64")
+@pytest.mark.parametrize(
+  "kind, shown", [("int64", "int64"), ("int8", "int8"), ("float8_e4m3fn", "F8_E4M3")]
+)
+@pytest.mark.parametrize("name", ["lm_head.bias", f"{PREFIX}0.attention.q_proj.weight"])
+def test_weights_of_whole_numbers_or_codes_are_refused(folder, name, kind, shown):
+  kind = getattr(torch, kind)
+  edit_weights(folder, lambda weights: weights.update({name: weights[name].to(kind)}))
+  refuse(folder, f"{name} holds {shown}: weights must be floating point, and not quantised")
+
+
+@pytest.mark.parametrize("shape", ["whole", "shards"])
+def test_cut_shard(saved, folder, shape):
+  if shape == "shards":
+    (folder / "model.safetensors").unlink()
+    saved()[1].save_pretrained(folder, max_shard_size="20KB")
+  path = sorted(folder.glob("*.safetensors"))[-1]
+  path.write_bytes(path.read_bytes()[:-4])
+  refuse(folder, str(path), "cannot be read")
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "AudioFrameClassification", "XVector"])
+def test_models_of_other_tasks(folder, task):
+  transformers = hf_models.transformers
+  config = transformers.AutoConfig.from_pretrained(folder).to_dict() | {"architectures": None}
+  kind = getattr(transformers, f"Wav2Vec2For{task}")
+  (folder / "model.safetensors").unlink()
+  sizes = dict(tdnn_dim=(8, 8), tdnn_kernel=(1, 1), tdnn_dilation=(1, 1), xvector_output_dim=8)
+  given = transformers.Wav2Vec2Config(**config | {"model_type": "wav2vec2"} | sizes)
+  kind(given).save_pretrained(folder)
+  refuse(folder, str(folder), "no CTC head (lm_head.weight)", f"it is Wav2Vec2For{task}")
+
+
+def test_a_model_of_another_kind(folder):
+  edit(folder / "config.json", model_type="whisper")
+  with pytest.raises(UserError, match="model_type is 'whisper': it must be one of"):
+    jaxkd.load(folder)
 
 
 def test_folder_without_weights(folder):
   (folder / "model.safetensors").unlink()
-  assert "convert" not in refuse(folder, str(folder), "no *.safetensors")
-  (folder / "pytorch_model.bin").write_bytes(b"")
-  refuse(folder, str(folder), "pytorch_model.bin", f"jaxkd convert {folder}")
+  wrong = "no weights in it, neither model.safetensors nor pytorch_model.bin"
+  refuse(folder, str(folder), wrong)
+  (folder / "tf_model.h5").write_text("")
+  refuse(folder, wrong, "only tf_model.h5, which is not read")
+  (folder / "adapter_config.json").write_text("{}")
+  (folder / "adapter_model.safetensors").write_text("")
+  refuse(folder, wrong, "it is an adapter (adapter_config.json)")
 
 
 def test_weights_of_another_name_are_not_the_model(folder):
@@ -101,7 +137,7 @@ def test_weights_of_another_name_are_not_the_model(folder):
   (folder / "model.safetensors").unlink()
   assert not load_params(folder)["head"]["kernel"][...].any()
   index.unlink()
-  refuse(folder, "only a.safetensors, model_ema.safetensors, opt", "call the model's weights model")
+  refuse(folder, "only a.safetensors, model_ema.safetensors, opt", "rename the model's weights")
 
 
 @pytest.mark.parametrize(
@@ -122,42 +158,6 @@ def test_index_of_shards_that_is_wrong(folder, content, words):
   (folder / "model.safetensors").rename(folder.parent / "a.safetensors")
   (folder / "model.safetensors.index.json").write_text(content)
   refuse(folder, "model.safetensors.index.json", *words)
-
-
-def test_convert_reads_the_models_own_pickles(folder, tmp_path):
-  expected = load_params(folder)
-  weights = load_file(folder / "model.safetensors")
-  (folder / "model.safetensors").unlink()
-  parts = [dict(list(weights.items())[start::2]) for start in (0, 1)]
-  for number, part in enumerate(parts):
-    torch.save(part, folder / f"pytorch_model-{number}.bin")
-  torch.save({name: 0 * w for name, w in weights.items()}, folder / "pytorch_model_old.bin")
-  target = tmp_path / "new"
-  with pytest.raises(UserError, match="nor a folder with pytorch_model.bin or"):
-    command_line.main(["convert", str(folder), str(target)])
-  where = {name: f"pytorch_model-{i}.bin" for i, part in enumerate(parts) for name in part}
-  (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
-  refuse(folder, f"jaxkd convert {folder}")
-  command_line.main(["convert", str(folder), str(target)])
-  assert_same(load_params(target), expected)
-  # One file that has all wins, as in transformers.
-  torch.save({name: w + 1 for name, w in weights.items()}, folder / "pytorch_model.bin")
-  command_line.main(["convert", str(folder), str(target)])
-  bias = load_params(target)["head"]["bias"][...]
-  np.testing.assert_array_equal(bias, expected["head"]["bias"][...] + 1)
-
-
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
-def test_pickles_on_the_hub_are_named(monkeypatch, folder, file):
-  hub = pytest.importorskip("huggingface_hub")
-  (folder / "model.safetensors").unlink()
-  monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(folder))
-  monkeypatch.setattr(hub, "list_repo_files", lambda name: ["config.json", file])
-  found = refuse("org/name", "org/name", file, "hf download org/name", "jaxkd convert DIR")
-  assert str(folder) not in found
-  # Without the network, what was fetched before is named.
-  monkeypatch.setattr(hub, "list_repo_files", lambda name: 1 / 0)
-  refuse("org/name", str(folder), "no *.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 500, 60_000])
@@ -200,6 +200,11 @@ def test_front_end_is_in_one_of_two_files(folder):
     ("config.json", dict(model_type=None), ["model_type", "None"]),
     ("config.json", dict(adapter_attn_dim=16), ["adapter_attn_dim", "16"]),
     ("config.json", dict(add_adapter=True), ["add_adapter"]),
+    (
+      "config.json",
+      dict(quantization_config={"quant_method": "bitsandbytes"}),
+      ["quantization_config (bitsandbytes)", "take the model"],
+    ),
     ("config.json", dict(conv_pos_batch_norm=True), ["conv_pos_batch_norm"]),
     ("config.json", dict(hidden_act="mish"), ["hidden_act", "'mish'", "gelu"]),
     ("config.json", dict(feat_extract_activation="tanh"), ["feat_extract_activation", "'tanh'"]),

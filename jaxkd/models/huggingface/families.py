@@ -58,6 +58,12 @@ def model_config(
   Raises:
     UserError: another architecture, sampling rate, or a part that is not there.
   """
-  return of(description["config"], where).read(
-    description, where, pool=pool, dtype=dtype, **options
-  )
+  given = description["config"]
+  family = of(given, where)
+  if quantised := given.get("quantization_config"):
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    raise UserError(
+      f"{where}: config.json has a quantization_config ({method or 'unnamed'}): quantised weights "
+      "are not read: take the model that they were made of"
+    )
+  return family.read(description, where, pool=pool, dtype=dtype, **options)

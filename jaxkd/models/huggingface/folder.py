@@ -3,14 +3,16 @@
 import itertools
 import json
 import pathlib
-import re
 
 from jaxkd.errors import UserError
 from jaxkd.files import write_json
 from jaxkd.labels import TokenVocabulary, Vocabulary
-from jaxkd.models.huggingface import families, tokenizers, wav2vec2
+from jaxkd.models.huggingface import families, tensors, tokenizers, wav2vec2
 from jaxkd.models.huggingface import weights as port
+from jaxkd.models.huggingface.family import Family
 
+# Ends of the names of classes that are pre-trained only, or lack their head.
+_PRETRAINED = ("Model", "ForPreTraining", "ForCTC")
 # Tokenizers of transformers.
 _CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 
@@ -18,52 +20,48 @@ _CHARACTERS, _PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 def folder_of(source: str, language: str = "") -> pathlib.Path:
   """The folder of a model: a path, or org/name, fetched from the Hugging Face hub.
 
+  Pickled weights are fetched only where there are no safetensors.
+
   Args:
     source: of the model.
     language: whose adapter is fetched, too; others are not.
 
   Raises:
-    UserError: neither, or one on the hub whose weights are pickles.
+    UserError: neither.
   """
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
     return path
-  wrong = f"{source}: no such folder, nor a model that can be fetched from the Hugging Face hub"
   if source.count("/") != 1 or source.startswith((".", "/", "~")):
-    raise UserError(wrong)
+    raise UserError(_not_there(source))
+  # Classes may have a file of their own.
+  files, adapter = ["*.json", "lexicon.txt", *tokenizers.SENTENCEPIECE], f"adapter.{language}"
+  files += ["model*.safetensors", f"{adapter}.safetensors"] if language else ["*.safetensors"]
+  others = None if language else ["adapter.*.safetensors"]
+  path, pickled = _fetch(source, files, others), []
+  if language and not (path / f"{adapter}.safetensors").exists():
+    pickled += [f"{adapter}.bin"]
+  if not tensors.stored(path, "model.safetensors"):
+    pickled += ["pytorch_model*.bin"]
+  return _fetch(source, files + pickled, others) if pickled else path
+
+
+def _fetch(source: str, files: list[str], others: list[str] | None) -> pathlib.Path:
+  """The folder of those files of a model on the hub; raises UserError where it is not reached."""
   try:
     from huggingface_hub import snapshot_download
   except ImportError as error:
-    raise UserError(f"{wrong}: fetching needs pip install 'jaxkd[hf]'") from error
+    wrong = f"{_not_there(source)}: fetching needs pip install 'jaxkd[hf]'"
+    raise UserError(wrong) from error
   try:
-    # Classes may have a file of their own.
-    files = ["*.json", "lexicon.txt", *tokenizers.SENTENCEPIECE]
-    weights = ["model*.safetensors", f"adapter.{language}.safetensors"]
-    files += weights if language else ["*.safetensors"]
-    skipped = None if language else ["adapter.*.safetensors"]
-    path = snapshot_download(source, allow_patterns=files, ignore_patterns=skipped)
-    path = pathlib.Path(path)
+    return pathlib.Path(snapshot_download(source, allow_patterns=files, ignore_patterns=others))
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
-    raise UserError(f"{wrong} ({type(error).__name__}: {reason})") from error
-  if not any(path.glob("*.safetensors")):
-    _refuse_pickles(source)
-  return path
+    raise UserError(f"{_not_there(source)} ({type(error).__name__}: {reason})") from error
 
 
-def _refuse_pickles(source: str) -> None:
-  """UserError where a model on the hub has nothing but PyTorch's pickles, which are not fetched."""
-  import huggingface_hub
-
-  try:
-    found = huggingface_hub.list_repo_files(source)
-  except Exception:  # without the network it is said that the folder that was kept has no weights
-    return
-  if old := [name for name in found if re.fullmatch(r"pytorch_model.*\.bin", name)]:
-    raise UserError(
-      f"{source} has no *.safetensors on the hub, only {old[0]}, a pickle, which is not fetched: "
-      f"hf download {source} --local-dir DIR, then jaxkd convert DIR, and give DIR"
-    )
+def _not_there(source: str) -> str:
+  return f"{source}: no such folder, nor a model that can be fetched from the Hugging Face hub"
 
 
 def read_description(folder: pathlib.Path) -> dict:
@@ -101,11 +99,7 @@ def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
   config = _read_json(folder / "config.json")
   family = families.of(config, str(folder))
   if not port.has_head(folder, family):
-    raise UserError(
-      f"{folder} has no CTC head ({family.head}): it is pre-trained only, and no teacher "
-      "before it is fine-tuned: --config=configs/teacher.py:RECIPE "
-      f"--config.student.source={folder}"
-    )
+    raise UserError(_no_head(folder, config, family))
   classes = config.get("vocab_size") or family.classes
   by_tokenizer = not (folder / "vocab.json").exists() and tokenizers.is_there(folder)
   if family.blank is not None or by_tokenizer:
@@ -142,6 +136,18 @@ def read_labels(folder: pathlib.Path, language: str = "") -> Vocabulary:
   if (settings.get("tokenizer_class") or config.get("tokenizer_class")) == _PHONEMES:
     return TokenVocabulary(listed, vocabulary[pad], delimiter or "")
   return Vocabulary(listed, vocabulary[pad], delimiter or "|")
+
+
+def _no_head(folder: pathlib.Path, config: dict, family: Family) -> str:
+  """What is wrong with a model without a CTC head, and what to do about it."""
+  wrong = f"{folder} has no CTC head ({family.head})"
+  given = config.get("architectures") or []
+  if others := [name for name in map(str, given) if not name.endswith(_PRETRAINED)]:
+    return f"{wrong}: it is {others[0]}, of another task: only {family.class_name}ForCTC teaches"
+  wrong += ": it is pre-trained only, and no teacher before it is fine-tuned"
+  if not family.learns:
+    return wrong
+  return f"{wrong}: --config=configs/teacher.py:RECIPE --config.student.source={folder}"
 
 
 def _of_language(folder: pathlib.Path, language: str) -> dict:

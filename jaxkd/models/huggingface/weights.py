@@ -1,6 +1,5 @@
 """Weights of models by the names that Hugging Face transformers gives them."""
 
-import json
 import pathlib
 import re
 
@@ -9,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxkd.devices import layout, sharding
 from jaxkd.errors import UserError
+from jaxkd.models.huggingface import pickles, tensors
 from jaxkd.models.huggingface.families import FAMILIES
 from jaxkd.models.huggingface.family import Family, Names
+from jaxkd.models.huggingface.tensors import Tensor, size, some
+from jaxkd.models.rounding import rounded
 
 # kind -> (theirs to ours, ours to theirs)
 KINDS = {
@@ -29,10 +32,19 @@ KINDS = {
 _UPDATES, _VARIANCE = ".num_batches_tracked", ".running_var"
 
 
-def structure(config, classes: int):
-  """graphdef and abstract parameters (`nnx.split`) of a model, by a config of its family."""
+def structure(config, classes: int, *, frozen: bool = False):
+  """graphdef and abstract parameters (`nnx.split`) of a model, by a config of its family.
+
+  Args:
+    config: of the model.
+    classes: of its head.
+    frozen: it is not trained: its matrices lie in memory as its arithmetic reads them.
+  """
   model = FAMILIES[config.family].model
-  return nnx.split(nnx.eval_shape(lambda: model(config, classes, rngs=nnx.Rngs(0))))
+  graphdef, like = nnx.split(nnx.eval_shape(lambda: model(config, classes, rngs=nnx.Rngs(0))))
+  if frozen and config.dtype != "float32":
+    like = rounded(graphdef, like, jnp.dtype(config.dtype))
+  return graphdef, like
 
 
 def load(
@@ -42,59 +54,86 @@ def load(
   *,
   fresh_head: jax.Array | None = None,
   language: str = "",
+  frozen: bool = False,
+  devices: jax.sharding.Mesh | None = None,
 ) -> nnx.State:
-  """Parameters (NumPy, float32) from a folder's safetensors.
+  """Parameters from a folder's weights, read and laid out on devices one after the other.
 
   Args:
-    folder: with model.safetensors, or shards and their index.
+    folder: with model.safetensors or pytorch_model.bin, or shards of either and their index.
     config: of the model.
     classes: of its head, the blank included.
     fresh_head: typed key to draw a head from, whatever the folder has; None to read it.
     language: whose adapter and head are read, of a model that has one for each.
+    frozen: as of `structure`; otherwise all are float32.
+    devices: where they are laid out, by the rules of `sharding.of_state`; None for the default one.
 
   Raises:
-    UserError: no such file; weights that are missing, unused or of another shape, by name.
+    UserError: no such file; weights that are missing, unused or of another shape, by name, before
+      any is read.
   """
-  names = read_names(folder)
+  found = read_names(folder)
   if language:
-    names |= _read_file(adapter_file(folder, language))
+    found |= tensors.read(adapter_file(folder, language))
+  like = structure(config, classes, frozen=frozen)[1]
+  taken = _matched(folder, config, like, found, fresh_head is not None)
+  where = None if devices is None else sharding.of_state(devices, like)
+
+  def one(path, leaf, where=None) -> jax.Array:
+    ours = _name(path)
+    if ours in taken:
+      into = KINDS[_entry(ours, FAMILIES[config.family].names)[1]][0]
+      arrays = (into(tensor.read().astype(np.float32, copy=False)) for tensor in taken[ours])
+    elif ours.startswith("head/"):
+      arrays = [_fresh_head(leaf.shape, fresh_head)]
+    else:  # the vector of masked frames, of a model that masks none
+      arrays = [np.zeros(leaf.shape, np.float32)]
+    return layout.fill(leaf, where, arrays, stacked=_is_stacked(ours))
+
+  return jax.tree_util.tree_map_with_path(one, like, *([] if where is None else [where]))
+
+
+def _matched(
+  folder: pathlib.Path, config, like, found: dict[str, Tensor], fresh_head: bool
+) -> dict[str, list[Tensor]]:
+  """Our leaves' names → their tensors, one or one a layer; without those that are made anew.
+
+  Raises:
+    UserError: tensors that are missing, unused, of another shape or of whole numbers.
+  """
   family = FAMILIES[config.family]
-  prefix = family.prefix
-  bare = {name.removeprefix(prefix): name for name in names}
-  leaves, tree = jax.tree_util.tree_flatten_with_path(structure(config, classes)[1])
-  found, used, missing, misshapen = [], set(), [], []
-  for path, leaf in leaves:
+  bare = {name.removeprefix(family.prefix): name for name in found}
+  taken, used, missing, misshapen = {}, set(), [], []
+  for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
     ours = _name(path)
     theirs = _in_file(ours, family.names, config.layers, bare)
     used.update(theirs)
-    if ours.startswith("head/") and fresh_head is not None:
-      found.append(_fresh_head(leaf.shape, fresh_head))
+    is_head = ours.startswith("head/")
+    if (is_head and fresh_head) or (ours == "mask_embedding" and theirs[0] not in bare):
       continue
-    if ours == "mask_embedding" and theirs[0] not in bare:
-      found.append(np.zeros(leaf.shape, np.float32))  # of a model that masks no frames
-      continue
-    absent = [name for name in theirs if name not in bare]
-    missing += [("" if ours.startswith("head/") else prefix) + name for name in absent]
-    into, outof = KINDS[_entry(ours, family.names)[1]]
-    stacked = ours.startswith("layers/")
-    like = outof(np.empty(leaf.shape[1:] if stacked else leaf.shape, np.bool_)).shape
-    arrays = {name: names[bare[name]]() for name in theirs if name in bare}
-    wrong = [name for name, array in arrays.items() if array.shape != like]
-    misshapen += [f"{bare[n]} ({size(arrays[n].shape)} instead of {size(like)})" for n in wrong]
-    if not absent and not wrong:
-      arrays = [into(array.astype(np.float32)) for array in arrays.values()]
-      found.append(np.stack(arrays) if stacked else arrays[0])
+    missing += [("" if is_head else family.prefix) + name for name in theirs if name not in bare]
+    there = {bare[name]: found[bare[name]] for name in theirs if name in bare}
+    outof = KINDS[_entry(ours, family.names)[1]][1]
+    wanted = outof(np.empty(leaf.shape[1:] if _is_stacked(ours) else leaf.shape, np.bool_)).shape
+    for name, tensor in there.items():
+      tensors.check_floats(name, tensor)
+      if tensor.shape != wanted:
+        misshapen.append(f"{name} ({size(tensor.shape)} instead of {size(wanted)})")
+    taken[ours] = list(there.values())
   unused = [n for b, n in bare.items() if b not in used and not b.startswith(family.unread)]
   unused = [name for name in unused if not name.endswith(_UPDATES)]
-  problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
-  refuse(folder, problems)
-  return jax.tree.unflatten(tree, found)
+  refuse(folder, {"missing": missing, "unused": sorted(unused), "misshapen": misshapen})
+  return taken
+
+
+def _is_stacked(ours: str) -> bool:
+  return ours.startswith("layers/")
 
 
 def refuse(folder: pathlib.Path, problems: dict[str, list[str]]) -> None:
   """UserError where weights do not fit the structure: what is wrong → names."""
   if any(problems.values()):
-    listed = "; ".join(f"{what}: {_some(found)}" for what, found in problems.items() if found)
+    listed = "; ".join(f"{what}: {some(found)}" for what, found in problems.items() if found)
     raise UserError(f"{folder}: the weights do not fit config.json: {listed}")
 
 
@@ -115,13 +154,15 @@ def adapter_file(folder: pathlib.Path, language: str) -> pathlib.Path:
     UserError: not there.
   """
   path = folder / f"adapter.{language}.safetensors"
-  if not path.exists():
-    there = sorted(p.name.split(".")[1] for p in folder.glob("adapter.*.safetensors"))
-    raise UserError(
-      f"{folder} has no {path.name}: "
-      + (f"it has adapters of {_some(there)}" if there else "it has no adapters")
-    )
-  return path
+  if path.exists():
+    return path
+  if (pickled := path.with_suffix(".bin")).exists():
+    return pickles.converted([pickled])
+  there = sorted({p.name.split(".")[1] for p in folder.glob("adapter.*.*")})
+  raise UserError(
+    f"{folder} has no {path.name}: "
+    + (f"it has adapters of {some(there)}" if there else "it has no adapters")
+  )
 
 
 def save(folder: pathlib.Path, config, params: nnx.State, *, mask_embedding: bool) -> pathlib.Path:
@@ -133,7 +174,7 @@ def save(folder: pathlib.Path, config, params: nnx.State, *, mask_embedding: boo
     params: its parameters.
     mask_embedding: whether the vector of masked frames is among them.
   """
-  family, weights = FAMILIES[config.family], {}
+  family, named = FAMILIES[config.family], {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     ours = _name(path)
     if ours == "mask_embedding" and not mask_embedding:
@@ -143,43 +184,10 @@ def save(folder: pathlib.Path, config, params: nnx.State, *, mask_embedding: boo
     names = _spell(ours, family.names, config.layers)[0]
     prefix = "" if ours.startswith("head/") else family.prefix
     for name, part in zip(names, array if ours.startswith("layers/") else (array,), strict=True):
-      weights[prefix + name] = convert(part)
+      named[prefix + name] = convert(part)
       if name.endswith(_VARIANCE):
-        weights[prefix + name.removesuffix(_VARIANCE) + _UPDATES] = np.zeros((), np.int64)
-  return write(folder, weights, "pt")
-
-
-def write(folder: pathlib.Path, weights: dict[str, np.ndarray], made_for: str) -> pathlib.Path:
-  """Writes model.safetensors, the old one or the whole new one whenever a kill comes.
-
-  Args:
-    folder: made if absent.
-    weights: by name.
-    made_for: the library whose names these are, "pt" or "flax", which the file tells its readers.
-
-  Raises:
-    UserError: safetensors is not installed, or the disk is full.
-  """
-  try:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-  except ImportError as error:
-    raise UserError("writing weights needs safetensors: pip install 'jaxkd[hf]'") from error
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / "model.safetensors"
-  unfinished = path.with_name(f"{path.name}.unfinished")
-  try:
-    arrays = {name: np.require(array, requirements="C") for name, array in weights.items()}
-    unfinished.touch()
-    mode = unfinished.stat().st_mode  # safetensors makes files that nobody else may read
-    save_file(arrays, str(unfinished), metadata={"format": made_for})
-    unfinished.chmod(mode)
-    unfinished.replace(path)
-  except SafetensorError as error:
-    raise UserError(f"{path} cannot be written: {error}") from error
-  finally:
-    unfinished.unlink(missing_ok=True)
-  return path
+        named[prefix + name.removesuffix(_VARIANCE) + _UPDATES] = np.zeros((), np.int64)
+  return tensors.write(folder, named, "pt")
 
 
 def _name(path) -> str:
@@ -213,83 +221,29 @@ def _fresh_head(shape, key: jax.Array) -> np.ndarray:
   return np.asarray(0.02 * jax.random.normal(key, shape))
 
 
-def stored(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """The files that hold a model's weights, as transformers chooses them; none where there are none.
-
-  Other weights that lie beside them, such as averages, optimisers and old copies, are not read.
-
-  Args:
-    folder: of the model.
-    name: of the one file that has all; or else `name` + ".index.json" says which shards have them.
-
-  Raises:
-    UserError: an index that is damaged, or a shard that is absent or outside the folder.
-  """
-  if (folder / name).exists():
-    return [folder / name]
-  index = folder / f"{name}.index.json"
-  if not index.exists():
-    return []
-  try:
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    outside = [shard for shard in shards if pathlib.PurePath(shard).name != shard]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{index} does not say which file has which weight: {error!r}") from error
-  if outside:
-    raise UserError(f"{index} names {outside[0]!r}: a shard must be a file of the same folder")
-  if absent := [shard for shard in shards if not (folder / shard).exists()]:
-    raise UserError(f"{index} names {_some(absent)}: not in {folder}: fetch the whole model again")
-  return [folder / shard for shard in shards]
-
-
-def _no_weights(folder: pathlib.Path) -> str:
-  """What is wrong with a folder without weights that can be read, and what to do about it."""
-  if others := sorted(p.name for p in folder.glob("*.safetensors")):
-    return (
-      f"{folder}: neither model.safetensors nor model.safetensors.index.json in it, only "
-      f"{_some(others)}: call the model's weights model.safetensors, or fetch its shards' index"
-    )
-  old = stored(folder, "pytorch_model.bin")
-  hint = f"; jaxkd convert {folder} makes one of {old[0].name}" if old else ""
-  return f"{folder}: no *.safetensors in it{hint}"
-
-
-def read_names(folder: pathlib.Path) -> dict:
-  """Name → function that reads the array, of floats, over a folder's safetensors.
+def read_names(folder: pathlib.Path) -> dict[str, Tensor]:
+  """The tensors of a folder's weights: of safetensors, or else of pickles, which are converted.
 
   Raises:
     UserError: none there, or damaged.
   """
-  paths = stored(folder, "model.safetensors")
+  paths = tensors.stored(folder, "model.safetensors")
+  if not paths and (pickled := tensors.stored(folder, "pytorch_model.bin")):
+    paths = [pickles.converted(pickled)]
   if not paths:
     raise UserError(_no_weights(folder))
-  return {name: read for path in paths for name, read in _read_file(path).items()}
+  return {name: tensor for path in paths for name, tensor in tensors.read(path).items()}
 
 
-def _read_file(path: pathlib.Path) -> dict:
-  try:
-    from safetensors import SafetensorError, safe_open
-  except ImportError as error:
-    raise UserError("reading weights needs safetensors: pip install 'jaxkd[hf]'") from error
-  try:
-    file = safe_open(str(path), framework="numpy")
-    return {name: lambda name=name: _array(file, name) for name in file.keys()}  # noqa: SIM118
-  except (SafetensorError, OSError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _array(file, name: str) -> np.ndarray:
-  array = file.get_tensor(name)
-  if array.dtype.kind == "f" or array.dtype == jnp.bfloat16:
-    return array
-  raise UserError(f"{name} holds {array.dtype}: weights must be floating point")
-
-
-def size(shape: tuple[int, ...]) -> str:
-  """A shape as it is shown."""
-  return "×".join(map(str, shape)) or "a number"
-
-
-def _some(names: list[str]) -> str:
-  more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-  return ", ".join(names[:4]) + more
+def _no_weights(folder: pathlib.Path) -> str:
+  """What is wrong with a folder without weights that can be read, and what to do about it."""
+  wrong = f"{folder}: no weights in it, neither model.safetensors nor pytorch_model.bin"
+  if (folder / "adapter_config.json").exists():
+    return f"{wrong}: it is an adapter (adapter_config.json): merge it into its model first"
+  ours = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+  if ours:
+    return f"{wrong}, only {some(ours)}: rename the model's weights, or fetch their shards' index"
+  theirs = sorted(p.name for p in folder.iterdir() if p.suffix in (".h5", ".msgpack"))
+  if theirs:
+    return f"{wrong}, only {some(theirs)}, which is not read: save it from PyTorch"
+  return wrong
