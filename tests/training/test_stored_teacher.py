@@ -151,7 +151,10 @@ def test_other_objectives_learn_from_a_store(lab, teacher, variant, flags):
 
 
 def test_a_student_of_longer_frames_learns_from_some_of_the_teachers(lab, teacher):
-  longer = [f"--config.teacher.source={teacher}", "--config.student.frontend_pool=((2, 2), (4, 2))"]
+  student = ("name=fastconformer", "subsampling=8", "subsampling_channels=4")
+  features = ["--config.features.kind=nemo", "--config.features.normalise=none"]
+  longer = [f"--config.teacher.source={teacher}", *features]
+  longer += [f"--config.student.{field}" for field in student]
   with pytest.raises(UserError, match="every 40 ms and the student every 80 ms: .*cache=True"):
     start(lab, "longer", *longer, *ONE_EPOCH)
   found, folder = start(lab, "longer", *longer, *ONE_EPOCH, "--config.teacher.cache=True")
