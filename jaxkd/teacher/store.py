@@ -19,6 +19,8 @@ FORMAT, VERSION = "jaxkd-store", 1
 HEADER, LABELS, SHARDS = "store.json", "labels.json", "shards"
 # Frames whose blank is more probable than 1 - _SURE keep two numbers, whatever the classes.
 _SURE = 1e-3
+# Beside the blank no class is worth its bytes below this probability.
+_LEAST = 1e-4
 # Up to so many classes are kept whole unless it is said how many are; of more, so many a frame.
 WHOLE_CLASSES, TOP = 100, 8
 # Below any posterior that matters, and finite, so that it can be multiplied by 0.
@@ -39,7 +41,8 @@ class Settings(NamedTuple):
     blank_id: its class.
     temperature: of the training that they are for: the sum over classes that are not kept is kept
       at this temperature, too, since it does not follow from that at 1.
-    top: classes of a frame that are kept beside the blank; 0 for all of them.
+    top: most classes of a frame that are kept beside the blank, of those above 1e-4; 0 for all of
+      them.
     dtype: of log probabilities, "float16" or "float32". All of them in float32 are exact.
   """
 
@@ -109,10 +112,13 @@ def encode(log_probs: np.ndarray, samples: int, settings: Settings) -> bytes:
   parts = [_COUNTS.pack(samples, len(log_probs)), np.packbits(sure).tobytes()]
   if settings.top:
     ids = _best(unsure, settings)
-    rows = np.flatnonzero(~sure)[:, None]
+    kept = np.take_along_axis(unsure, ids, 1) > np.log(_LEAST)
+    rows = np.broadcast_to(np.flatnonzero(~sure)[:, None], ids.shape)[kept]
+    ids = ids[kept]
     known[rows, ids] = True
-    values = np.take_along_axis(unsure, np.insert(ids, 0, settings.blank_id, axis=1), 1)
-    parts += [ids.astype(_id_type(settings.classes)).tobytes(), values.astype(number).tobytes()]
+    parts += [kept.sum(-1).astype(np.uint8).tobytes(), ids.astype(_id_type(settings)).tobytes()]
+    values = np.append(unsure[:, settings.blank_id], log_probs[rows, ids])
+    parts.append(values.astype(number).tobytes())
   else:
     known[~sure] = True
     parts.append(unsure.astype(number).tobytes())
@@ -142,8 +148,9 @@ def _number(settings: Settings) -> np.dtype:
   return np.dtype("<f2" if settings.dtype == "float16" else "<f4")
 
 
-def _id_type(classes: int) -> np.dtype:
-  return np.dtype("<u1" if classes <= 1 << 8 else "<u2" if classes <= 1 << 16 else "<u4")
+def _id_type(settings: Settings) -> np.dtype:
+  sizes = {1 << 8: "<u1", 1 << 16: "<u2", 1 << 32: "<u4"}
+  return np.dtype(next(name for limit, name in sizes.items() if settings.classes <= limit))
 
 
 def decode(record: bytes, settings: Settings) -> Frames:
@@ -162,9 +169,14 @@ def decode(record: bytes, settings: Settings) -> Frames:
     ids = None
     if settings.top:
       ids = np.full((count, settings.slots), settings.blank_id, np.int32)
-      shape = (unsure, settings.top)
-      ids[~sure, 1:] = read(_id_type(settings.classes), *shape)
-    values[~sure] = read(number, unsure, settings.slots)
+      counts = read(np.uint8, unsure)
+      kept = np.zeros((count, settings.top), bool)
+      kept[~sure] = np.arange(settings.top) < counts[:, None]
+      ids[:, 1:][kept] = read(_id_type(settings), int(counts.sum()))
+      values[~sure, 0] = read(number, unsure)
+      values[:, 1:][kept] = read(number, int(counts.sum()))
+    else:
+      values[~sure] = read(number, unsure, settings.slots)
     tail[slice(None) if settings.top else sure] = read(
       number, count if settings.top else count - unsure, 2
     )
@@ -190,32 +202,6 @@ class _Reading:
   def end(self) -> None:
     if self.at != len(self.data):
       raise ValueError(f"{len(self.data)} bytes instead of {self.at}")
-
-
-def at_frame_length(frames: Frames, blank_slot: int, given: int, wanted: int) -> Frames:
-  """The same frames, longer or shorter.
-
-  A frame repeats where shorter ones are wanted. Of those that become one, the frame with the least
-  blank stays: its label would be lost in a mean.
-
-  Args:
-    frames: of an utterance.
-    blank_slot: of `Settings`.
-    given: audio samples in a frame.
-    wanted: in a frame of the result; one of the two divides the other.
-  """
-  count = len(frames.log_probs)
-  if wanted == given or not count:
-    return frames
-  if wanted < given:
-    kept = np.repeat(np.arange(count), given // wanted)
-  else:
-    size = wanted // given
-    blank = frames.log_probs[:, blank_slot]
-    blocks = np.pad(blank, (0, -count % size), constant_values=np.inf).reshape(-1, size)
-    kept = blocks.argmin(1) + size * np.arange(len(blocks))
-  ids = None if frames.ids is None else frames.ids[kept]
-  return Frames(frames.samples, frames.log_probs[kept], ids, frames.tail[kept])
 
 
 class Writer:
@@ -379,8 +365,9 @@ def listed(folder: pathlib.Path) -> list[Shard]:
 def _check(settings: Settings, frame_samples: int) -> None:
   if not 0 <= settings.blank_id < settings.classes:
     raise StoreError(f"blank_id is {settings.blank_id}: it must be one of {settings.classes}")
-  if not 0 <= settings.top < settings.classes:
-    raise StoreError(f"top is {settings.top}: it must be below the {settings.classes} classes")
+  if not 0 <= settings.top < min(settings.classes, 256):
+    most = min(settings.classes, 256) - 1
+    raise StoreError(f"top is {settings.top}: it must be from 0 to {most}")
   if settings.dtype not in ("float16", "float32"):
     raise StoreError(f"dtype is {settings.dtype!r}: it must be float16 or float32")
   if settings.temperature <= 0 or frame_samples < 1:

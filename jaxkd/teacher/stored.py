@@ -73,7 +73,7 @@ class Stored:
     return self
 
   def at(self, frame_samples: int) -> "Stored":
-    """The same at another frame length (`store.at_frame_length`).
+    """The same at another frame length (`at_frame_length`).
 
     Raises:
       UserError: neither length divides the other.
@@ -125,7 +125,7 @@ class Stored:
         f"written and has {samples}: the audio has changed, so write it again"
       )
     blank = self.settings.blank_slot
-    return store_lib.at_frame_length(found, blank, self.store.frame_samples, self.frame_samples)
+    return at_frame_length(found, blank, self.store.frame_samples, self.frame_samples)
 
   def put(self, frames: store_lib.Frames, into: StoredFrames, row: int, start: int) -> None:
     """Writes an utterance's frames into a row of a batch's arrays, from frame `start` on."""
@@ -149,6 +149,34 @@ class Stored:
         length = int(host.batch.audio_len[row])
         self.put(self.frames(names[0], 1.0, length), into, row, 0)
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
+
+
+def at_frame_length(
+  frames: store_lib.Frames, blank_slot: int, given: int, wanted: int
+) -> store_lib.Frames:
+  """The same frames, longer or shorter.
+
+  A frame repeats where shorter ones are wanted. Of those that become one, the frame with the least
+  blank stays: its label would be lost in a mean.
+
+  Args:
+    frames: of an utterance.
+    blank_slot: of `Settings`.
+    given: audio samples in a frame.
+    wanted: in a frame of the result; one of the two divides the other.
+  """
+  count = len(frames.log_probs)
+  if wanted == given or not count:
+    return frames
+  if wanted < given:
+    kept = np.repeat(np.arange(count), given // wanted)
+  else:
+    size = wanted // given
+    blank = frames.log_probs[:, blank_slot]
+    blocks = np.pad(blank, (0, -count % size), constant_values=np.inf).reshape(-1, size)
+    kept = blocks.argmin(1) + size * np.arange(len(blocks))
+  ids = None if frames.ids is None else frames.ids[kept]
+  return store_lib.Frames(frames.samples, frames.log_probs[kept], ids, frames.tail[kept])
 
 
 def as_logits(frames: StoredFrames, settings: store_lib.Settings) -> FrameOutput:
