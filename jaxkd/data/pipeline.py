@@ -198,13 +198,16 @@ def _decoded(source: Source, utterances, speeds, broken: list) -> tuple[list, li
 
 
 def _on_grid(parts: list[np.ndarray], grid: int) -> list[int]:
-  """Lengthens all parts but the last by silence, so that they begin at multiples of `grid`.
+  """Lengthens all parts but the last, so that they begin at multiples of `grid`.
+
+  By their own ends, mirrored: a gap of zeros is what no microphone hears, and a row whose features
+  are normalised over it would be another than its utterances.
 
   Returns:
     Where they begin.
   """
   for i, part in enumerate(parts[:-1]):
-    parts[i] = np.pad(part, (0, -len(part) % grid))
+    parts[i] = np.pad(part, (0, -len(part) % grid), mode="reflect")
   return np.cumsum([0, *map(len, parts[:-1])]).tolist()
 
 
