@@ -5,6 +5,8 @@ import pathlib
 
 import numpy as np
 
+from jaxkd.data import plan
+
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
   """f64, over the last axis."""
@@ -183,3 +185,44 @@ def relative_attention(x, qkv, positions, content_bias, position_bias, clip: int
       weights = np.exp(log_softmax(scores / np.sqrt(size)))
       out[i, part] = weights @ v[:, part]
   return out
+
+
+def epoch_plan(durations, shapes, *, seed, epoch, speeds, join, apart):
+  """`plan.epoch_plan` as lists, every row searched for each utterance."""
+  rng = np.random.default_rng([seed, epoch])
+  drawn = rng.choice(np.array(speeds), len(durations))
+  lengths = plan.samples_of(durations, drawn)
+  order = rng.permutation(len(durations))
+  capacity = shapes[0].samples if join else 0
+  if apart is None or not capacity:
+    rows = _join(order, lengths, capacity)
+  else:
+    kinds = (order[~apart[order]], order[apart[order]])
+    rows = [row for kind in kinds for row in _join(kind, lengths, capacity)]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+  batches, waiting = [], []
+  for shape in shapes:
+    shorter = [s.samples for s in shapes if s.samples < shape.samples]
+    low = max(shorter, default=0)
+    waiting += [row for row in rows if low < sum(lengths[list(row)]) <= shape.samples]
+    full = len(waiting) if shape == shapes[-1] else len(waiting) // shape.rows * shape.rows
+    for start in range(0, full, shape.rows):
+      chosen = waiting[start : min(start + shape.rows, full)]
+      chosen += [()] * (shape.rows - len(chosen))
+      factors = tuple(tuple(float(drawn[u]) for u in row) for row in chosen)
+      batches.append(plan.PlannedBatch(shape, tuple(chosen), factors))
+    waiting = waiting[full:]
+  return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _join(order, lengths, capacity):
+  rows, rooms = [], []
+  for u in order.tolist():
+    fitting = [row for row, room in enumerate(rooms) if room >= lengths[u]]
+    if fitting:
+      row = min(fitting, key=lambda row: rooms[row])
+      rows[row], rooms[row] = (*rows[row], u), rooms[row] - lengths[u]
+    else:
+      rows.append((u,))
+      rooms.append(max(0, capacity - lengths[u]))
+  return rows

@@ -1,7 +1,7 @@
 """Planned batches → arrays: decode, change speed, join, add noise, pad. Grain does the waiting."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import grain
@@ -66,7 +66,7 @@ class HostBatch(NamedTuple):
 
 def batches(
   source: Source,
-  planned: list[PlannedBatch],
+  planned: Sequence[PlannedBatch],
   *,
   spelling: Spelling | None = None,
   hypotheses: Targets | None = None,
@@ -94,11 +94,11 @@ def batches(
     shards: which of how many equal parts of the rows are wanted (`mesh.my_shards`); rows are filled
       up so that the parts are equal.
   """
-  numbered = list(enumerate(planned))[start:]
-  if not numbered:
+  if start >= len(planned):
     return iter(())
   make = functools.partial(
     _host_batch,
+    planned=planned,
     source=source,
     spelling=spelling,
     hypotheses=hypotheses,
@@ -107,7 +107,7 @@ def batches(
     noise_db=noise_db,
     shards=shards,
   )
-  dataset = grain.MapDataset.source(numbered).map(make)
+  dataset = grain.MapDataset.range(start, len(planned)).map(make)
   if workers:
     if not flags.FLAGS.is_parsed():  # Grain looks up flags of its own there
       flags.FLAGS.mark_as_parsed()
@@ -133,9 +133,9 @@ def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
 
 
 def _host_batch(
-  numbered, *, source, spelling, hypotheses, taught, seed, noise_db, shards
+  number, *, planned, source, spelling, hypotheses, taught, seed, noise_db, shards
 ) -> HostBatch:
-  number, planned = numbered
+  planned = planned[number]
   wanted, count = shards
   rows, samples, label_room = planned.shape
   size = padded_rows(rows, count) // count

@@ -1,5 +1,8 @@
 """Epoch → global batches of a few fixed shapes. Every process computes the same plan."""
 
+import dataclasses
+import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +11,7 @@ from jaxkd.types import SAMPLE_RATE_HZ
 
 # Resampling rounds, and so do the durations in manifests.
 _SLACK = SAMPLE_RATE_HZ // 100
+_BLOCK = 512
 # Rows of joined utterances are made this much longer where that saves a second shape.
 _STRETCH = 1.25
 
@@ -145,7 +149,7 @@ def epoch_plan(
   join: bool = False,
   apart: np.ndarray | None = None,
   grid: int = 1,
-) -> list[PlannedBatch]:
+) -> "Plan":
   """Every utterance once, in random order, company and speed.
 
   A batch that does not fill up is filled with empty rows.
@@ -168,30 +172,116 @@ def epoch_plan(
     rows = _join(order, lengths, capacity)
   else:
     kinds = (order[~apart[order]], order[apart[order]])
-    rows = [row for kind in kinds for row in _join(kind, lengths, capacity)]
-    rows = [rows[i] for i in rng.permutation(len(rows))]
-  return _batches(rows, lengths, drawn, shapes, rng)
+    rows = _Rows.of(_join(kind, lengths, capacity) for kind in kinds)
+    rows = rows.take(rng.permutation(len(rows)))
+  return _planned(rows, lengths, drawn, shapes, rng)
 
 
-def _join(order, lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
-  """Utterances packed into rows: each into the fullest row that still has room for it."""
-  rows: list[list[int]] = []
-  room = np.zeros(len(order), np.int64)
-  for utterance in order:
-    length = lengths[utterance]
-    free = np.where(room[: len(rows)] >= length, room[: len(rows)], np.iinfo(np.int64).max)
-    if len(rows) and room[chosen := int(free.argmin())] >= length:
-      rows[chosen].append(int(utterance))
-      room[chosen] -= length
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Utterances in rows.
+
+  Attributes:
+    utterances: i64[utterances], row after row.
+    starts: i64[rows + 1], where each row begins in it.
+  """
+
+  utterances: np.ndarray
+  starts: np.ndarray
+
+  @classmethod
+  def of(cls, parts) -> "_Rows":
+    """The rows of several, one after the other."""
+    parts = list(parts)
+    counts = np.concatenate([np.diff(part.starts) for part in parts])
+    return cls(np.concatenate([part.utterances for part in parts]), _starts(counts))
+
+  def __len__(self) -> int:
+    return len(self.starts) - 1
+
+  def take(self, chosen: np.ndarray) -> "_Rows":
+    """Some of the rows, in this order."""
+    counts = np.diff(self.starts)[chosen]
+    within = np.arange(counts.sum()) - np.repeat(_starts(counts)[:-1], counts)
+    return _Rows(self.utterances[np.repeat(self.starts[chosen], counts) + within], _starts(counts))
+
+  def sums(self, values: np.ndarray) -> np.ndarray:
+    """Of each row, what its utterances have of `values` together."""
+    total = np.concatenate([[0], np.cumsum(values[self.utterances])])
+    return total[self.starts[1:]] - total[self.starts[:-1]]
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+  return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _join(order: np.ndarray, lengths: np.ndarray, capacity: int) -> _Rows:
+  """Utterances packed into rows: each into the fullest row that still has room for it.
+
+  Of equally full rows the first is meant. An utterance costs the same however many rows there are.
+  """
+  if not capacity:
+    return _Rows(order, np.arange(len(order) + 1))
+  rooms, row_of, count = _Rooms(capacity), [], 0
+  for length in lengths[order].tolist():
+    room, row = rooms.take(length)
+    if row is None:
+      room, row, count = capacity, count, count + 1
+    row_of.append(row)
+    rooms.put(room - length, row)
+  rows = np.array(row_of, np.int64)
+  by_row = np.argsort(rows, kind="stable")
+  return _Rows(order[by_row], _starts(np.bincount(rows, minlength=count)))
+
+
+class _Rooms:
+  """Rows by the room that they have: bits say which rooms there are, in blocks of _BLOCK."""
+
+  def __init__(self, capacity: int):
+    self.rows: dict[int, list[int]] = {}
+    self.blocks = [0] * (capacity // _BLOCK + 1)
+    self.some = 0  # which blocks have any
+
+  def take(self, least: int) -> tuple[int, int | None]:
+    """(room, row) of the fullest row that has room for so many samples; (0, None) for none."""
+    block, offset = divmod(least, _BLOCK)
+    bits = self.blocks[block] >> offset if block < len(self.blocks) else 0
+    if bits:
+      room = least + _lowest(bits)
     else:
-      room[len(rows)] = max(0, capacity - length)
-      rows.append([int(utterance)])
-  return [tuple(row) for row in rows]
+      above = self.some >> (block + 1)
+      if not above:
+        return 0, None
+      block += 1 + _lowest(above)
+      room = block * _BLOCK + _lowest(self.blocks[block])
+    rows = self.rows[room]
+    row = heapq.heappop(rows)
+    if not rows:
+      del self.rows[room]
+      self.blocks[block] ^= 1 << (room - block * _BLOCK)
+      if not self.blocks[block]:
+        self.some ^= 1 << block
+    return room, row
+
+  def put(self, room: int, row: int) -> None:
+    """Adds a row; one without room is full."""
+    if room <= 0:
+      return
+    if room in self.rows:
+      heapq.heappush(self.rows[room], row)
+      return
+    self.rows[room] = [row]
+    block, offset = divmod(room, _BLOCK)
+    self.blocks[block] |= 1 << offset
+    self.some |= 1 << block
 
 
-def evaluation_plan(
-  durations: np.ndarray, shapes: tuple[Shape, ...], speed: float = 1.0
-) -> list[PlannedBatch]:
+def _lowest(bits: int) -> int:
+  """Number of the lowest bit that is set."""
+  return (bits & -bits).bit_length() - 1
+
+
+def evaluation_plan(durations: np.ndarray, shapes: tuple[Shape, ...], speed: float = 1.0) -> "Plan":
   """Every utterance once, alone in its row, by length.
 
   Args:
@@ -200,39 +290,66 @@ def evaluation_plan(
     speed: factor that all of them are played at.
   """
   lengths = samples_of(durations, speed)
-  rows = [(int(i),) for i in np.argsort(lengths, kind="stable")]
-  return _batches(rows, lengths, np.full(len(durations), speed), shapes, None)
+  order = np.argsort(lengths, kind="stable")
+  rows = _Rows(order, np.arange(len(order) + 1))
+  return _planned(rows, lengths, np.full(len(durations), speed), shapes, None)
 
 
-def _batches(rows, lengths, drawn, shapes, rng) -> list[PlannedBatch]:
+def _planned(rows: _Rows, lengths, drawn, shapes, rng) -> "Plan":
   """Rows of utterances into batches of the smallest shape that holds them."""
-  sizes = np.array([lengths[list(row)].sum() for row in rows])
-  bucket = np.searchsorted([s.samples for s in shapes], sizes)
-  batches, waiting = [], []
+  bucket = np.searchsorted([s.samples for s in shapes], rows.sums(lengths))
+  batches, waiting = [], np.zeros(0, np.int64)
   for number, shape in enumerate(shapes):
-    waiting += [row for row, b in zip(rows, bucket, strict=True) if b == number]
+    waiting = np.concatenate([waiting, np.flatnonzero(bucket == number)])
     last = number == len(shapes) - 1
     full = len(waiting) if last else len(waiting) // shape.rows * shape.rows
-    for start in range(0, full, shape.rows):
-      batches.append(_planned(waiting[start : min(start + shape.rows, full)], shape, drawn))
+    ends = range(0, full, shape.rows)
+    batches += [(shape, waiting[start : min(start + shape.rows, full)]) for start in ends]
     # What does not fill a batch goes into a longer shape.
     waiting = waiting[full:]
   if rng is not None:
     batches = [batches[i] for i in rng.permutation(len(batches))]
-  return batches
+  return Plan(batches, rows, drawn)
 
 
-def _planned(rows, shape: Shape, drawn) -> PlannedBatch:
-  rows = [*rows, *([()] * (shape.rows - len(rows)))]
-  return PlannedBatch(
-    shape, tuple(rows), tuple(tuple(float(drawn[i]) for i in row) for row in rows)
-  )
+class Plan(Sequence[PlannedBatch]):
+  """The batches of an epoch; each is written out when it is asked for."""
 
+  def __init__(self, batches: list[tuple[Shape, np.ndarray]], rows: _Rows, drawn: np.ndarray):
+    """Takes the shape and the numbers of the rows of each batch, the rows, and all speeds."""
+    self._batches, self._rows, self._drawn = batches, rows, drawn
 
-def padding_rate(planned: list[PlannedBatch], durations: np.ndarray) -> float:
-  """Share of the samples in an epoch's batches that are padding."""
-  real, room = np.sum([seconds_of(batch, durations) for batch in planned], 0)
-  return 1 - float(real / room)
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return Plan(self._batches[index], self._rows, self._drawn)
+    shape, numbers = self._batches[index]
+    starts = self._rows.starts
+    parts = [self._rows.utterances[starts[row] : starts[row + 1]] for row in numbers]
+    filler = ((),) * (shape.rows - len(parts))
+    return PlannedBatch(
+      shape,
+      (*(tuple(part.tolist()) for part in parts), *filler),
+      (*(tuple(self._drawn[part].tolist()) for part in parts), *filler),
+    )
+
+  def of(self, utterances: np.ndarray) -> "Plan":
+    """The same plan of other utterances: number i stands for `utterances[i]`."""
+    rows = _Rows(utterances[self._rows.utterances], self._rows.starts)
+    drawn = np.ones(int(utterances.max(initial=-1)) + 1)
+    drawn[utterances] = self._drawn
+    return Plan(self._batches, rows, drawn)
+
+  def padding_rate(self, durations: np.ndarray) -> float:
+    """Share of the samples in the batches that are padding."""
+    if not self._batches:
+      return 0.0
+    numbers = np.concatenate([rows for _, rows in self._batches])
+    real = float(self._rows.sums(durations / self._drawn)[numbers].sum())
+    room = sum(shape.rows * shape.seconds for shape, _ in self._batches)
+    return 1 - real / room
 
 
 def seconds_of(batch: PlannedBatch, durations: np.ndarray) -> tuple[float, float]:

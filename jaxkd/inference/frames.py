@@ -1,7 +1,7 @@
 """What models say of every frame of a source: the one loop over batches outside of training."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -86,7 +86,7 @@ def frames(
   devices: jax.sharding.Mesh,
   *,
   shapes: tuple[plan.Shape, ...] | None = None,
-  planned: list[plan.PlannedBatch] | None = None,
+  planned: Sequence[plan.PlannedBatch] | None = None,
   workers: int = 0,
   timed: bool = False,
   description: str = "",

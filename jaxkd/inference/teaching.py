@@ -140,7 +140,7 @@ def _left(writer: store.Writer, source: Source, speed: float) -> np.ndarray:
 
 def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[tuple[str, str]]:
   """Stores utterances at a speed; returns (id, reason) of those that could not be decoded."""
-  planned, broken = _planned(source, todo, shapes, speed), []
+  planned, broken = plan.evaluation_plan(source.durations[todo], shapes, speed).of(todo), []
   name = f"{source.name} at speed {speed:g}" if speed != 1 else source.name
   said = frames(
     {"teacher": model}, source, devices, planned=planned, workers=workers, description=name
@@ -154,13 +154,6 @@ def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[
         log_probs = _log_softmax(logits[: int(mask.sum())])
         writer.add(ids[0], log_probs, samples=int(samples), speed=speed)
   return broken
-
-
-def _planned(source: Source, chosen: np.ndarray, shapes, speed: float) -> list[plan.PlannedBatch]:
-  """`plan.evaluation_plan` of some utterances of a source."""
-  planned = plan.evaluation_plan(source.durations[chosen], shapes, speed)
-  theirs = lambda rows: tuple(tuple(int(chosen[i]) for i in row) for row in rows)
-  return [batch._replace(rows=theirs(batch.rows)) for batch in planned]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -189,7 +182,8 @@ def differences(
     raise UserError(f"{found.source} has no utterance of {source.name}")
   chosen = known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]
   shapes = evaluation_shapes(source.durations[chosen], devices, found.frame_samples)
-  planned, largest, heard = _planned(source, chosen, shapes, 1.0), 0.0, 0
+  planned = plan.evaluation_plan(source.durations[chosen], shapes).of(chosen)
+  largest, heard = 0.0, 0
   models = {"now": model, "stored": found}
   for spoken in frames(models, source, devices, planned=planned, description="heard again"):
     now, before = spoken.my_rows("now"), spoken.my_rows("stored")

@@ -317,7 +317,7 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   if spelling is not None and None in data.train.texts:
     plan_options["apart"] = np.array([text is None for text in data.train.texts])
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
-  _advise_padding(plan.padding_rate(first, data.train.durations), training.buckets)
+  _advise_padding(first.padding_rate(data.train.durations), training.buckets)
   optimizer, schedule = optim.of_training(training, len(first), blueprint.frozen)
   return Run(
     workdir=made.folder,

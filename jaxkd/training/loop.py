@@ -6,6 +6,7 @@ import logging
 import pathlib
 import signal
 import time
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -150,6 +151,8 @@ class _Loop:
     self.metrics = workdir.MetricsLog(
       run.workdir, step=int(self.state.step), writes=mesh_lib.is_first()
     )
+    self.planner = futures.ThreadPoolExecutor(1, "plan")
+    self.coming: tuple[int, futures.Future] | None = None  # plan of the next epoch
     self.stop: int | None = None
     traced = run.profile if mesh_lib.is_first() else None
     self.profile = observe.Profile(run.workdir / "profile", traced)
@@ -174,6 +177,7 @@ class _Loop:
         if getattr(self.run_.data, split) is not None
       }
     finally:
+      self.planner.shutdown(cancel_futures=True)
       self.profile.close()
       self.checkpoints.close()
       self.metrics.close()
@@ -243,14 +247,23 @@ class _Loop:
   def _epoch_number(self) -> jax.Array:
     return mesh_lib.put(np.int32(self.position.epoch), self.everywhere)
 
+  def _plan(self, epoch: int) -> plan_lib.Plan:
+    """The batches of an epoch; the next one's are planned while it trains."""
+    coming, self.coming = self.coming, None
+    if coming is None or coming[0] != epoch:
+      coming = epoch, self.planner.submit(self.run_.epoch_plan, epoch)
+    if epoch + 1 < self.run_.epochs:
+      self.coming = epoch + 1, self.planner.submit(self.run_.epoch_plan, epoch + 1)
+    return coming[1].result()
+
   def _epoch(self) -> None:
     """The rest of the current epoch."""
     run, position = self.run_, self.position
-    planned = run.epoch_plan(position.epoch)
+    planned = self._plan(position.epoch)
     first_step = int(self.state.step) - position.batch
     self.meter = observe.Meter()
     if position.epoch == 0:
-      padding = plan_lib.padding_rate(planned, run.data.train.durations)
+      padding = planned.padding_rate(run.data.train.durations)
       log.info("%d batches an epoch, padding %.1f %%", len(planned), 100 * padding)
     epoch = self._epoch_number()
     name = f"epoch {position.epoch + 1}/{run.epochs}"

@@ -135,7 +135,7 @@ class Run:
     is_stored = isinstance(self.teacher, Stored)
     return self.teacher if not is_stored or self.teacher.has(getattr(self.data, split)) else None
 
-  def epoch_plan(self, epoch: int) -> list[plan.PlannedBatch]:
+  def epoch_plan(self, epoch: int) -> plan.Plan:
     """Global batches of an epoch; the same in every process and after a resume."""
     return plan.epoch_plan(
       self.data.train.durations, self.shapes, seed=self.seed, epoch=epoch, **self.plan_options

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from jaxkd.data import plan
 
 RATE = 16_000
@@ -165,11 +166,11 @@ def test_real_samples_fit_at_every_speed(case):
 
 def test_plan_depends_on_seed_and_epoch_alone():
   case = dict(size=40, buckets=2, join_seconds=6.0, speeds=SPEEDS, seed=3)
-  assert planned_case(case)[3] == planned_case(case)[3]
-  assert planned_case(case, epoch=1)[3] != planned_case(case)[3]
+  first = list(planned_case(case)[3])
+  assert first == list(planned_case(case)[3]) and first != list(planned_case(case, epoch=1)[3])
   durations, _, shapes, planned = planned_case(case)
   other = plan.epoch_plan(durations, shapes, seed=4, epoch=0, speeds=SPEEDS, join=True)
-  assert other != planned
+  assert list(other) != list(planned)
 
 
 def test_company_and_speed_change_between_epochs():
@@ -188,18 +189,48 @@ def test_joined_rows_are_nearly_full():
   durations = durations_of(400, 0.5, 3.0)
   shapes = make_shapes(durations, batch_seconds=60.0, buckets=1, join_seconds=10.0)
   planned = plan.epoch_plan(durations, shapes, seed=0, epoch=0, join=True)
-  assert plan.padding_rate(planned, durations) < 0.1
+  assert planned.padding_rate(durations) < 0.1
   alone = plan.epoch_plan(durations, shapes, seed=0, epoch=0)
-  assert plan.padding_rate(planned, durations) < plan.padding_rate(alone, durations)
+  assert planned.padding_rate(durations) < alone.padding_rate(durations)
 
 
 def test_padding_rate_counts_filler_rows_and_speed():
-  shape = plan.Shape(2, 2 * RATE, 0)
   durations = np.array([1.0, 2.0])
-  one = [plan.PlannedBatch(shape, ((0,), ()), ((1.0,), ()))]
-  assert plan.padding_rate(one, durations) == pytest.approx(0.75)
-  joined = [plan.PlannedBatch(shape, ((0,), (1,)), ((0.5,), (1.0,)))]
-  assert plan.padding_rate(joined, durations) == pytest.approx(0.0)
+  alone = (plan.Shape(2, 2 * RATE, 0),)
+  one = plan.evaluation_plan(durations[:1], alone)
+  assert len(one[0].rows) == 2 and one.padding_rate(durations) == pytest.approx(0.75)
+  shape = (plan.Shape(2, 3 * RATE, 0),)
+  faster = plan.evaluation_plan(durations, shape, speed=2.0)
+  assert faster.padding_rate(durations) == pytest.approx(0.75)
+  found = plan.epoch_plan(
+    durations_of(50), make_shapes(durations_of(50), batch_seconds=40.0, buckets=3), seed=0, epoch=0
+  )
+  real, room = np.sum([plan.seconds_of(batch, durations_of(50)) for batch in found], 0)
+  assert found.padding_rate(durations_of(50)) == pytest.approx(1 - real / room)
+
+
+@settings(deadline=None, max_examples=80)
+@given(CASES, st.booleans())
+def test_plans_are_those_of_the_slow_search(case, mixed):
+  durations, _, shapes, _ = planned_case(case)
+  apart = np.random.default_rng(1).random(len(durations)) < 0.4 if mixed else None
+  options = dict(
+    seed=case["seed"], epoch=2, speeds=case["speeds"], join=case["join_seconds"] > 0, apart=apart
+  )
+  found = list(plan.epoch_plan(durations, shapes, **options))
+  assert found == reference.epoch_plan(durations, shapes, **options)
+
+
+def test_a_part_of_a_plan_and_other_numbers():
+  durations = durations_of(30)
+  planned = plan.evaluation_plan(
+    durations, make_shapes(durations, batch_seconds=20.0, buckets=2), 0.5
+  )
+  assert list(planned[2:]) == list(planned)[2:] and planned[-1] == list(planned)[-1]
+  chosen = np.arange(30) * 3 + 1
+  for batch, theirs in zip(planned, planned.of(chosen), strict=True):
+    assert theirs.rows == tuple(tuple(int(chosen[i]) for i in row) for row in batch.rows)
+    assert (theirs.shape, theirs.speeds) == (batch.shape, batch.speeds)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
