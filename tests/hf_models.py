@@ -51,6 +51,16 @@ _SIZES = dict(
 )
 
 
+_PARAKEET = dict(
+  hidden_size=32,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  intermediate_size=48,
+  subsampling_conv_channels=8,
+  num_mel_bins=16,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Saved:
   """A folder and the torch model that was saved there."""
@@ -95,6 +105,36 @@ def make(folder, family: str, norm: str, *, head=True, symbols=SYMBOLS, front=No
   settings = dict(return_attention_mask=norm == "layer") | (front or {})
   transformers.Wav2Vec2FeatureExtractor(**settings).save_pretrained(folder)
   return model
+
+
+def make_parakeet(folder: pathlib.Path, *, factor: int = 8, seed: int = 0, **over):
+  """A model with noise on all parameters and statistics, saved with its front-end and classes."""
+  encoder = transformers.ParakeetEncoderConfig(**_PARAKEET | {"subsampling_factor": factor} | over)
+  classes = len(SYMBOLS)
+  config = transformers.ParakeetCTCConfig(
+    vocab_size=classes, pad_token_id=0, encoder_config=encoder.to_dict()
+  )
+  torch.manual_seed(seed)
+  model = transformers.ParakeetForCTC(config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+    for name, buffer in model.named_buffers():
+      if name.endswith("running_mean"):
+        buffer.normal_(std=0.3)
+      elif name.endswith("running_var"):
+        buffer.uniform_(0.2, 2.0)
+  model.save_pretrained(folder)
+  vocabulary = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+  tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
+  (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+  parakeet_extractor(encoder.num_mel_bins).save_pretrained(folder)
+  return model
+
+
+def parakeet_extractor(mels: int):
+  """The front-end of such a model."""
+  return transformers.ParakeetFeatureExtractor(feature_size=mels)
 
 
 def normalised(audio, lengths) -> np.ndarray:

@@ -1,8 +1,6 @@
 """FastConformer against transformers' Parakeet, each utterance alone; padding; what is refused."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,43 +21,6 @@ from jaxkd.models.huggingface import folder as huggingface
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 LENGTHS = np.array([16_000, 9_999, 4_321], np.int32)
-SIZES = dict(
-  hidden_size=32,
-  num_hidden_layers=2,
-  num_attention_heads=4,
-  intermediate_size=48,
-  subsampling_conv_channels=8,
-  num_mel_bins=16,
-)
-
-
-def make(folder: pathlib.Path, *, factor: int = 8, seed: int = 0, **over):
-  """A model with noise on all parameters and statistics, saved with its front-end and classes."""
-  encoder = transformers.ParakeetEncoderConfig(**SIZES | {"subsampling_factor": factor} | over)
-  classes = len(hf_models.SYMBOLS)
-  config = transformers.ParakeetCTCConfig(
-    vocab_size=classes, pad_token_id=0, encoder_config=encoder.to_dict()
-  )
-  torch.manual_seed(seed)
-  model = transformers.ParakeetForCTC(config).eval()
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.add_(0.1 * torch.randn_like(parameter))
-    for name, buffer in model.named_buffers():
-      if name.endswith("running_mean"):
-        buffer.normal_(std=0.3)
-      elif name.endswith("running_var"):
-        buffer.uniform_(0.2, 2.0)
-  model.save_pretrained(folder)
-  vocabulary = {symbol: i for i, symbol in enumerate(hf_models.SYMBOLS)}
-  tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
-  (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-  extractor(encoder.num_mel_bins).save_pretrained(folder)
-  return model
-
-
-def extractor(mels: int):
-  return transformers.ParakeetFeatureExtractor(feature_size=mels)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +30,7 @@ def saved(tmp_path_factory):
   @functools.cache
   def get(**over):
     folder = tmp_path_factory.mktemp("model")
-    return folder, make(folder, **over)
+    return folder, hf_models.make_parakeet(folder, **over)
 
   return get
 
@@ -89,7 +50,7 @@ def as_float(audio, lengths):
 
 def alone(model, audio, samples: int):
   """transformers' logits f32[T, V] of the first real samples of i16[S], without any padding."""
-  front = extractor(model.config.encoder_config.num_mel_bins)
+  front = hf_models.parakeet_extractor(model.config.encoder_config.num_mel_bins)
   inputs = front(audio[:samples] / np.float32(32768), sampling_rate=16_000, return_tensors="pt")
   with torch.no_grad():
     logits = model(**inputs).logits[0].numpy()
@@ -131,7 +92,7 @@ def test_features_equal_the_feature_extractor(mels):
   features, mask = jax.jit(log_mel, static_argnums=2)(as_float(audio, LENGTHS), LENGTHS, settings)
   for row, samples in enumerate(LENGTHS):
     real = audio[row, :samples] / np.float32(32768)
-    found = extractor(mels)(real, sampling_rate=16_000, return_tensors="np")
+    found = hf_models.parakeet_extractor(mels)(real, sampling_rate=16_000, return_tensors="np")
     expected = found.input_features[0][found.attention_mask[0].astype(bool)]
     np.testing.assert_allclose(features[row][mask[row]], expected, atol=2e-4)
 

@@ -150,6 +150,27 @@ def test_other_objectives_learn_from_a_store(lab, teacher, variant, flags):
   assert found["train"]["skipped_updates"] == 0 and rows(folder)[0]["loss"] > 0
 
 
+@pytest.mark.parametrize(
+  ("family", "options"),
+  [("hubert", []), ("parakeet", ["--pool=1"])],  # 80 ms, which the student hears twice
+)
+def test_foundation_models_are_stored_and_learnt_from(lab, family, options):
+  hf_models = pytest.importorskip("hf_models")
+  if family == "parakeet":
+    hf_models.make_parakeet(lab / family)
+  else:
+    hf_models.make(lab / family, family, "layer", symbols=hf_models.DIGITS)
+  store = lab / f"frames-of-{family}"
+  data = f"--data={lab / 'unlabelled.jsonl'}"
+  assert (
+    teach(f"--teacher={lab / family}", data, f"--out={store}", "--speeds=0.9,1.1", *options) == 0
+  )
+  given = [f"--config.teacher.source={store}", *ONE_EPOCH]
+  found, folder = start(lab, f"of-{family}", *given)
+  assert rows(folder)[0]["kd/kl"] >= 0 and found["test"]["student"]["frame_ms"] == 40
+  assert found["train"]["skipped_updates"] == 0
+
+
 def test_a_student_of_longer_frames_learns_from_some_of_the_teachers(lab, teacher):
   student = ("name=fastconformer", "subsampling=8", "subsampling_channels=4")
   features = ["--config.features.kind=nemo", "--config.features.normalise=none"]
