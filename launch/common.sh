@@ -6,7 +6,12 @@
 declare -A OPTIONS=([dry-run]=no)
 WORDS=()
 MAIN=()
-PYTHON=${PYTHON:-python}
+# The checkout's own environment, which the README's first command makes, before any other.
+_own=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python
+if [[ -z ${PYTHON:-} ]]; then
+  PYTHON=python
+  [[ ! -x $_own ]] || PYTHON=$_own
+fi
 
 fail() {
   echo "error: $*" >&2
@@ -111,4 +116,12 @@ archive() {
 want_shared_workdir() {
   [[ " ${MAIN[*]}" == *" --workdir="* ]] ||
     note "without --workdir=DIR on storage that all workers share, a run cannot resume elsewhere"
+}
+
+# can_run: that the interpreter is there and knows jaxkd; imports nothing heavy
+can_run() {
+  command -v "$PYTHON" >/dev/null ||
+    fail "$PYTHON: no such command; activate the environment or set PYTHON=.venv/bin/python"
+  "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("jaxkd") is None)' ||
+    fail "$PYTHON has no jaxkd: pip install -e . in it, or set PYTHON=.venv/bin/python"
 }

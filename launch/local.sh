@@ -14,7 +14,7 @@ Runs python -m jaxkd.main MAIN-ARGS as N processes on the CPU of this host, as a
   --devices=K      virtual CPU devices of each process (default 1)
   --grace=SECONDS  from asking processes to stop until they are killed (default 20)
   --dry-run        print the commands and run nothing
-  PYTHON           environment variable: the interpreter (default python)
+  PYTHON           environment variable: interpreter (default .venv here, else python)
 
 Process 0 writes as it is, the others with [1], [2], … before each line. When a process fails, the
 others are stopped, and its status is this script's. Ctrl-C and SIGTERM go to all processes, which
@@ -129,8 +129,7 @@ whole N "$count"
 whole --devices "${OPTIONS[devices]}"
 whole --grace "${OPTIONS[grace]}"
 require_main
-[[ ${OPTIONS[dry-run]} == yes ]] || command -v "$PYTHON" >/dev/null ||
-  fail "$PYTHON: no such command; activate the environment or set PYTHON=.venv/bin/python"
+[[ ${OPTIONS[dry-run]} == yes ]] || can_run
 
 trap 'asked=yes; pass_on INT' INT
 trap 'asked=yes; pass_on TERM' TERM HUP

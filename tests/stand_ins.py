@@ -13,6 +13,7 @@ COMMIT = "0123456789"
 # A command of the same name: writes a line with its arguments, then does what the test says.
 STAND_IN = """#!/usr/bin/env bash
 name=${0##*/}
+if [[ ${1-} == -c ]]; then exit 0; fi # a script looks whether jaxkd is there
 printf -v line '%q ' "$name" "$@"
 echo "$line" >>"$STAND_IN/calls"
 next() { head -n 1 "$STAND_IN/$1"; sed -i 1d "$STAND_IN/$1"; }

@@ -38,6 +38,7 @@ VERBS = {
   "convert": Verb("convert", "Writes a model as a folder to share, with its card."),
   "plan-tpu": Verb("plan_tpu", "Says what a run needs of TPUs, without one."),
 }
+_REMOTE = re.compile(r"(--?[\w.]+=)?([^=/]*,)?[a-z][a-z0-9+.-]*://", re.I)
 _FIELD_FLAGS = ("--config.", "-config.", "--noconfig.", "-noconfig.")
 
 
@@ -157,6 +158,11 @@ class Parser(argparse.ArgumentParser):
     Raises:
       UserError: one that does not exist or fit, or is missing.
     """
+    for argument in argv:
+      if _REMOTE.match(argument):
+        self.error(
+          f"{argument}: only local paths can be used here, such as that of a mounted bucket"
+        )
     fields, rest = split_fields(argv)
     if fields and not self._takes_fields:
       self.error(f"{fields[0]}: fields of a config are for distil, train, grid and plan-tpu")

@@ -31,25 +31,44 @@ def add_arguments(parser) -> None:
   )
   add("--data", metavar="DATA", help="manifests, folders of audio or corpus:split, with commas")
   add("--out", metavar="STORE", help="a new folder, or one to go on in")
-  add("--speeds", default="1", help="factors that each utterance is played at (default 1)")
+  add(
+    "--speeds",
+    type=line.several(line.number(0.1, 10)),
+    default="1",
+    metavar="S,S",
+    help="factors that each utterance is played at (default 1)",
+  )
   add(
     "--temperature",
-    type=float,
+    type=line.number(0.01),
     default=2.0,
+    metavar="T",
     help="config.kd.temperature of the training (default 2)",
   )
   add(
     "--top",
-    type=int,
+    type=line.whole(0, 255),
     metavar="K",
-    help="classes of a frame that are kept beside the blank; 0 for all (default: all of up to 100, "
-    "else 8)",
+    help="most classes of a frame that are kept beside the blank; 0 for all (default: all of up to "
+    "100, else 8)",
   )
   add("--dtype", choices=("float16", "float32"), default="float16", help="float32 rounds nothing")
-  add("--pool", type=int, default=2, help="frames of a Hugging Face model that become one (2)")
+  add(
+    "--pool",
+    type=line.whole(1, 16),
+    default=2,
+    metavar="N",
+    help="frames of a Hugging Face model that become one (2)",
+  )
   add("--language", default="", help="of a Hugging Face model with an adapter for each")
   add("--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
-  add("--workers", type=int, default=0, help="processes that decode audio (default: threads)")
+  add(
+    "--workers",
+    type=line.whole(0),
+    default=0,
+    metavar="N",
+    help="processes that decode audio (default: threads)",
+  )
   add(
     "--verify",
     metavar="STORE",
@@ -92,21 +111,6 @@ def _say_what_next(args, found: dict) -> None:
   )
 
 
-def speeds(given: str) -> tuple[float, ...]:
-  """Of "0.9,1,1.1".
-
-  Raises:
-    UserError: no numbers above 0.
-  """
-  try:
-    found = tuple(float(part) for part in given.split(","))
-  except ValueError:
-    found = ()
-  if not found or not all(0.1 <= speed <= 10 for speed in found):
-    raise UserError(f"--speeds={given}: it must be numbers from 0.1 to 10, with commas between")
-  return found
-
-
 def write(args) -> dict:
   """Writes the store that the arguments ask for and returns its totals."""
   from jaxkd.data.corpora import Options
@@ -114,9 +118,6 @@ def write(args) -> dict:
   from jaxkd.devices import mesh
   from jaxkd.inference import teaching
 
-  wanted = speeds(args.speeds)
-  if args.temperature <= 0:
-    raise UserError(f"--temperature={args.temperature:g}: it must be above 0")
   found = _teacher(args)
   source, devices = open_source(args.data, Options()), mesh.make_mesh()
   folder = pathlib.Path(args.out).expanduser()
@@ -124,7 +125,7 @@ def write(args) -> dict:
     raise UserError(f"--out={args.out} is a file: it must be a folder")
   return teaching.write(
     lambda: found.load(devices),
-    [teaching.Wanted(source, wanted)],
+    [teaching.Wanted(source, args.speeds)],
     folder,
     devices,
     vocabulary=found.vocabulary,

@@ -80,7 +80,7 @@ def test_main_has_the_help_of_train(arguments, capsys):
   ("arguments", "words"),
   [
     (["trian"], ["'trian' is no verb", "did you mean 'train'", "plan-tpu"]),
-    (["xyz"], ["'xyz' is no verb of jaxkd; the verbs are distil, train"]),
+    (["xyz"], ["'xyz' is no verb of jaxkd; the verbs are distil, teach, train"]),
     (["--config=symmetric"], ["a verb must come first, as in jaxkd train --config=symmetric"]),
     (["train", "--workdir=x"], ["--config=VARIANT[:RECIPE] is missing"]),
     (["train", "--config"], ["--config: expected one argument; see"]),
@@ -92,6 +92,12 @@ def test_main_has_the_help_of_train(arguments, capsys):
     (["evaluate", "--config.seed=1", "--data=x"], ["--config.seed=1: fields of a config are for"]),
     (["evaluate", "--workdir=absent", "--data=x"], ["absent is not the workdir of a finished run"]),
     (["search", "--workdir=absent"], ["absent is not the workdir of a finished run"]),
+    (
+      ["train", "--config=trim", "--workdir=gs://bucket/run"],
+      ["gs://bucket/run: only local paths"],
+    ),
+    (["train", "--config=trim", "--config.data.train=a,s3://b/c"], ["only local paths"]),
+    (["transcribe", "hf://org/name", "a.wav"], ["hf://org/name: only local paths"]),
     (["convert"] + ["x"] * 3, ["'x' is not a flag"]),
     (["convert", "absent"], ["absent is neither a finished workdir"]),
     (["report", "--out=x"], ["missing: WORKDIR; see"]),

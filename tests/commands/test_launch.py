@@ -182,6 +182,24 @@ def test_local_without_python(house):
   assert err.startswith("error: no-such-python: no such command; activate the environment or set")
 
 
+def test_local_without_jaxkd(house, tmp_path):
+  other = tmp_path / "python-without"
+  other.write_text("#!/bin/sh\nexit 1\n")
+  other.chmod(0o755)
+  _, err = house.run("local.sh", "2", "--", "x", status=2, PYTHON=str(other))
+  assert (
+    err == f"error: {other} has no jaxkd: pip install -e . in it, or set PYTHON=.venv/bin/python\n"
+  )
+
+
+def test_local_takes_the_checkouts_own_environment(house):
+  own = house.root / "repo/.venv/bin/python"
+  own.parent.mkdir(parents=True)
+  own.symlink_to(house.root / "bin/python")
+  out, _ = house.run("local.sh", "1", "--dry-run", "--", "x")
+  assert f"{own} -m jaxkd.main x" in out
+
+
 # slurm.sbatch
 
 SRUN = "srun --ntasks-per-node=4 --cpus-per-task=6 --gpu-bind=none --kill-on-bad-exit=0 --wait=120"

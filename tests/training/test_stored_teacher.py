@@ -204,8 +204,8 @@ def test_what_a_store_cannot_give_is_one_line(lab, frames, flags, words):
   [
     (["--data=x", "--out=y"], "--teacher is missing"),
     (["--teacher={frames}", "--data={lab}/dev.jsonl", "--out={lab}/y"], "is a store already"),
-    (["--teacher=x", "--data=y", "--out=z", "--speeds=fast"], "--speeds=fast"),
-    (["--teacher=x", "--data=y", "--out=z", "--temperature=0"], "--temperature=0"),
+    (["--teacher=x", "--data=y", "--out=z", "--speeds=fast"], "--speeds: .*not fast"),
+    (["--teacher=x", "--data=y", "--out=z", "--temperature=0"], "--temperature: .* not 0"),
     (["--teacher={lab}/none", "--data=y", "--out=z"], "no such folder"),
     (["--teacher={teacher}", "--data={lab}/dev.jsonl", "--out={lab}/dev.jsonl"], "is a file"),
     (["--teacher={teacher}", "--data={lab}/dev.jsonl", "--out={frames}", "--top=3"], "settings"),
