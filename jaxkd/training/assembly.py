@@ -318,6 +318,7 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
     plan_options["apart"] = np.array([text is None for text in data.train.texts])
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
   _advise_padding(first.padding_rate(data.train.durations), training.buckets)
+  _advise_filler(shapes, devices.size)
   optimizer, schedule = optim.of_training(training, len(first), blueprint.frozen)
   return Run(
     workdir=made.folder,
@@ -404,6 +405,23 @@ def _advise_padding(rate: float, buckets: int) -> None:
       "config.training.join_seconds, or another config.data.max_seconds make it less",
       100 * rate,
       buckets,
+    )
+
+
+def _advise_filler(shapes: tuple[plan.Shape, ...], devices: int) -> None:
+  """Says which batches would fill the devices, where rows without audio are many."""
+  rows = np.array([[shape.rows, mesh.padded_rows(shape.rows, devices)] for shape in shapes])
+  filler = 1 - rows[:, 0] / rows[:, 1]
+  worst = int(filler.argmax())
+  if filler[worst] > _MUCH_PADDING:
+    seconds = int(np.ceil(rows[worst, 1] * shapes[worst].seconds))
+    log.warning(
+      "batches of %d rows of %.1f s are filled up to %d, one for each device at least: "
+      "config.training.batch_seconds=%d fills them with audio",
+      rows[worst, 0],
+      shapes[worst].seconds,
+      rows[worst, 1],
+      seconds,
     )
 
 

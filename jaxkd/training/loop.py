@@ -278,8 +278,7 @@ class _Loop:
         self.state = step(self.state, self.teacher_params, batch, epoch, self.key)
         self.profile.after(number, self.state)
         done = planned[position.batch]
-        seconds = plan_lib.seconds_of(done, run.data.train.durations)
-        self.meter.add(*seconds, self.flops[done.shape])
+        self._measure(done)
         self.broken.update(host.broken)
         position.batch += 1
         if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
@@ -291,6 +290,13 @@ class _Loop:
             self._save()
         update()
     self._end_epoch()
+
+  def _measure(self, done: plan_lib.PlannedBatch) -> None:
+    """Audio, room and arithmetic of a batch; rows that only fill up the devices are padding."""
+    shape = done.shape
+    rows = mesh_lib.padded_rows(shape.rows, self.run_.mesh.size)
+    real, _ = plan_lib.seconds_of(done, self.run_.data.train.durations)
+    self.meter.add(real, rows * shape.seconds, self.flops[shape] * shape.rows / rows)
 
   def _end_epoch(self) -> None:
     position = self.position
