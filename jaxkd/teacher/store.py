@@ -17,8 +17,9 @@ import numpy as np
 
 FORMAT, VERSION = "jaxkd-store", 1
 HEADER, LABELS, SHARDS = "store.json", "labels.json", "shards"
-# Frames whose blank is more probable than 1 - _SURE keep two numbers, whatever the classes.
-_SURE = 1e-3
+# Frames whose blank is more probable than this at the temperature of training keep two numbers. At
+# temperature 1 it would not do: 1e-3 that 28 classes share is 5 % at temperature 2.
+_SURE = 0.99
 # Beside the blank no class is worth its bytes below this probability.
 _LEAST = 1e-4
 # Up to so many classes are kept whole unless it is said how many are; of more, so many a frame.
@@ -105,7 +106,8 @@ def encode(log_probs: np.ndarray, samples: int, settings: Settings) -> bytes:
     raise StoreError("log_probs are not normalised: each frame's probabilities must add up to 1")
   sure = np.zeros(len(log_probs), bool)
   if not settings.exact:
-    sure = log_probs[:, settings.blank_id] > np.log1p(-_SURE)
+    soft = np.exp(log_probs / settings.temperature, dtype=np.float64)
+    sure = soft[:, settings.blank_id] > _SURE * soft.sum(-1)
   known = np.zeros(log_probs.shape, bool)
   known[:, settings.blank_id] = True
   unsure, number = log_probs[~sure], _number(settings)

@@ -13,6 +13,7 @@ from jaxkd.inference import teaching
 from jaxkd.models.acoustic import parameter_count
 from jaxkd.teacher import sources as teachers
 from jaxkd.teacher import stored as stored_lib
+from jaxkd.teacher.store import VERSION
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import objective
 from jaxkd.training.assembly import Plan
@@ -57,7 +58,7 @@ def _folder(plan: Plan, found: teachers.Found, wanted: list[teaching.Wanted]) ->
   spoken = [[fingerprint(source), speeds] for source, speeds in wanted]
   teacher = [[name, _changed(name)] for name in teachers.members(found.source)]
   options = [config.teacher.pool, config.teacher.language, config.dtype, config.kd.temperature]
-  key = json.dumps([teacher, options, found.vocabulary.fingerprint(), spoken])
+  key = json.dumps([VERSION, teacher, options, found.vocabulary.fingerprint(), spoken])
   digest = hashlib.sha256(key.encode()).hexdigest()[:8]
   return pathlib.Path(mesh.agreed(str(plan.folder.parent / f"frames-{digest}")))
 
