@@ -198,7 +198,7 @@ def test_normalization_by_labels_is_the_authors_standard(case):
   mask = jnp.ones((rows, frames), bool)
   settings = objectives.make(classes - 1, scale=0.9, normalization="labels")
   model = lambda *args, **options: FrameOutput(jnp.asarray(student), mask)
-  taught = FrameOutput(jnp.asarray(teacher), mask), None
+  taught = step_lib.Taught(FrameOutput(jnp.asarray(teacher), mask))
   view = step_lib.observe(model, taught, batch, jax.random.key(0), jnp.int32(0), settings)
   loss, terms = settings(view)
   # Theirs is divided by rows in the sum, and by labels after it.
