@@ -69,8 +69,9 @@ def write(
   _check_names(wanted)
   options = dict(temperature=temperature, top=top, dtype=dtype, facts=facts)
   writer = _opened(folder, vocabulary, frame_samples, options)
+  asked: set[tuple[str, float]] = set()  # of splits that share utterances each is heard once
   pairs = [(source, speed) for source, speeds in wanted for speed in speeds]
-  left = [(*pair, _left(writer, *pair)) for pair in pairs]
+  left = [(*pair, _left(writer, asked, *pair)) for pair in pairs]
   lengths = [source.durations[todo] / speed for source, speed, todo in left]
   broken: list[tuple[str, str]] = []
   try:
@@ -133,9 +134,15 @@ def _opened(folder, vocabulary, frame_samples: int, options: dict) -> store.Writ
   return made[0]
 
 
-def _left(writer: store.Writer, source: Source, speed: float) -> np.ndarray:
-  """i64[...]: utterances that are not stored at a speed."""
-  return np.array([i for i, name in enumerate(source.ids) if (name, speed) not in writer], np.int64)
+def _left(writer: store.Writer, asked: set, source: Source, speed: float) -> np.ndarray:
+  """i64[...]: utterances that are not stored at a speed, nor asked for, which they are then."""
+  left = [
+    i
+    for i, name in enumerate(source.ids)
+    if (name, speed) not in writer and (name, speed) not in asked
+  ]
+  asked.update((source.ids[i], speed) for i in left)
+  return np.array(left, np.int64)
 
 
 def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[tuple[str, str]]:
@@ -152,7 +159,10 @@ def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[
     for ids, samples, logits, mask in rows:
       if ids:
         log_probs = _log_softmax(logits[: int(mask.sum())])
-        writer.add(ids[0], log_probs, samples=int(samples), speed=speed)
+        try:
+          writer.add(ids[0], log_probs, samples=int(samples), speed=speed)
+        except store.StoreError as error:
+          raise UserError(f"{ids[0]}: what the teacher says cannot be stored: {error}") from error
   return broken
 
 

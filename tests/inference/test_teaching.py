@@ -319,8 +319,17 @@ def test_two_utterances_of_one_name_are_refused(tmp_path):
   one, other = noise(4), noise(5)
   with pytest.raises(UserError, match="have an utterance noise0 each"):
     write(tmp_path / "store", [(one, (1.0,)), (other, (1.0,))])
-  totals, _ = write(tmp_path / "store", [(one, (1.0,)), (one, (1.1,))])
+  totals, _ = write(tmp_path / "store", [(one, (1.0,)), (one, (1.0, 1.1))])
   assert totals["records"] == 8
+
+
+def test_a_teacher_that_says_no_numbers_is_one_line(tmp_path):
+  broken = model()
+  broken = AcousticModel(
+    broken.graphdef, jax.tree.map(lambda x: x * np.nan, broken.params), VOCABULARY, FRAME
+  )
+  with pytest.raises(UserError, match="noise.: what the teacher says cannot be stored"):
+    write(tmp_path / "store", [(noise(3), (1.0,))], teacher=lambda: broken)
 
 
 def test_other_frame_lengths_in_a_batch(tmp_path):
