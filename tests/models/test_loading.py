@@ -96,6 +96,7 @@ def test_a_student_is_laid_out_where_it_is_trained(saved):
 # Frozen models whose arithmetic is bfloat16.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family, norm", [("hubert", "layer"), ("wavlm", "group")])
 def test_matrices_kept_in_bfloat16_change_no_bit(saved, family, norm):
   folder, _ = saved(family, norm)

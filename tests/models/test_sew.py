@@ -134,6 +134,7 @@ def test_distances_share_vectors_as_in_transformers(span, farthest):
   np.testing.assert_array_equal(rows[frames - 1 :: -1], (theirs + span).clip(0, 2 * span - 1))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", CLASSES)
 def test_bfloat16_is_close_to_float32(saved, family):
   alone.check_bfloat16(saved(family)[0], alone.make_audio())

@@ -73,6 +73,7 @@ def test_each_row_equals_transformers_alone(saved, positions):
   check(saved(position_embeddings_type=positions))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "over",
   [

@@ -87,6 +87,7 @@ def test_each_row_equals_transformers_alone(tmp_path, name):
   alone.check(folder, alone.of_transformers(model, extractor, audio), audio)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("positions", ["relative", "rotary"])
 def test_long_audio(saved, positions):
   folder, model, front = saved(position_embeddings_type=positions)
@@ -103,6 +104,7 @@ def test_frames_are_counted_as_in_transformers(saved):
   assert config.frame_samples == 320
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("positions", ["relative", "rotary"])
 def test_bfloat16_is_close_to_float32(saved, positions):
   folder = saved(position_embeddings_type=positions)[0]

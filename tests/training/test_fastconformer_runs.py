@@ -96,6 +96,7 @@ def test_transformers_loads_it_to_the_same_logits(lab):
     assert said == jaxkd.load(lab / "shared").transcribe(samples).text
 
 
+@pytest.mark.exhaustive
 def test_its_folder_teaches(lab):
   given = f"--config.teacher.source={lab / 'shared'}"
   folder = start(flags(lab, "symmetric", "taught", given, "--config.teacher.pool=1"))
@@ -104,6 +105,7 @@ def test_its_folder_teaches(lab):
   assert "a FastConformer, layers: 2" in card and "library_name: transformers" in card
 
 
+@pytest.mark.exhaustive
 def test_a_warm_up_brings_encodings_together(lab):
   given = f"--config.teacher.source={lab / 'run'}"
   folder = start(flags(lab, "warmup", "warm", given, "--config.kd.warmup=1"))

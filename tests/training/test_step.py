@@ -288,6 +288,7 @@ def test_update_moves_the_student_down_and_never_the_teacher():
   assert_same(trainer()[2], before, rtol=0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_bfloat16_trains_in_float32_parameters():
   state = train(1, steps=3, dtype="bfloat16")

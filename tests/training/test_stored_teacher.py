@@ -92,6 +92,7 @@ def test_all_classes_in_float32_are_exact(lab, live, teacher):
       assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.exhaustive
 def test_one_cache_serves_several_runs(lab, cached, frames, teacher, monkeypatch):
   before = {path: path.stat().st_mtime_ns for path in frames.rglob("*.array_record")}
   given = [f"--config.teacher.source={teacher}", "--config.teacher.cache=True"]
@@ -124,6 +125,7 @@ def test_the_figures_of_a_run_can_be_asked_for_again(lab, cached, frames):
     evaluate_lib.evaluate(folder, str(lab / "train.jsonl"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   ("variant", "flags"),
   [
@@ -160,6 +162,7 @@ def test_foundation_models_are_stored_and_learnt_from(lab, family, options):
   assert "teacher" not in found["test"]  # dev and test data are not in it
 
 
+@pytest.mark.exhaustive
 def test_a_student_of_longer_frames_learns_from_some_of_the_teachers(lab, teacher):
   student = ("name=fastconformer", "subsampling=8", "subsampling_channels=4")
   features = ["--config.features.kind=nemo", "--config.features.normalise=none"]
