@@ -83,6 +83,8 @@ def run(args) -> int:
 
   mesh.start_processes()
   if args.verify:
+    if args.out or bool(args.teacher) != bool(args.data):
+      raise UserError("--verify=STORE takes --teacher and --data together or neither, and no --out")
     found, problems = verify(args)
     if mesh.is_first():
       print(json.dumps(found))
@@ -133,20 +135,9 @@ def write(args) -> dict:
     temperature=args.temperature,
     top=args.top,
     dtype=args.dtype,
-    facts=facts(found),
+    facts=teaching.facts(found),
     workers=args.workers,
   )
-
-
-def facts(found) -> dict:
-  """What the header says of a teacher."""
-  from jaxkd.models.acoustic import parameter_count
-
-  return {
-    "teacher": found.source,
-    "parameters": parameter_count(found.like),
-    "vocabulary": found.vocabulary.fingerprint(),
-  }
 
 
 def _teacher(args):
@@ -178,7 +169,7 @@ def verify(args) -> tuple[dict, list[str]]:
   there = sum(len(shard.records) for shard in found.store.shards)
   if there != counts["records"]:
     problems.append(f"{there} records are listed and {counts['records']} were written")
-  if args.teacher and args.data:
+  if args.teacher:
     devices = mesh.make_mesh()
     model = _teacher(args).load(devices)
     source = open_source(args.data, Options())

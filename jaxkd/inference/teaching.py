@@ -1,6 +1,5 @@
 """A teacher hears audio once, and what it says of every frame is stored."""
 
-import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,11 +12,10 @@ from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
 from jaxkd.inference.frames import evaluation_shapes, frames
-from jaxkd.models.acoustic import AcousticModel
-from jaxkd.teacher import store
+from jaxkd.models.acoustic import AcousticModel, parameter_count
+from jaxkd.teacher import sources, store
 from jaxkd.teacher.stored import Stored
 
-log = logging.getLogger(__name__)
 # Seconds by which a duration may differ for two utterances of one name to be the same.
 _SAME_SECONDS = 1e-3
 
@@ -32,6 +30,15 @@ class Wanted(NamedTuple):
 
   source: Source
   speeds: tuple[float, ...]
+
+
+def facts(found: sources.Found) -> dict:
+  """What a store's header says of its teacher; one of another fingerprint cannot go on in it."""
+  return {
+    "teacher": found.source,
+    "fingerprint": sources.fingerprint(found.source),
+    "parameters": parameter_count(found.like),
+  }
 
 
 def write(

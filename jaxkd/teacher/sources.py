@@ -1,6 +1,7 @@
 """`config.teacher.source` → a teacher: what it is, and its parameters when they are needed."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,9 @@ from jaxkd.models.huggingface import weights
 from jaxkd.teacher import stored
 from jaxkd.teacher.ensemble import Ensemble, ensemble
 from jaxkd.teacher.stored import Stored
+
+# Of a file of weights, at both ends.
+_END_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,26 @@ def _together(source: str, found: list[Found]) -> Found:
   load = lambda devices: ensemble([f.load(devices) for f in found])
   structure = nnx.split(nnx.eval_shape(whole))
   return Found(source, first.vocabulary, first.frame_samples, *structure, load)
+
+
+def fingerprint(source: str) -> str:
+  """16 hexadecimal digits that are others where a teacher's files are, wherever they lie.
+
+  Of weights their sizes and ends are read; of one on a hub only its name is known.
+  """
+  digest = hashlib.sha256()
+  for name in members(source):
+    folder = pathlib.Path(name).expanduser()
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    there = [path for path in (folder / "results.json", *weights) if path.exists()]
+    digest.update(repr([path.name for path in there] or name).encode())
+    for path in there:
+      with path.open("rb") as file:
+        digest.update(file.read(_END_BYTES))
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _END_BYTES))
+        digest.update(file.read() + str(size).encode())
+  return digest.hexdigest()[:16]
 
 
 def members(source: str, named: str = "config.teacher.source is ") -> list[str]:

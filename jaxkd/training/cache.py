@@ -10,7 +10,6 @@ from jaxkd import files
 from jaxkd.data.sources import fingerprint
 from jaxkd.devices import mesh
 from jaxkd.inference import teaching
-from jaxkd.models.acoustic import parameter_count
 from jaxkd.teacher import sources as teachers
 from jaxkd.teacher import stored as stored_lib
 from jaxkd.teacher.store import VERSION
@@ -45,7 +44,7 @@ def stored(plan: Plan, found: teachers.Found) -> Stored:
       vocabulary=found.vocabulary,
       frame_samples=found.frame_samples,
       temperature=config.kd.temperature,
-      facts={"teacher": found.source, "parameters": parameter_count(found.like)},
+      facts=teaching.facts(found),
       workers=config.data.workers,
     )
   log.info("%.2f h of the teacher's frames in %.1f MB", totals["hours"], totals["bytes"] / 1e6)
@@ -56,18 +55,11 @@ def _folder(plan: Plan, found: teachers.Found, wanted: list[teaching.Wanted]) ->
   """Beside the workdir, another one where anything is different that the frames depend on."""
   config = plan.config
   spoken = [[fingerprint(source), speeds] for source, speeds in wanted]
-  teacher = [[name, _changed(name)] for name in teachers.members(found.source)]
+  teacher = [found.source, teachers.fingerprint(found.source)]
   options = [config.teacher.pool, config.teacher.language, config.dtype, config.kd.temperature]
   key = json.dumps([VERSION, teacher, options, found.vocabulary.fingerprint(), spoken])
   digest = hashlib.sha256(key.encode()).hexdigest()[:8]
   return pathlib.Path(mesh.agreed(str(plan.folder.parent / f"frames-{digest}")))
-
-
-def _changed(source: str) -> list:
-  """When a teacher's files were last written; nothing for one on a hub."""
-  folder = pathlib.Path(source).expanduser()
-  paths = [folder / "results.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]
-  return sorted([p.name, p.stat().st_mtime_ns] for p in paths if p.exists())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 
 import jax
@@ -15,6 +16,7 @@ from jaxkd.config import overrides
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.models import kept
+from jaxkd.teacher import sources
 from jaxkd.training import loop as train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile", "compiled_once")]
@@ -202,6 +204,8 @@ def test_what_a_store_cannot_give_is_one_line(lab, frames, flags, words):
     (["--teacher={teacher}", "--data={lab}/dev.jsonl", "--out={lab}/dev.jsonl"], "is a file"),
     (["--teacher={teacher}", "--data={lab}/dev.jsonl", "--out={frames}", "--top=3"], "settings"),
     (["--verify={lab}"], "cannot be read"),
+    (["--verify={frames}", "--teacher={teacher}"], "together or neither"),
+    (["--verify={frames}", "--out=x"], "and no --out"),
   ],
 )
 def test_wrong_arguments_are_one_line(lab, frames, teacher, args, words):
@@ -223,3 +227,14 @@ def test_a_store_is_verified(lab, frames, teacher, capfd):
   shard.write_bytes(bytes(data))
   with pytest.raises(UserError, match="1 problems; the first: .*other bytes"):
     teach(f"--verify={frames}")
+
+
+def test_another_teacher_does_not_go_on_in_a_store(lab, teacher, tmp_path):
+  moved = shutil.copytree(teacher, tmp_path / "moved")
+  assert sources.fingerprint(str(moved)) == sources.fingerprint(str(teacher))
+  args = [f"--teacher={moved}", f"--data={lab / 'dev.jsonl'}", f"--out={tmp_path / 'store'}"]
+  assert teach(*args) == 0
+  results = moved / "results.json"
+  results.write_text(results.read_text().replace('"seed": 0', '"seed": 1'))
+  with pytest.raises(UserError, match=r"other settings \(fingerprint\)"):
+    teach(*args)
