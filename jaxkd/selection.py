@@ -5,8 +5,8 @@ Every selector has the form
     (teacher_logits float[B, T, V], mask bool[B, T], *, blank_id, <its own>) -> bool[B, T]
 
 where `mask` is True for real frames, `blank_id` is the class of the blank, and the result is a
-subset of `mask`; or f32[B, T], weights ≥ 0 that are 0 outside of `mask` (`soft`). Only the teacher
-is looked at. Padded frames are never read, so they may hold NaN.
+subset of `mask`; or f32[B, T], weights ≥ 0 that are 0 outside of `mask` (`soft`, `occupancy`). Only
+the teacher is looked at. Padded frames are never read, so they may hold NaN.
 
 A *label frame* is one whose most probable class is not the blank. -inf excludes a class. A real
 frame without a softmax (NaN, +inf, or -inf for every class) counts as a label frame, so that it is
@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import arguments
-from jaxkd.logits import is_distribution, log_softmax
+from jaxkd.logits import is_distribution, log_softmax, relative
+from jaxkd.losses.occupancy import ctc_occupancy
 from jaxkd.masks import dilate, lift
 from jaxkd.placement import first_row, split_alike
 
@@ -152,6 +153,54 @@ def soft(
   labels = _label_frames(logits, mask, blank_id) & ~jnp.isnan(weights)
   weights = jnp.where(sound, jnp.where(labels, 1.0, weights), jnp.nan)
   return jnp.where(mask, weights, 0.0)
+
+
+@_selector
+def occupancy(
+  logits: jax.Array, mask: jax.Array, *, blank_id: int, delta: float = 3.0
+) -> jax.Array:
+  """Weights f32[..., T]: the expected share of a label in each frame, blanks made rarer first.
+
+  With ŷ the teacher's greedy labels and z - delta on the blank in place of its logits z, the weight
+  is 1 - γ(blank), γ being `losses.ctc_occupancy` of ŷ. The spikes get shoulders that never cross
+  another label, without a number of neighbours to choose: delta → -∞ leaves one frame a label,
+  delta → ∞ takes every frame of an utterance that has labels, but for one blank where equal labels
+  meet. Not in the paper.
+
+  Args:
+    logits, mask, blank_id: see the module. One frame without a softmax makes all weights of its
+      utterance NaN.
+    delta: finite, in nats; 3 gives shoulders, 6 wide ones.
+  """
+  delta, sound = arguments.number("delta", delta, lambda x: x == x, "finite")
+  frames, classes = logits.shape[-2:]
+  if not mask.size:
+    return jnp.zeros(mask.shape, jnp.float32)
+  real = mask.reshape(-1, frames)
+  proper = is_distribution(logits) | ~mask
+  scores = relative(jnp.where((mask & proper)[..., None], logits, 0)).reshape(-1, frames, classes)
+  is_blank = jnp.arange(classes, dtype=jnp.int32) == blank_id
+  path = jnp.where(real, jnp.argmax(scores, -1).astype(jnp.int32), blank_id)
+  labels, label_len = jax.vmap(lambda row: _collapse(row, blank_id))(path)
+  # A frame that is not real is a sure blank, which takes nothing from the paths of the others.
+  of_padding = lift(jnp.where(is_blank, 0, -jnp.inf), 3)
+  scores = scores - lift(jnp.where(is_blank, delta, 0), 3)
+  scores = jnp.where(real[..., None], scores, of_padding)
+  every = jnp.full(label_len.shape, frames, jnp.int32)
+  occupied = ctc_occupancy(scores, every, labels, label_len, blank_id=blank_id)
+  # Summed over labels, as in `_label_mass`.
+  weights = jnp.where(lift(is_blank, 3), 0, occupied).sum(-1).reshape(mask.shape)
+  told = sound & proper.all(-1, keepdims=True)
+  return jnp.where(mask, jnp.where(told, jnp.minimum(weights, 1), jnp.nan), 0)
+
+
+def _collapse(path, blank_id) -> tuple[jax.Array, jax.Array]:
+  """i32[T] labels of a path i32[T] after merging repeats and dropping blanks, and their number."""
+  before = jnp.concatenate([jnp.full((1,), -1, jnp.int32), path[:-1]])
+  begins = (path != blank_id) & (path != before)
+  place = jnp.where(begins, jnp.cumsum(begins, dtype=jnp.int32) - 1, path.size)
+  labels = jnp.zeros_like(path).at[place].set(path, mode="drop")
+  return labels, begins.sum(dtype=jnp.int32)
 
 
 def _share(name: str, value):

@@ -50,6 +50,18 @@ def ctc_forward(logits: np.ndarray, labels, blank_id: int) -> float:
   return -np.logaddexp.reduce(alpha[-2:])
 
 
+def ctc_occupancy(logits, labels, blank_id: int) -> np.ndarray:
+  """f64[T, V]: the share of each class at each frame in all paths that collapse to the labels."""
+  log_probs = log_softmax(logits)
+  frames, classes = log_probs.shape
+  share = np.zeros((frames, classes))
+  for path in itertools.product(range(classes), repeat=frames):
+    merged = [c for c, _ in itertools.groupby(path)]
+    if [c for c in merged if c != blank_id] == list(labels):
+      share[np.arange(frames), list(path)] += np.exp(log_probs[np.arange(frames), path].sum())
+  return share / max(share[0].sum(), 1e-300)
+
+
 def golden(case: str) -> dict:
   """What the authors' public code returned for case "a" or "b"; the blank is the last class.
 
@@ -126,6 +138,31 @@ def kd_kl(student, teacher, weights, temperature: float) -> tuple[float, float]:
       total += float(weights[index]) * temperature**2 * kl
       weight_sum += float(weights[index])
   return total, weight_sum
+
+
+def delayed_kl(student, teacher, weights, mask, temperature, delays, softness):
+  """Sum and divisor of one utterance, logits f[T, V], frame by frame."""
+  total = weight_sum = 0.0
+  for t in np.flatnonzero(weights):
+    there = [t + d for d in delays if 0 <= t + d < len(mask) and mask[t + d]]
+    if there:
+      kls = [kd_kl(student[s], teacher[t], np.ones(()), temperature)[0] for s in there]
+      mean = np.mean([np.exp(-kl / temperature**2 / softness) for kl in kls])
+      total -= weights[t] * softness * np.log(mean) * temperature**2
+      weight_sum += weights[t]
+  return total, weight_sum
+
+
+def split_kl(student, teacher, alpha, beta, temperature, blank_id):
+  """Sum and divisor of one utterance, logits f[T, V], frame by frame."""
+  total = 0.0
+  for t in range(len(alpha)):
+    p, q = (np.exp(log_softmax(np.float64(x[t]) / temperature)) for x in (teacher, student))
+    two = [np.array([x[blank_id], 1 - x[blank_id]]) for x in (p, q)]
+    rest = [np.delete(x, blank_id) / (1 - x[blank_id]) for x in (p, q)]
+    of = lambda pair: (pair[0] * np.log(pair[0] / pair[1])).sum()
+    total += temperature**2 * (alpha[t] * of(two) + beta[t] * of(rest))
+  return total, np.maximum(alpha, beta).sum()
 
 
 def mel(hz: float) -> float:

@@ -131,10 +131,10 @@ def ctc_loss(
 
 @jax.custom_vjp
 def _ctc_loss(logits, logit_len, labels, label_len, blank_id):
-  return _forward(logits, logit_len, labels, label_len, blank_id)[0]
+  return paths_and_gradient(logits, logit_len, labels, label_len, blank_id)[0]
 
 
-def _forward(logits, logit_len, labels, label_len, blank_id):
+def paths_and_gradient(logits, logit_len, labels, label_len, blank_id):
   """The loss f32[B], and what `_backward` needs: the loss's gradient, and where it exists."""
   feasible = _is_feasible(logit_len, labels, label_len)
   logit_len, label_len = jnp.where(feasible, logit_len, 0), jnp.where(feasible, label_len, 0)
@@ -170,7 +170,7 @@ def _backward(residuals, cotangent):
   return gradient, None, None, None, None
 
 
-_ctc_loss.defvjp(_forward, _backward)
+_ctc_loss.defvjp(paths_and_gradient, _backward)
 
 
 class _Lattice(NamedTuple):

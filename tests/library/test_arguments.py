@@ -21,6 +21,11 @@ TARGETS = {"logits": LOGITS, "logit_len": LENGTHS, "labels": LABELS, "label_len"
 TARGETS["blank_id"] = 4
 KD = {"student_logits": LOGITS, "teacher_logits": LOGITS, "selected": MASK, "temperature": 2.0}
 COSINE = {"student": LOGITS, "teacher": LOGITS, "selected": MASK}
+GUIDED = {"student_logits": LOGITS, "teacher_logits": LOGITS, "selected": MASK}
+CROSS = {"student_logits": LOGITS, "targets": LOGITS, "selected": MASK}
+DELAYED = KD | {"mask": MASK}
+SPLIT = {"student_logits": LOGITS, "teacher_logits": LOGITS, "blank_weights": MASK, "mask": MASK}
+SPLIT |= {"label_weights": MASK, "temperature": 2.0, "blank_id": 4}
 FRAMES = {"logits": LOGITS, "mask": MASK, "blank_id": 4}
 KEY = jax.random.key(0)
 PRIOR = np.zeros(5, np.float32)
@@ -68,6 +73,38 @@ WRONG = [
       ({"selected": MASK * 1j}, TypeError, "selected is of complex"),
     ]
   ),
+  *(
+    (function, arguments, replaced, error, line)
+    for function, arguments in [(losses.delayed_kl, DELAYED), (losses.split_kl, SPLIT)]
+    for replaced, error, line in [
+      ({"temperature": 0}, ValueError, "temperature is 0; it must be finite and above 0"),
+      ({"mask": MASK * 1.0}, TypeError, "mask is of float"),
+      ({"mask": MASK[:1]}, ValueError, "mask has shape"),
+      ({"softness": 0.0}, ValueError, "softness is 0; it must be finite and above 0"),
+      (
+        {"delays": ()},
+        ValueError,
+        r"delays is \(\); it must be whole numbers of",
+      ),
+      ({"delays": (1, 1)}, ValueError, r"delays is \(1, 1\); it must be whole numbers"),
+      ({"delays": (0.5,)}, ValueError, r"delays is \(0.5,\); it must be whole numbers"),
+      ({"teacher_logits": LOGITS[:, :5]}, ValueError, "teacher_logits has shape"),
+    ]
+  ),
+  (losses.split_kl, SPLIT, {"label_weights": MASK[:1]}, ValueError, "label_weights has shape"),
+  (losses.split_kl, SPLIT, {"blank_weights": MASK * 1j}, TypeError, "blank_weights is of complex"),
+  (losses.split_kl, SPLIT, {"blank_id": 5}, ValueError, "blank_id is 5; it must be one of the 5"),
+  (
+    losses.split_kl,
+    SPLIT | {"student_logits": LOGITS[..., :1], "teacher_logits": LOGITS[..., :1]},
+    {"blank_id": 0},
+    ValueError,
+    "there must be two classes or more",
+  ),
+  (losses.guided_ctc, GUIDED, {"selected": MASK[:1]}, ValueError, "selected has shape"),
+  (losses.soft_cross_entropy, CROSS, {"targets": LOGITS[..., :4]}, ValueError, "targets has shape"),
+  (losses.soft_cross_entropy, CROSS, {"targets": MASK}, TypeError, "targets is of bool"),
+  (losses.ctc_occupancy, TARGETS, {"blank_id": 5}, ValueError, "blank_id is 5; it must be one of"),
   (losses.cosine_distance, COSINE, {"teacher": LOGITS[..., :1]}, ValueError, "teacher has shape"),
   (losses.cosine_distance, COSINE, {"selected": MASK[0]}, ValueError, "selected has shape"),
   *(
@@ -80,6 +117,7 @@ WRONG = [
       (selection.symmetric, FRAMES | {"n": 1}),
       (selection.threshold, FRAMES | {"min_label_prob": 0.5}),
       (selection.soft, FRAMES),
+      (selection.occupancy, FRAMES),
       (selection.random_blanks, RANDOM),
       (best_path, FRAMES),
       (prefix_beam, FRAMES | {"beam": 2}),
@@ -208,13 +246,28 @@ def test_traced_numbers_that_cannot_be():
     select = jax.jit(functools.partial(getattr(selection, name), blank_id=4))
     for options in cases:
       assert not select(LOGITS, MASK, **options).any(), (name, options)
+  frames = {"student_logits": LOGITS, "teacher_logits": LOGITS + 1}
+  for loss, arguments in ((losses.delayed_kl, DELAYED), (losses.split_kl, SPLIT)):
+    traced = jax.jit(functools.partial(loss, delays=(0,)))
+    for wrong in ({"softness": -1.0}, {"temperature": 0.0}):
+      assert np.isnan(traced(**arguments | frames | wrong).total)
+  assert np.isnan(traced(**SPLIT | frames | {"blank_id": 5}).total)
   soft = jax.jit(functools.partial(selection.soft, blank_id=4))
   for least in (-1.0, 1.1, np.nan):
     weights = soft(LOGITS, MASK, min_weight=least)
     assert np.isnan(weights[MASK]).all() and not weights[~MASK].any()
 
 
-@pytest.mark.parametrize("loss", [functools.partial(losses.kd_kl, temperature=1.0)])
+@pytest.mark.parametrize(
+  "loss",
+  [
+    functools.partial(losses.kd_kl, temperature=1.0),
+    functools.partial(losses.delayed_kl, temperature=1.0, mask=MASK),
+    lambda x, y, weights: losses.split_kl(x, y, weights, MASK, MASK, temperature=1.0, blank_id=4),
+    losses.guided_ctc,
+    losses.soft_cross_entropy,
+  ],
+)
 def test_weights_below_zero_are_nan(loss):
   weights = np.where(MASK, np.float32(1), 0)
   weights[0, 0] = -1

@@ -83,6 +83,27 @@ FUNCTIONS = {
     sums=True,
     differentiable=True,
   ),
+  "delayed_kl": Function(
+    lambda x: losses.delayed_kl(x.student, x.teacher, x.weights, x.mask, temperature=2.0),
+    sums=True,
+    differentiable=True,
+  ),
+  "split_kl": Function(
+    lambda x: losses.split_kl(
+      x.student, x.teacher, x.mask, x.weights, x.mask, temperature=2.0, blank_id=BLANK
+    ),
+    sums=True,
+    differentiable=True,
+  ),
+  "guided_ctc": Function(
+    lambda x: losses.guided_ctc(x.student, x.teacher, x.weights), sums=True, differentiable=True
+  ),
+  "soft_cross_entropy": Function(
+    lambda x: losses.soft_cross_entropy(x.student, x.teacher, x.weights),
+    sums=True,
+    differentiable=True,
+  ),
+  "ctc_occupancy": Function(of_targets(losses.ctc_occupancy)),
   "cosine_distance": Function(
     lambda x: losses.cosine_distance(x.student, x.teacher, x.mask), sums=True, differentiable=True
   ),
@@ -105,6 +126,7 @@ FUNCTIONS = {
   "symmetric": of_teacher(selection.symmetric, n=1),
   "threshold": of_teacher(selection.threshold, min_label_prob=0.9),
   "soft": of_teacher(selection.soft, min_weight=0.1),
+  "occupancy": of_teacher(selection.occupancy, delta=1.0),
   "random_blanks": of_teacher(selection.random_blanks, ratio=0.7, key=KEY),
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
@@ -223,7 +245,14 @@ def on_explicit_axes(name, arrays, context=True, jitted=True):
     return got, gradient
 
 
-HAVE_TARGETS = ("ctc_loss", "ctc_is_feasible", "viterbi", "spike_offsets", "length_mask")
+HAVE_TARGETS = (
+  "ctc_loss",
+  "ctc_occupancy",
+  "ctc_is_feasible",
+  "viterbi",
+  "spike_offsets",
+  "length_mask",
+)
 HAVE_GRADIENTS = tuple(name for name, function in FUNCTIONS.items() if function.differentiable)
 MODES = {
   "x64": (in_x64, FUNCTIONS),

@@ -1,0 +1,118 @@
+"""Distillation that forgives a student whose spikes come a little earlier or later."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import arguments
+from jaxkd.logits import log_softmax
+from jaxkd.losses.distillation import check_temperature, divergence, paired
+from jaxkd.masks import lift
+from jaxkd.placement import split_alike
+from jaxkd.types import WeightedSum
+
+
+def delayed_kl(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  selected: jax.Array,
+  mask: jax.Array,
+  *,
+  temperature: float,
+  delays: Sequence[int] = (-1, 0, 1),
+  softness: float = 1.0,
+) -> WeightedSum:
+  """T² · Σ -τ log mean over d of exp(-KL(teacher_t ‖ student_{t+d}) / τ) over the selected frames.
+
+  A soft minimum over delays d: a student may say what the teacher says in frame t in any of the
+  frames t + d, and each of these learns as much as it already agrees. delays=(0,) is `kd_kl`. Not
+  in Hilmes et al. 2025.
+
+  Args:
+    student_logits, teacher_logits: float[..., T, V], as for `kd_kl`.
+    selected: bool[..., T], or weights ≥ 0, of the teacher's frames.
+    mask: bool[..., T], True for real frames, the only ones that a delay may lead to. Others, and
+      those that no selected frame leads to, are never read.
+    temperature: T > 0, number or traced f32[].
+    delays: whole numbers of frames, each once; above 0 the student is later.
+    softness: τ > 0, in nats of the KL at the temperature, number or traced f32[]; near 0 the best
+      delay counts alone.
+
+  Returns:
+    As `kd_kl`; a selected frame whose delays all lead out of the mask is in neither sum. NaN, too,
+    where a traced softness is not above 0.
+
+  Raises:
+    TypeError, ValueError: shapes, dtypes or numbers do not fit.
+  """
+  student, teacher, weights = paired("logits", "V", student_logits, teacher_logits, selected)
+  mask = frame_mask(mask, student)
+  temperature = check_temperature(temperature)
+  delays, softness = check_delays(delays, softness)
+  compute = lambda *arrays: _delayed(*arrays, delays)
+  return split_alike(compute, 0, student, teacher, weights, mask, temperature, softness)
+
+
+def _delayed(student, teacher, weights, mask, temperature, softness, delays) -> WeightedSum:
+  student = jnp.where(reached(weights != 0, mask, delays)[..., None], student, 0)
+  teacher = jnp.where((weights != 0)[..., None], jax.lax.stop_gradient(teacher), 0)
+  log_student, log_teacher = (log_softmax(x, temperature) for x in (student, teacher))
+  of_delay = lambda d: divergence(log_teacher, jnp.roll(log_student, -d, -2))
+  found, exists = soft_minimum(of_delay, mask, delays, softness)
+  weights = jnp.where(exists, weights, 0)
+  return WeightedSum(
+    temperature**2 * (weights * jnp.where(weights != 0, found, 0)).sum(), weights.sum()
+  )
+
+
+def frame_mask(mask, student) -> jax.Array:
+  """bool[..., T] of an argument; TypeError or ValueError where it is not of the frames."""
+  mask = arguments.truths("mask", mask, "..., T")
+  arguments.check_shape("mask", mask, student.shape[:-1], "the frames of student_logits")
+  return mask
+
+
+def check_delays(delays, softness) -> tuple[tuple[int, ...], float | jax.Array]:
+  """Delays as ints and τ, NaN where a traced one is not above 0; TypeError, ValueError."""
+  delays = tuple(delays)
+  whole = all(isinstance(d, int) and not isinstance(d, bool) for d in delays)
+  if not delays or not whole or len(set(delays)) < len(delays):
+    raise ValueError(f"delays is {delays}; it must be whole numbers of frames, each once")
+  softness, sound = arguments.number("softness", softness, lambda x: x > 0, "finite and above 0")
+  return delays, softness if sound is True else jnp.where(sound, softness, jnp.nan)
+
+
+def soft_minimum(
+  of_delay: Callable[[int], jax.Array], mask: jax.Array, delays: Sequence[int], softness
+) -> tuple[jax.Array, jax.Array]:
+  """f32[..., T], and bool[..., T], whether any delay leads from a frame to a real one.
+
+  Args:
+    of_delay: delay → f32[..., T], the divergence of each frame from the one that it leads to.
+    mask: bool[..., T].
+    delays: frames.
+    softness: τ.
+  """
+  exists = jnp.stack([_leads(mask, d) for d in delays])
+  scores = jnp.stack([of_delay(d) for d in delays])
+  scores = jnp.where(exists, -scores / softness, -jnp.inf)
+  best = jax.lax.stop_gradient(scores.max(0, keepdims=True))
+  # Of nothing but -inf the difference would be NaN.
+  best = jnp.where(best == -jnp.inf, 0, best)
+  count = jnp.maximum(exists.sum(0, jnp.float32), 1)
+  total = jnp.where(exists.any(0), jnp.exp(scores - best).sum(0), 1)
+  return -softness * (best[0] + jnp.log(total) - jnp.log(count)), exists.any(0)
+
+
+def _leads(mask: jax.Array, delay: int) -> jax.Array:
+  """bool[..., T], whether t + delay is a real frame."""
+  size = mask.shape[-1]
+  there = lift(jnp.arange(size, dtype=jnp.int32), mask.ndim) + delay
+  return jnp.roll(mask, -delay, -1) & (there >= 0) & (there < size)
+
+
+def reached(chosen: jax.Array, mask: jax.Array, delays: Sequence[int]) -> jax.Array:
+  """bool[..., T], real frames that some chosen frame leads to."""
+  found = [_leads(chosen, -d) for d in delays]
+  return mask & jnp.stack(found).any(0)
