@@ -139,7 +139,7 @@ def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled
   given += [f"--config.{field}={value}" for field, value in fields.items()]
   if scale is not None:
     given.append(f"--config.kd.scale={scale}")
-  if unlabelled and overrides_lib.parse(["", *given])[0].kd.scale == 1:
+  if unlabelled and not config_lib.reads_transcripts(overrides_lib.parse(["", *given])[0].kd):
     given.append(f"--config.data.train={unlabelled}")
   config = overrides_lib.parse(["", *given])[0]
   parts = [variant, *(f"{field.rpartition('.')[2]}{value}" for field, value in fields.items())]

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config.check import check, profile_steps
 from jaxkd.config.fields import ALPHABET, AUTO, FIELDS, LABELS, SELECTIONS, Block, Field, allowed
+from jaxkd.config.meaning import reads_transcripts, scales
 from jaxkd.config.recipes import DATA, RECIPES, SIZES, base, parts
 from jaxkd.config.upgrade import SCHEMA, binding, flat, stored, upgrade
 
@@ -30,6 +31,8 @@ __all__ = [
   "for_teacher",
   "parts",
   "profile_steps",
+  "reads_transcripts",
+  "scales",
   "stored",
   "train_data",
   "upgrade",
@@ -39,11 +42,11 @@ __all__ = [
 def train_data(config: ConfigDict) -> str:
   """What the student trains on: `data.train`, or where that is "auto" a split of the corpus.
 
-  That is the untranscribed one where kd.scale is 1, so that nothing but the teacher is learnt from.
+  That is the untranscribed one where nothing but the teacher is learnt from (kd.scale is 1).
   """
   if config.data.train != "auto":
     return config.data.train
-  return f"{parts(config.recipe)[0]}:{'unlabelled' if config.kd.scale == 1.0 else 'train'}"
+  return f"{parts(config.recipe)[0]}:{'train' if reads_transcripts(config.kd) else 'unlabelled'}"
 
 
 def for_teacher(config: ConfigDict) -> ConfigDict:

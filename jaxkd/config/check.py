@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config import fields, recipes
 from jaxkd.config.fields import Block, Field, Kinds
+from jaxkd.config.meaning import reads_transcripts, scales
 from jaxkd.errors import UserError, did_you_mean
 
 _SHOWN = 120  # characters of a value in a message
@@ -243,6 +244,13 @@ def _check_selection(kd: ConfigDict) -> None:
       kd.grow_epochs,
       f"0 with selection '{name}': only keep and symmetric have neighbours that can grow",
     )
+  if kd.n_ramp:
+    _require(
+      name == "symmetric" and not kd.grow_epochs,
+      "kd.n_ramp",
+      kd.n_ramp,
+      "() but for the selection symmetric without kd.grow_epochs",
+    )
   if kd.stop_epoch:
     _require(
       kd.stop_epoch > kd.start_epoch, "kd.stop_epoch", kd.stop_epoch, "0 or above kd.start_epoch"
@@ -251,20 +259,64 @@ def _check_selection(kd: ConfigDict) -> None:
 
 def _check_objective(config: ConfigDict) -> None:
   """Parts of the objective that do not go together."""
-  kd, source = config.kd, config.teacher.source
+  kd = config.kd
+  _check_ramp("kd.scale_ramp", kd.scale_ramp, 0.0, 1.0)
+  _check_ramp("kd.temperature_ramp", kd.temperature_ramp, 1e-3, 1e3)
+  _require(
+    len(set(kd.delays)) == len(kd.delays), "kd.delays", kd.delays, "whole numbers, each once"
+  )
   if kd.normalization == "labels":
     _require(kd.scale < 1, "kd.scale", kd.scale, "below 1 with kd.normalization=labels")
+    _require(kd.delays == (0,), "kd.delays", kd.delays, "(0,) with kd.normalization=labels")
   if kd.warmup:
-    _require("," not in source, "teacher.source", source, "a single teacher with kd.warmup")
     name = config.student.name
     drawn = "conformer or fastconformer with kd.warmup"
     _require(name != "huggingface", "student.name", name, drawn)
-    cache = config.teacher.cache
+  if kd.consistency:
+    masks = config.training.spec_augment or config.student.name == "huggingface"
+    wanted = "True with kd.consistency, whose views differ by masks"
+    _require(masks, "training.spec_augment", config.training.spec_augment, wanted)
+  _check_source(config)
+
+
+def _check_ramp(path: str, ramp: tuple, low: float, high: float) -> None:
+  ok = not ramp or (low <= ramp[0] <= high and ramp[1] >= 1)
+  _require(
+    ok, path, ramp, f"() or (first, epochs), first from {low:g} to {high:g}, 1 epoch or more"
+  )
+
+
+def _check_source(config: ConfigDict) -> None:
+  """What the objective asks of a teacher that the source cannot give."""
+  kd, source, cache = config.kd, config.teacher.source, config.teacher.cache
+  if kd.warmup:
+    _require("," not in source, "teacher.source", source, "a single teacher with kd.warmup")
     _require(not cache, "teacher.cache", cache, "False with kd.warmup, which asks for encodings")
+  if cache:
+    reason = "() with config.teacher.cache, which keeps one temperature"
+    _require(not kd.temperature_ramp, "kd.temperature_ramp", kd.temperature_ramp, reason)
   if source == "none":
-    _require(kd.scale == 0, "kd.scale", kd.scale, "0 where config.teacher.source is none")
-    cache = config.teacher.cache
-    _require(not cache, "teacher.cache", cache, "False where config.teacher.source is none")
+    where = "where config.teacher.source is none"
+    _require(kd.scale == 0, "kd.scale", kd.scale, f"0 {where}")
+    _require(not kd.scale_ramp, "kd.scale_ramp", kd.scale_ramp, f"() {where}")
+  if source == "average":
+    where = "where config.teacher.source is average, the student's own past"
+    transcribed = reads_transcripts(kd) or config.student.init != ""
+    _require(transcribed, "kd.scale", kd.scale, f"below 1 {where}, or config.student.init given")
+    _require(scales(kd)[1] > 0, "kd.scale", kd.scale, f"above 0 {where}")
+    _require(not kd.warmup, "kd.warmup", kd.warmup, f"0 {where}")
+    once = kd.loss == "hypotheses" or (kd.loss == "soft_ctc" and kd.targets == "hypotheses")
+    reason = f"a loss that asks for no hypotheses {where}"
+    _require(not once, "kd.loss", kd.loss, reason)
+    prior = kd.selection.get("prior_scale", 0.0)
+    _require(not prior, "kd.selection.prior_scale", prior, f"0 {where}")
+  if source in ("none", "average"):
+    where = f"where config.teacher.source is {source}"
+    _require(not cache, "teacher.cache", cache, f"False {where}")
+  else:
+    reason = "0.999 but for config.teacher.source=average"
+    decay = config.teacher.decay
+    _require(decay == 0.999, "teacher.decay", decay, reason)
 
 
 def _check_data(config: ConfigDict) -> None:

@@ -233,10 +233,22 @@ SELECTIONS = {
   "threshold": {"min_label_prob": _share(0.1, "of all labels together in a blank frame")},
   "random_blanks": {"ratio": Field(1.0, "random blank frames for each label frame", low=0.0)},
   "soft": {"min_weight": _share(0.0, "of a blank frame", optional=True)},
+  "occupancy": {
+    "delta": Field(3.0, "is taken from the blank's logits", unit="nats", low=-100.0, high=100.0)
+  },
 }
 
 LABELS = ("auto", "characters", "phonemes", "sentencepiece")
-LOSSES = ("kl", "hypotheses")
+# What looks at frames of the teacher, and the one that does not.
+_FRAMES = ("kl", "split_kl", "guided", "soft_ctc")
+LOSSES = (*_FRAMES, "hypotheses")
+_KL = ("kl", "split_kl")
+
+
+def _ramp(of: str, each: Field, **more) -> Field:
+  about = f"(first, epochs): {of} grows or falls from here to its own value; () for neither"
+  return Field((), about, each=each, sizes=(0, 2), **more)
+
 
 TRAINING = Block(
   {
@@ -420,8 +432,10 @@ FIELDS = Block(
           "train",
           "train (here, from transcripts), the workdir of a finished run, a folder in Hugging "
           "Face's layout, org/name on its hub, several of these with commas between (their "
-          "posteriors are averaged), a store that jaxkd teach wrote, or none",
+          "posteriors are averaged), a store that jaxkd teach wrote, average (of the student's own "
+          "past), or none",
         ),
+        "decay": _share(0.999, "of that moving average, an update", 0.999999),
         "pool": _count(
           2, "frames of a Hugging Face teacher that are max-pooled into one", 1, 16, unit="frames"
         ),
@@ -447,28 +461,70 @@ FIELDS = Block(
       {
         "loss": Field(
           "kl",
-          "kl compares frames; with hypotheses the teacher's best transcripts are CTC targets",
+          "kl compares frames, split_kl in two parts (blank or not; which label); guided raises "
+          "the teacher's best class; soft_ctc has the teacher's occupancies of a transcript as "
+          "targets; with hypotheses the teacher's best transcripts are CTC targets",
           choices=LOSSES,
         ),
         "scale": _share(1.0, "of the distillation loss; CTC gets 1 - scale"),
-        "temperature": Field(
-          2.0, "divides both models' logits", low=1e-3, high=1e3, read_by=("kl",)
+        "scale_ramp": _ramp("scale", Field(0.0, low=0.0, high=1e6)),
+        "temperature": Field(2.0, "divides both models' logits", low=1e-3, high=1e3, read_by=_KL),
+        "temperature_ramp": _ramp("temperature", Field(1.0, low=1e-3, high=1e6), read_by=_KL),
+        "delays": Field(
+          (0,),
+          "frames that the student may be later than the teacher, the best of them counts most",
+          each=_count(0, "", -100, 100),
+          unit="output frames",
+          read_by=_KL,
+        ),
+        "softness": Field(
+          1.0,
+          "of the best delay; near 0 it counts alone",
+          unit="nats of the KL",
+          low=0.0,
+          above=True,
+          high=1e3,
+          read_by=_KL,
+        ),
+        "blank_scale": Field(
+          1.0,
+          "of the part that tells blanks, in every real frame",
+          low=0.0,
+          high=1e3,
+          read_by=("split_kl",),
+        ),
+        "targets": Field(
+          "hypotheses",
+          "what the occupancies are of: the teacher's own best transcripts, or the data's",
+          choices=("hypotheses", "transcripts"),
+          read_by=("soft_ctc",),
+        ),
+        "consistency": Field(
+          0.0,
+          "of the KL between two views of each input with their own masks and dropout; 0 for one "
+          "view",
+          low=0.0,
+          high=100.0,
         ),
         "selection": Kinds(
           Field("all_frames", "which frames carry the loss", choices=tuple(SELECTIONS)), SELECTIONS
         ),
         "start_epoch": _count(
-          0, "the selection applies from here on; all frames before", unit="epochs", read_by=("kl",)
+          0,
+          "the selection applies from here on; all frames before",
+          unit="epochs",
+          read_by=_FRAMES,
         ),
         "stop_epoch": _count(
-          0, "above 0: all frames from this epoch on", unit="epochs", read_by=("kl",)
+          0, "above 0: all frames from this epoch on", unit="epochs", read_by=_FRAMES
         ),
         "grow_epochs": _count(
           0,
           "above 0: n, before and after are multiplied by epoch // grow_epochs",
           unit="epochs",
-          read_by=("kl",),
+          read_by=_FRAMES,
         ),
+        "n_ramp": _ramp("n of the symmetric selection", _count(0, ""), read_by=_FRAMES),
         "normalization": Field(
           "frames",
           "the KL over selected frames, or over rows × labels",
@@ -479,14 +535,14 @@ FIELDS = Block(
           0,
           "first epochs, in which encoder outputs are brought together instead",
           unit="epochs",
-          read_by=("kl",),
+          read_by=_KL,
         ),
         "hypotheses": _count(
           10,
           "N, the teacher's best transcripts that are targets",
           1,
           100,
-          read_by=("hypotheses",),
+          read_by=("hypotheses", "soft_ctc"),
         ),
       },
       switch="loss",

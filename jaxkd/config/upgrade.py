@@ -9,7 +9,7 @@ from jaxkd.config import fields
 from jaxkd.config.check import check_values
 from jaxkd.errors import UserError
 
-SCHEMA = 4  # of config.json; those from before there were numbers are 0
+SCHEMA = 5  # of config.json; those from before there were numbers are 0
 
 # Fields that configs of schema 0 may lack, with the value that they had before they were fields.
 _MODEL = {"name": "conformer", "init": ""}
@@ -88,7 +88,26 @@ def _from_3(tree: dict) -> None:
   _fill(tree, {"teacher": {"cache": False}})
 
 
-_UPGRADES = (_from_0, _from_1, _from_2, _from_3)
+def _from_4(tree: dict) -> None:
+  _fill(
+    tree,
+    {
+      "teacher": {"decay": 0.999},
+      "kd": {
+        "scale_ramp": [],
+        "temperature_ramp": [],
+        "delays": [0],
+        "softness": 1.0,
+        "blank_scale": 1.0,
+        "targets": "hypotheses",
+        "consistency": 0.0,
+        "n_ramp": [],
+      },
+    },
+  )
+
+
+_UPGRADES = (_from_0, _from_1, _from_2, _from_3, _from_4)
 
 
 def _with_tuples(value):

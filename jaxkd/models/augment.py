@@ -19,10 +19,12 @@ class SpecAugment:
   Attributes:
     time_mask_frames: most frames (10 ms) in a time mask.
     freq_mask_bins: most filters in a frequency mask.
+    more_time_masks: factor on the most time masks that an utterance draws.
   """
 
   time_mask_frames: int
   freq_mask_bins: int
+  more_time_masks: float = 1.0
 
 
 def spec_augment(
@@ -30,8 +32,9 @@ def spec_augment(
 ) -> jax.Array:
   """Sets random stretches of time and bands of frequency to 0.
 
-  Each utterance draws 2 to N/25 time masks (N: its real frames) of 0 to `time_mask_frames` frames,
-  and 2 to 5 frequency masks of 0 to `freq_mask_bins` filters, uniformly.
+  Each utterance draws 2 to N/25 time masks (N: its real frames; `more_time_masks` times as many) of
+  0 to `time_mask_frames` frames, and 2 to 5 frequency masks of 0 to `freq_mask_bins` filters,
+  uniformly.
 
   Args:
     features: float[B, N, F].
@@ -58,8 +61,9 @@ def _augment_row(features, mask, key, settings):
   time_key, freq_key = jax.random.split(key)
   frames, filters = features.shape
   real = mask.sum()
-  time_masks = max(_MIN_MASKS, frames // _FRAMES_PER_TIME_MASK)
-  most = jnp.maximum(_MIN_MASKS, real // _FRAMES_PER_TIME_MASK)
+  apart = max(round(_FRAMES_PER_TIME_MASK / settings.more_time_masks), 1)
+  time_masks = max(_MIN_MASKS, frames // apart)
+  most = jnp.maximum(_MIN_MASKS, real // apart)
   time = _stretches(time_key, frames, real, time_masks, most, settings.time_mask_frames)
   freq = _stretches(
     freq_key, filters, filters, _MAX_FREQ_MASKS, _MAX_FREQ_MASKS, settings.freq_mask_bins

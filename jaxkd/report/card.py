@@ -6,6 +6,7 @@ import os
 import pathlib
 import shlex
 
+from jaxkd import config as config_lib
 from jaxkd import console, files
 from jaxkd.errors import UserError
 from jaxkd.inference import error_rates, finished
@@ -184,8 +185,9 @@ def _objective(config) -> str:
   if config.teacher.source == "none" or kd.scale == 0:
     return "Objective: CTC on transcripts."
   frames = f"selection {kd.selection.name}" if kd.loss != "hypotheses" else "its transcripts"
-  learnt = f"the teacher's labels ({frames})"
-  if kd.scale == 1:
+  whose = "the average of its own past" if config.teacher.source == "average" else "the teacher"
+  learnt = f"{whose}'s labels ({frames})"
+  if not config_lib.reads_transcripts(kd):
     return f"Objective: {learnt} alone; no transcripts."
   return f"Objective: {learnt}, by {kd.scale:g}, and CTC on transcripts."
 

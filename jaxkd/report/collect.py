@@ -133,7 +133,7 @@ def _metrics(folder: pathlib.Path) -> list[dict]:
 
 def _with_named_terms(row: dict, config: dict) -> dict:
   """A row of metrics.jsonl; older ones call every distillation loss kd, a warm-up's too."""
-  name = "hypotheses" if config["kd.loss"] == "hypotheses" else "kd/kl"
+  name = "hypotheses" if config["kd.loss"] == "hypotheses" else f"kd/{config['kd.loss']}"
   return {name if key == "kd" else key: value for key, value in row.items()}
 
 

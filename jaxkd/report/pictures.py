@@ -65,7 +65,7 @@ def compute(run: Run, utterance: str) -> Picture:
   size = min(map(len, logits.values()))
   logits = {name: x[:size] for name, x in logits.items()}
   selected = None
-  if "teacher" in logits and _selects(opened.config.kd):
+  if "teacher" in logits and _selects(opened.config):
     selected = _selected(opened, logits["teacher"][None])
   spoken_by = {name: np.asarray(_softmax(x)) for name, x in logits.items()}
   student = models["student"]
@@ -84,9 +84,10 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
   return exponents / exponents.sum(-1, keepdims=True)
 
 
-def _selects(kd) -> bool:
-  """Whether a run learns from frames of its teacher."""
-  return kd.scale > 0 and kd.loss != "hypotheses"
+def _selects(config) -> bool:
+  """Whether a run learns from frames of a teacher that is there after it."""
+  learns = config.kd.scale > 0 and config.kd.loss != "hypotheses"
+  return learns and config.teacher.source != "average"
 
 
 def _selected(opened, logits: np.ndarray) -> np.ndarray:

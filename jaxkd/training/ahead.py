@@ -98,7 +98,7 @@ def steps_of(config: ConfigDict) -> list[Step]:
     trained = config_lib.for_teacher(config)
     teacher = _model(trained, "teacher.model")
     steps = [_step("teacher", "teacher.training", trained, teacher, None)]
-  elif source != "none":
+  elif source not in ("none", "average"):
     if not pathlib.Path(source).expanduser().is_dir():
       raise UserError(
         f"config.teacher.source is {source!r}: nothing is fetched here, so it must be a folder, "
@@ -162,8 +162,13 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
   """A step, with the objective and optimiser of its config; a prior has no data behind it."""
   classes = len(model.vocabulary.symbols)
   prior = jnp.zeros(classes) if objective.needs_log_prior(config.kd) else None
+  block = config.teacher
   made = objective.make(
-    config.kd, config.training, blank_id=model.vocabulary.blank_id, log_prior=prior
+    config.kd,
+    config.training,
+    blank_id=model.vocabulary.blank_id,
+    log_prior=prior,
+    average_decay=block.decay if block.source == "average" else None,
   )
   asked = teacher if made.asks_teacher else None
   return Step(

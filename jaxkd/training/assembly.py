@@ -126,7 +126,7 @@ def _teacher(
 ) -> "teachers.Found | Stored | Plan | None":
   """The teacher that the config names, or the plan of the one that it trains."""
   source = config.teacher.source
-  if source == "none":
+  if source in ("none", "average"):
     return None
   if source != "train":
     options = dict(pool=config.teacher.pool, language=config.teacher.language)
@@ -166,6 +166,12 @@ def _check_stored(teacher: Stored, config: ConfigDict, train: Source) -> None:
   if TEACHER_ENCODINGS in needs:
     raise UserError("config.kd.warmup asks for encodings of the teacher, and a store has none")
   frames = TEACHER_FRAMES in needs
+  if config.kd.temperature_ramp and not teacher.settings.exact:
+    raise UserError(
+      f"config.kd.temperature_ramp is {config.kd.temperature_ramp}, and the store "
+      f"{teacher.source} was written for one temperature: leave it (), or write the store with all "
+      "classes"
+    )
   temperature = config.kd.temperature if frames else teacher.settings.temperature
   heard = objective_lib.speeds_heard(config.kd, config.training.speeds)
   teacher.check(train, heard, temperature)
@@ -237,9 +243,10 @@ def _transcribed(
 ) -> tuple[Data, Vocabulary]:
   """The data without what cannot be learnt, and the classes that its transcripts are written in."""
   _check_held_out(data)
-  if config.kd.scale == 1:
+  if not config_lib.reads_transcripts(config.kd):
     return data, choice(())
-  train, transcripts = texts.transcripts(data.train, all_needed=config.kd.scale == 0)
+  all_needed = config_lib.scales(config.kd)[1] == 0
+  train, transcripts = texts.transcripts(data.train, all_needed=all_needed)
   vocabulary = choice(transcripts)
   train = texts.check_texts(train, vocabulary, architecture.frame_len, config.labels.missing)
   return dataclasses.replace(data, train=train), vocabulary
@@ -360,8 +367,13 @@ def _objective(
   if objective_lib.needs_log_prior(kd):
     path = priors.place(teacher_source, made.folder)
     log_prior = priors.kept_log_prior(teacher, made.data.train, path, made.devices)
+  block = made.config.teacher
   return objective_lib.make(
-    kd, made.config.training, blank_id=made.vocabulary.blank_id, log_prior=log_prior
+    kd,
+    made.config.training,
+    blank_id=made.vocabulary.blank_id,
+    log_prior=log_prior,
+    average_decay=block.decay if block.source == "average" else None,
   )
 
 

@@ -2,8 +2,9 @@
 
 A new distillation loss is one function here, a line in LOSSES, and its name in config's LOSSES.
 
-L = kd.scale · L_KD + (1 - kd.scale) · L_CTC; in a warm-up's first epochs its loss stands in L_KD's
-place. A term whose scale is 0 for good is not there, and nothing that only it needs is computed.
+L = kd.scale · L_KD + (1 - kd.scale) · L_CTC + kd.consistency · L_views; in a warm-up's first epochs
+its loss stands in L_KD's place. A term whose scale is 0 for good is not there, and nothing that
+only it needs is computed.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxkd import config as config_lib
 from jaxkd import losses, selection
 from jaxkd.models.augment import SpecAugment
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput, WeightedSum
@@ -21,6 +23,10 @@ from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput, WeightedSum
 # What terms ask for, beside the parts of a batch.
 TEACHER_FRAMES = "teacher's frames"
 TEACHER_ENCODINGS = "teacher's encodings"
+# The model runs on every row twice, with two draws of masks and dropout.
+TWO_VIEWS = "two views"
+# CR-CTC (Yao et al. 2025) has 2.5 times as many time masks as one view would.
+_MORE_TIME_MASKS = 2.5
 
 # (teacher_logits f32[B,T,V], mask bool[B,T], key, epoch i32[]) -> bool or f32[B,T]
 Selector = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -30,6 +36,8 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 class View(NamedTuple):
   """What terms look at, in one update; what none of them asks for is None.
+
+  With two views B is twice the rows of the batch, and rows 2 b and 2 b + 1 are views of row b.
 
   Attributes:
     output: of the model that is trained, whole.
@@ -90,12 +98,15 @@ class Objective:
     measures: without one: only logged.
     spec_augment: masks on the features; None for none.
     spec_augment_from_epoch: first epoch with masks.
+    average_decay: of the moving average of the model's own past that is the teacher; None where the
+      teacher is another model.
   """
 
   terms: tuple[Term, ...]
   measures: tuple[Term, ...] = ()
   spec_augment: SpecAugment | None = None
   spec_augment_from_epoch: int = 0
+  average_decay: float | None = None
 
   def __post_init__(self):
     if len(set(self.names)) < len(self.names):
@@ -113,8 +124,14 @@ class Objective:
 
   @property
   def asks_teacher(self) -> bool:
-    """Whether an update runs the teacher."""
-    return not self.needs.isdisjoint({TEACHER_FRAMES, TEACHER_ENCODINGS})
+    """Whether an update runs a teacher that is another model."""
+    asked = not self.needs.isdisjoint({TEACHER_FRAMES, TEACHER_ENCODINGS})
+    return asked and self.average_decay is None
+
+  @property
+  def views(self) -> int:
+    """How often the model runs on each row."""
+    return 2 if TWO_VIEWS in self.needs else 1
 
   def __call__(self, view: View) -> tuple[jax.Array, dict[str, WeightedSum]]:
     """The loss f32[] of a global batch, and every term and measure by its name."""
@@ -126,7 +143,12 @@ class Objective:
 
 
 def make(
-  kd: ConfigDict, training: ConfigDict, *, blank_id: int, log_prior: jax.Array | None
+  kd: ConfigDict,
+  training: ConfigDict,
+  *,
+  blank_id: int,
+  log_prior: jax.Array | None,
+  average_decay: float | None = None,
 ) -> Objective:
   """The objective of a config.
 
@@ -135,11 +157,14 @@ def make(
     training: `config.training`.
     blank_id: class of the blank.
     log_prior: f32[V] of the teacher; None where `needs_log_prior` is False.
+    average_decay: of the average of the model's own past, where that is the teacher.
   """
   masks = None
   if training.spec_augment:
     masks = SpecAugment(
-      time_mask_frames=training.time_mask_frames, freq_mask_bins=training.freq_mask_bins
+      time_mask_frames=training.time_mask_frames,
+      freq_mask_bins=training.freq_mask_bins,
+      more_time_masks=_MORE_TIME_MASKS if kd.consistency else 1.0,
     )
   select = make_selector(kd, blank_id=blank_id, log_prior=log_prior)
   terms = _terms(kd, select, blank_id)
@@ -149,7 +174,7 @@ def make(
     measures.append(_infeasible(targets))
   if TEACHER_FRAMES in wanted:
     measures.append(_selected(select, kd.warmup))
-  return Objective(terms, tuple(measures), masks, training.spec_augment_from_epoch)
+  return Objective(terms, tuple(measures), masks, training.spec_augment_from_epoch, average_decay)
 
 
 def needs(kd: ConfigDict) -> frozenset[str]:
@@ -173,31 +198,62 @@ def speeds_heard(kd: ConfigDict, speeds) -> tuple[float, ...]:
 
 
 def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
-  scale, warmup, terms = kd.scale, kd.warmup, []
-  if scale > 0:
-    scales = {kd.loss: scale}
+  (least, largest), terms = config_lib.scales(kd), []
+  scale = _ramped(kd.scale_ramp, kd.scale)
+  if largest > 0:
+    scales, warmup = {kd.loss: scale}, kd.warmup
     if warmup:
-      early = lambda epoch: jnp.where(epoch < warmup, scale, 0.0)
-      late = lambda epoch: jnp.where(epoch < warmup, 0.0, scale)
+      told = _as_schedule(scale)
+      early = lambda epoch: jnp.where(epoch < warmup, told(epoch), 0.0)
+      late = lambda epoch: jnp.where(epoch < warmup, 0.0, told(epoch))
       scales = {"cosine": early, kd.loss: late}
     terms = [LOSSES[name](kd, of_epoch, select, blank_id) for name, of_epoch in scales.items()]
-  if scale < 1:
-    terms.append(_ctc("ctc", 1 - scale, TRANSCRIPTS, blank_id))
+  if least < 1:
+    rest = (lambda epoch: 1 - scale(epoch)) if callable(scale) else 1 - scale
+    terms.append(_ctc("ctc", rest, TRANSCRIPTS, blank_id))
+  if kd.consistency:
+    terms.append(_consistency(kd.consistency, largest == 0))
   return tuple(terms)
+
+
+def _ramped(ramp: tuple, value: float) -> float | Schedule:
+  """A number, or with (first, epochs) what moves there from `first` in so many epochs."""
+  if not ramp:
+    return value
+  first, epochs = ramp
+  share = lambda epoch: jnp.clip(epoch.astype(jnp.float32) / epochs, 0, 1)
+  return lambda epoch: first + (value - first) * share(epoch)
+
+
+def _as_schedule(value: float | Schedule) -> Schedule:
+  return value if callable(value) else lambda epoch: jnp.float32(value)
+
+
+def _of_frames(name: str, scale, compute, asked=frozenset()) -> Term:
+  """A term of the frames of student and teacher."""
+  return Term(f"kd/{name}", scale, frozenset({TEACHER_FRAMES}) | asked, compute)
+
+
+def _pair(kd: ConfigDict, view: View) -> tuple[tuple[jax.Array, jax.Array], dict]:
+  """Logits of student and teacher, and the options of a KL."""
+  teacher = view.teacher.logits if view.softened is None else view.softened
+  temperature = _ramped(kd.temperature_ramp, kd.temperature)
+  temperature = temperature(view.epoch) if callable(temperature) else temperature
+  return (view.student.logits, teacher), dict(temperature=temperature)
 
 
 def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
   """KL between the frames that are selected, over their number or weight."""
   del blank_id
-  temperature, by_labels = kd.temperature, kd.normalization == "labels"
-  asked = {TEACHER_FRAMES}
-  if by_labels:
-    asked.add(TRANSCRIPTS)
+  by_labels = kd.normalization == "labels"
 
   def compute(view: View) -> WeightedSum:
     selected = _weights(select, view)
-    teacher = view.teacher.logits if view.softened is None else view.softened
-    found = losses.kd_kl(view.student.logits, teacher, selected, temperature=temperature)
+    pair, options = _pair(kd, view)
+    if kd.delays != (0,):
+      options |= dict(delays=kd.delays, softness=kd.softness)
+      return losses.delayed_kl(*pair, selected, view.teacher.mask, **options)
+    found = losses.kd_kl(*pair, selected, **options)
     if not by_labels:
       return found
     # The divisor of the authors' code: rows times target labels.
@@ -205,7 +261,70 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
     labels = jnp.maximum(view.batch.label_len, 0).sum(dtype=jnp.float32)
     return WeightedSum(found.total, rows * labels)
 
-  return Term("kd/kl", scale, frozenset(asked), compute)
+  return _of_frames("kl", scale, compute, frozenset({TRANSCRIPTS} if by_labels else ()))
+
+
+def _split_kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
+  """Blank or not in every real frame, and which label in those that are selected."""
+
+  def compute(view: View) -> WeightedSum:
+    pair, options = _pair(kd, view)
+    mask = view.teacher.mask
+    options |= dict(delays=kd.delays, softness=kd.softness, blank_id=blank_id)
+    everywhere = jnp.where(mask, kd.blank_scale, 0.0)
+    return losses.split_kl(*pair, everywhere, _weights(select, view), mask, **options)
+
+  return _of_frames("split_kl", scale, compute)
+
+
+def _guided(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
+  """The student's probability of the teacher's best class in the frames that are selected."""
+  del kd, blank_id
+
+  def compute(view: View) -> WeightedSum:
+    selected = _weights(select, view)
+    return losses.guided_ctc(view.student.logits, view.teacher.logits, selected)
+
+  return _of_frames("guided", scale, compute)
+
+
+def _soft_ctc(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
+  """Cross-entropy to the teacher's occupancies of a transcript, in the frames that are selected."""
+  target = TRANSCRIPTS if kd.targets == "transcripts" else HYPOTHESES
+
+  def compute(view: View) -> WeightedSum:
+    _, labels, label_len = _lengths(view, target)
+    frames = view.teacher.mask.sum(-1, dtype=jnp.int32)
+    occupied = losses.ctc_occupancy(
+      view.teacher.logits, frames, labels, label_len, blank_id=blank_id
+    )
+    # Rows without a target, or without a path, are in neither sum.
+    selected = _weights(select, view) * (occupied.sum(-1) != 0)
+    return losses.soft_cross_entropy(view.student.logits, occupied, selected)
+
+  return _of_frames("soft_ctc", scale, compute, frozenset({target}))
+
+
+def _consistency(scale: float, alone: bool) -> Term:
+  """½ Σ KL(a ‖ b) + KL(b ‖ a) of two views, each as target without gradient (Yao et al. 2025).
+
+  Over real frames, or where CTC stands alone over labels, as CTC is.
+  """
+
+  def compute(view: View) -> WeightedSum:
+    of_row = lambda x: x.reshape(-1, 2, *x.shape[1:])
+    logits, mask = of_row(view.output.logits), of_row(view.output.mask)[:, 0]
+    one, other = logits[:, 0], logits[:, 1]
+    both = (losses.kd_kl(*pair, mask, temperature=1.0) for pair in ((one, other), (other, one)))
+    total = sum(found.total for found in both) / 2
+    if alone:
+      count = jnp.maximum(view.batch.label_len, 0).sum(dtype=jnp.float32) / 2
+    else:
+      count = mask.sum(dtype=jnp.float32)
+    return WeightedSum(total, count)
+
+  asked = {TWO_VIEWS, TRANSCRIPTS} if alone else {TWO_VIEWS}
+  return Term("consistency", scale, frozenset(asked), compute)
 
 
 def _cosine(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
@@ -225,7 +344,14 @@ def _hypotheses(kd: ConfigDict, scale: float | Schedule, select: Selector, blank
 
 
 # `kd.loss` -> (config.kd, scale, select, blank_id) -> Term; "cosine" is the warm-up's.
-LOSSES = {"kl": _kl, "hypotheses": _hypotheses, "cosine": _cosine}
+LOSSES = {
+  "kl": _kl,
+  "split_kl": _split_kl,
+  "guided": _guided,
+  "soft_ctc": _soft_ctc,
+  "hypotheses": _hypotheses,
+  "cosine": _cosine,
+}
 
 
 def _ctc(name: str, scale: float | Schedule, target: str, blank_id: int) -> Term:
@@ -295,15 +421,19 @@ def make_selector(kd: ConfigDict, *, blank_id: int, log_prior: jax.Array | None)
 
   Before `start_epoch` and from `stop_epoch` on every frame is selected (the paper's "delayed");
   with `grow_epochs`, n is multiplied by epoch // grow_epochs (the paper's "growing"), epochs
-  counted from 0.
+  counted from 0. With `n_ramp`, n moves to its value, rounded down.
   """
   fields = dict(kd.selection)
   name = fields.pop("name")
   pattern = getattr(selection, name)
   start, stop, grow = kd.start_epoch, kd.stop_epoch, kd.grow_epochs
 
+  ramp = kd.n_ramp
+
   def select(logits, mask, key, epoch):
     options = dict(fields)
+    if ramp:
+      options["n"] = jnp.floor(_ramped(ramp, float(options["n"]))(epoch)).astype(jnp.int32)
     if grow:
       options = {field: value * (epoch // grow) for field, value in options.items()}
     if name == "random_blanks":

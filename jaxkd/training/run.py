@@ -173,8 +173,11 @@ class Run:
     params = layout.put(self.blueprint.params(key), where.params)
     opt_state = jax.jit(self.optimizer.init, out_shardings=where.opt_state)(params)
     state = step_lib.TrainState.fresh(params, opt_state, self.objective)
-    rest = mesh.put(state[2:], sharding.replicated(self.mesh))
-    return step_lib.TrainState(params, opt_state, *rest)
+    everywhere = sharding.replicated(self.mesh)
+    put = lambda x: mesh.put(x, everywhere)
+    return state._replace(
+      step=put(state.step), terms=put(state.terms), last_skipped=put(state.last_skipped)
+    )
 
   @property
   def state_shardings(self) -> step_lib.TrainState:

@@ -28,6 +28,7 @@ class TrainState(NamedTuple):
       grad_norm: global gradient norm before clipping, once an update;
       skipped: updates whose loss or gradient was no finite number; they are in no other term.
     last_skipped: i32[], the newest skipped step, counted from 0; -1 for none.
+    average: the moving average of `params` over updates, where that is the teacher, else None.
   """
 
   params: nnx.State
@@ -35,13 +36,15 @@ class TrainState(NamedTuple):
   step: jax.Array
   terms: dict[str, WeightedSum]
   last_skipped: jax.Array
+  average: nnx.State | None = None
 
   @classmethod
   def fresh(cls, params, opt_state, objective: Objective) -> "TrainState":
     """Before the first update."""
     names = ("loss", *objective.names, "grad_norm", "skipped")
     terms = {name: WeightedSum.zero() for name in names}
-    return cls(params, opt_state, jnp.int32(0), terms, jnp.int32(-1))
+    average = None if objective.average_decay is None else jax.tree.map(jnp.copy, params)
+    return cls(params, opt_state, jnp.int32(0), terms, jnp.int32(-1), average)
 
 
 class Taught(NamedTuple):
@@ -67,6 +70,11 @@ def teach(teacher: nnx.Module, batch: Batch, needs: frozenset[str]) -> Taught:
   return Taught(teacher.classify(encoded, mask), encoded)
 
 
+def twice(tree):
+  """Each row of the arrays two times in a row, for two views of it; devices keep their rows."""
+  return jax.tree.map(lambda x: jnp.repeat(x, 2, 0), tree)
+
+
 def retell(batch: Batch, settings: store.Settings) -> Taught:
   """What a stored teacher said of a batch."""
   soften = functools.partial(stored.softened, batch.taught, settings)
@@ -88,7 +96,7 @@ def observe(
     model: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput; where encodings are
       asked for also with `encode`, `classify` and `projection`.
     taught: what the teacher says of the batch; None where the teacher is not asked.
-    batch: with the fields that the objective needs.
+    batch: with the fields that the objective needs, each row as often as there are views.
     key: typed key of this update.
     epoch: i32[].
     objective: what it needs, and masks on the features.
@@ -155,14 +163,18 @@ def make_train_step(
       return one_update(state, teacher_params, batch, epoch, run_key)
 
   def one_update(state, teacher_params, batch, epoch, run_key):
-    taught = None
+    taught, views = None, twice(batch) if objective.views == 2 else batch
     if objective.asks_teacher and stored_as is not None:
-      taught = retell(batch, stored_as)
-    elif objective.asks_teacher:
-      taught = teach(nnx.merge(teacher_graphdef, teacher_params), batch, objective.needs)
+      taught = retell(views, stored_as)
+    elif objective.asks_teacher or state.average is not None:
+      own = graphdef, state.average
+      asked = (teacher_graphdef, teacher_params) if state.average is None else own
+      taught = teach(nnx.merge(*asked), batch, objective.needs)
+      if objective.views == 2:  # the teacher hears each row once
+        taught = Taught(twice(taught.output), twice(taught.encoded))
     key = jax.random.fold_in(run_key, state.step)
     of_params = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, terms), grads = of_params(state.params, taught, batch, key, epoch)
+    (loss, terms), grads = of_params(state.params, taught, views, key, epoch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     norm, one = optax.tree.norm(grads), jnp.ones(())
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -170,13 +182,17 @@ def make_train_step(
     terms |= {"loss": WeightedSum(loss, one), "grad_norm": WeightedSum(norm, one)}
     terms = {name: chosen(found, WeightedSum.zero()) for name, found in terms.items()}
     terms["skipped"] = WeightedSum(1 - one * finite, one)
-    params = optax.apply_updates(state.params, updates)
+    params = chosen(optax.apply_updates(state.params, updates), state.params)
+    average = state.average
+    if average is not None:
+      average = optax.incremental_update(params, average, 1 - objective.average_decay)
     return TrainState(
-      chosen(params, state.params),
+      params,
       chosen(opt_state, state.opt_state),
       state.step + 1,
       {name: summed + terms[name] for name, summed in state.terms.items()},
       jnp.where(finite, state.last_skipped, state.step),
+      average,
     )
 
   return jax.jit(update, donate_argnums=0, out_shardings=state_shardings)

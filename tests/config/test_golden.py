@@ -22,6 +22,12 @@ def test_recipes_without_a_size_are_what_they_were_before_there_were_sizes(recip
   now = config_lib.stored(config_lib.base(recipe))
   assert now.pop("schema") == config_lib.SCHEMA
   assert now["teacher"].pop("language") == "" and not now["teacher"].pop("cache")
+  assert now["teacher"].pop("decay") == 0.999
+  for name in ("scale_ramp", "temperature_ramp", "n_ramp"):
+    assert now["kd"].pop(name) == []
+  assert (now["kd"].pop("delays"), now["kd"].pop("softness")) == ([0], 1.0)
+  assert (now["kd"].pop("blank_scale"), now["kd"].pop("consistency")) == (1.0, 0.0)
+  assert now["kd"].pop("targets") == "hypotheses"
   assert (now["data"].pop("min_seconds"), now["data"].pop("max_seconds")) == (0.1, 40.0)
   # The characters were said; auto finds the same ones in English.
   assert now["labels"]["alphabet"] == config_lib.AUTO

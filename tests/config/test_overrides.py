@@ -56,7 +56,7 @@ def test_configs_lie_in_an_installed_package_or_beside_it(tmp_path, monkeypatch)
     (["--config=configs/symetric.py"], ["configs/symetric.py", "no such file", "'symmetric'"]),
     (
       ["--config=symetric:demo"],
-      ["--config=symetric", "did you mean 'symmetric'", "variants: ctc"],
+      ["--config=symetric", "did you mean 'symmetric'", "variants: consistency, ctc"],
     ),
     (["--config=grids/small"], ["--config=grids/small: no such file or variant"]),
     (["--config="], ["no such file or variant"]),

@@ -283,6 +283,8 @@ def test_given_teacher_dev_without_transcripts_and_broken_audio(lab, teacher, tm
     ("hypotheses", ["--config.kd.hypotheses=3"]),
     ("warmup", ["--config.kd.warmup=1", "--config.teacher.source={teacher}"]),
     ("soft", ["--config.teacher.source={teacher},{teacher}"]),
+    pytest.param("soft_ctc", [], marks=pytest.mark.exhaustive),
+    pytest.param("split_occupancy", ["--config.kd.delays=(0,1)"], marks=pytest.mark.exhaustive),
   ],
 )
 def test_variants_that_are_more_than_a_selection(lab, teacher, variant, flags):
@@ -290,10 +292,11 @@ def test_variants_that_are_more_than_a_selection(lab, teacher, variant, flags):
   flags = [flag.format(teacher=teacher) for flag in flags]
   found, folder = start(lab, variant, variant, *flags)
   rows = [row for row in jsonl(folder / "metrics.jsonl") if "loss" in row]
-  term = "hypotheses" if variant == "hypotheses" else "kd/kl"
+  terms = {"hypotheses": "hypotheses", "soft_ctc": "kd/soft_ctc", "split_occupancy": "kd/split_kl"}
+  term = terms.get(variant, "kd/kl")
   assert all(np.isfinite(row["loss"]) and "ctc" not in row for row in rows)
   assert all((term in row) != ("kd/cosine" in row) for row in rows) and term in rows[-1]
-  assert (folder / "nbest.jsonl").exists() == (variant == "hypotheses")
+  assert (folder / "nbest.jsonl").exists() == (variant in ("hypotheses", "soft_ctc"))
   if variant == "warmup":
     assert rows[0]["selected"] == 1 and max(row["selected"] for row in rows[1:]) < 1
     assert rows[0]["kd/cosine"] <= 2
@@ -303,6 +306,22 @@ def test_variants_that_are_more_than_a_selection(lab, teacher, variant, flags):
   assert again["student"] == found["test"]["student"]
   assert again["teacher"] == found["test"]["teacher"]
   assert len(list(lab.glob("teacher-*"))) == 1
+
+
+@pytest.mark.parametrize(
+  ("variant", "terms"),
+  [
+    ("self_distillation", {"kd/kl", "ctc", "selected"}),
+    pytest.param("consistency", {"ctc", "consistency"}, marks=pytest.mark.exhaustive),
+  ],
+)
+def test_variants_without_a_teacher(lab, variant, terms):
+  found, folder = start(lab, variant, variant, f"--config.data.train={lab / 'train.jsonl'}")
+  rows = [row for row in jsonl(folder / "metrics.jsonl") if "loss" in row]
+  assert all(terms <= row.keys() for row in rows[1:]) and np.isfinite(rows[-1]["loss"])
+  assert found["test"].keys() == {"student"}
+  again = evaluate_lib.evaluate(folder, str(lab / "test.jsonl"))
+  assert again["student"] == found["test"]["student"]
 
 
 def test_stop_between_epochs(lab, teacher, finished, monkeypatch):

@@ -23,10 +23,10 @@ from jaxkd.training import objective
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput
+from objectives import BLANK, CLASSES, FRAME, WIDTH
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-BLANK, CLASSES, WIDTH, FRAME = 2, 3, 5, 640
 VOCABULARY = characters("a ")
 
 
@@ -74,71 +74,21 @@ def test_cosine_distance_has_finite_gradients_to_the_student_alone():
   np.testing.assert_allclose(mean(7 * a, b), mean(a, 0.1 * b), rtol=1e-6)
 
 
-class Frames(nnx.Module):
-  """Frames of 640 samples times matrices: an encoder, a head and a projection."""
-
-  def __init__(self, seed: int, width: int = WIDTH, project_to: int | None = None):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    self.inner = nnx.Param(0.1 * jax.random.normal(keys[0], (FRAME, width)))
-    self.outer = nnx.Param(jax.random.normal(keys[1], (width, CLASSES)))
-    if project_to:
-      self.to = nnx.Param(jax.random.normal(keys[2], (width, project_to)))
-
-  def projection(self, x):
-    return x @ self.to[...]
-
-  def encode(self, audio, audio_len, *, key=None, spec_augment=None, augment_on=True):
-    del key, spec_augment, augment_on
-    frames = audio.reshape(len(audio), -1, FRAME) / 32768
-    mask = length_mask(-(-audio_len // FRAME), frames.shape[1])
-    return frames @ self.inner[...], mask
-
-  def classify(self, x, mask):
-    return FrameOutput(x @ self.outer[...], mask)
-
-  def __call__(self, audio, audio_len, **options):
-    return self.classify(*self.encode(audio, audio_len, **options))
-
-
-def make_batch(rows=4, frames=8, seed=0) -> Batch:
-  rng = np.random.default_rng(seed)
-  audio = rng.integers(-(2**15), 2**15, (rows, frames * FRAME)).astype(np.int16)
-  audio_len = (FRAME * rng.integers(4, frames + 1, rows)).astype(np.int32)
-  labels = rng.integers(0, 2, (2, rows, 3)).astype(np.int32)
-  lengths = rng.integers(1, 3, (2, rows)).astype(np.int32)
-  return Batch(audio, audio_len, labels[0], lengths[0], labels[1], lengths[1])
-
-
 NONBLANK = dict(name="nonblank")
 
 
-def distill(settings, batch, epoch=0, width=WIDTH):
-  """Loss, terms and the gradient of a `Frames` beside another, wider one."""
-  student, teacher = Frames(1, project_to=width + 2), Frames(2, width + 2)
-  graphdef, params = nnx.split(student)
-  taught = step_lib.teach(teacher, batch, settings.needs) if settings.asks_teacher else None
-
-  def loss_fn(params):
-    model = nnx.merge(graphdef, params)
-    args = batch, jax.random.key(0), jnp.int32(epoch), settings
-    return settings(step_lib.observe(model, taught, *args))
-
-  (loss, terms), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
-  return float(loss), terms, grads
-
-
 def test_warmup_brings_encoders_together_and_then_is_over():
-  batch = make_batch()
-  plain = distill(objectives.make(BLANK, selection=NONBLANK), batch)
+  batch = objectives.make_batch()
+  plain = objectives.distill(objectives.make(BLANK, selection=NONBLANK), batch)
   settings = objectives.make(BLANK, selection=NONBLANK, warmup=2)
-  first, early, late = (distill(settings, batch, epoch) for epoch in range(3))
+  first, early, late = (objectives.distill(settings, batch, epoch) for epoch in range(3))
   np.testing.assert_allclose(late[0], plain[0], rtol=1e-6)
   for name in ("kd/kl", "selected"):
     np.testing.assert_allclose(late[1][name].total, plain[1][name].total, rtol=1e-6)
   assert float(late[1]["kd/cosine"].weight) == 0
   assert not late[2]["to"][...].any() and np.abs(late[2]["outer"][...]).max() > 0
   # Before: one minus the cosine of every real frame, which the head has no part in.
-  student, teacher = Frames(1, project_to=WIDTH + 2), Frames(2, WIDTH + 2)
+  student, teacher = objectives.Frames(1, project_to=WIDTH + 2), objectives.Frames(2, WIDTH + 2)
   a, mask = student.encode(batch.audio, batch.audio_len)
   a, b = (np.asarray(x, np.float64) for x in (student.projection(a), teacher.encode(*batch[:2])[0]))
   cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
@@ -177,7 +127,9 @@ def test_terms_and_what_they_need(changes, names, needs):
 
 @pytest.mark.parametrize(("epoch", "name"), [(0, "kd/cosine"), (1, "kd/kl")])
 def test_warmup_keeps_the_share_of_ctc(epoch, name):
-  loss, terms, _ = distill(objectives.make(BLANK, scale=0.25, warmup=1), make_batch(), epoch)
+  loss, terms, _ = objectives.distill(
+    objectives.make(BLANK, scale=0.25, warmup=1), objectives.make_batch(), epoch
+  )
   expected = 0.25 * terms[name].mean() + 0.75 * terms["ctc"].mean()
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
@@ -209,12 +161,12 @@ def test_normalization_by_labels_is_the_authors_standard(case):
 
 
 def test_hypotheses_are_ctc_targets_beside_transcripts():
-  batch = make_batch()
+  batch = objectives.make_batch()
   learnt = dict(loss="hypotheses", hypotheses=3)
   settings = objectives.make(BLANK, scale=0.75, **learnt)
   assert not settings.asks_teacher
-  loss, terms, _ = distill(settings, batch)
-  out = Frames(1)(batch.audio, batch.audio_len)
+  loss, terms, _ = objectives.distill(settings, batch)
+  out = objectives.Frames(1)(batch.audio, batch.audio_len)
   frames = np.asarray(out.mask.sum(1))
   for term, labels, lengths in (
     (terms["ctc"], batch.labels, batch.label_len),
@@ -230,7 +182,7 @@ def test_hypotheses_are_ctc_targets_beside_transcripts():
   assert float(terms["infeasible"].weight) == 8 and "selected" not in terms
   # Nothing else of the teacher, and no transcript, is read at scale 1.
   blind = batch._replace(labels=None, label_len=None)
-  alone, _, _ = distill(objectives.make(BLANK, **learnt), blind)
+  alone, _, _ = objectives.distill(objectives.make(BLANK, **learnt), blind)
   np.testing.assert_allclose(alone, terms["hypotheses"].mean(), rtol=1e-6)
 
 
@@ -239,8 +191,8 @@ def of(model: nnx.Module) -> AcousticModel:
 
 
 def test_ensemble_is_the_mean_of_probabilities():
-  batch = make_batch()
-  teachers = [of(Frames(seed, width)) for seed, width in ((1, 4), (2, 6), (3, 4))]
+  batch = objectives.make_batch()
+  teachers = [of(objectives.Frames(seed, width)) for seed, width in ((1, 4), (2, 6), (3, 4))]
   found = ensemble(teachers)(batch.audio, batch.audio_len)
   each = [t(batch.audio, batch.audio_len) for t in teachers]
   mean = np.mean([jax.nn.softmax(out.logits) for out in each], 0)
@@ -250,7 +202,7 @@ def test_ensemble_is_the_mean_of_probabilities():
   np.testing.assert_allclose(alone.logits, jax.nn.log_softmax(each[1].logits), atol=1e-5)
 
 
-class Shorter(Frames):
+class Shorter(objectives.Frames):
   """One frame less, as another padding convention would have it."""
 
   def __call__(self, audio, audio_len, **options):
@@ -259,16 +211,16 @@ class Shorter(Frames):
 
 
 def test_ensemble_is_cut_to_the_shortest():
-  batch = make_batch()
-  found = ensemble([of(Frames(1)), of(Shorter(2))])(batch.audio, batch.audio_len)
-  mask = np.asarray(Frames(1)(batch.audio, batch.audio_len).mask)
+  batch = objectives.make_batch()
+  found = ensemble([of(objectives.Frames(1)), of(Shorter(2))])(batch.audio, batch.audio_len)
+  mask = np.asarray(objectives.Frames(1)(batch.audio, batch.audio_len).mask)
   np.testing.assert_array_equal(found.mask, mask[:, 1:])
   assert found.logits.shape[1] == mask.shape[1] - 1
 
 
 def make_source() -> Source:
   """Two utterances of noise."""
-  audio = make_batch(2).audio
+  audio = objectives.make_batch(2).audio
   durations = np.full(2, audio.shape[1] / 16_000)
   return Source("noise", ["x", "y"], durations, [None, None], [], lambda i: audio[i])
 
@@ -276,7 +228,7 @@ def make_source() -> Source:
 def find(path, source=None, count=3):
   source = source or make_source()
   devices = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  return hypotheses_lib.find(of(Frames(1)), source, path, devices, count=count)
+  return hypotheses_lib.find(of(objectives.Frames(1)), source, path, devices, count=count)
 
 
 def test_hypotheses_are_found_once_and_kept(tmp_path):
@@ -299,9 +251,9 @@ def test_hypotheses_are_found_once_and_kept(tmp_path):
 
 def test_hypotheses_weigh_by_probability(tmp_path):
   """With a search over all sequences the weights are their exact probabilities, renormalised."""
-  batch = make_batch(2)
+  batch = objectives.make_batch(2)
   found = find(tmp_path / "nbest.jsonl", count=3)
-  out = Frames(1)(batch.audio, np.full(2, batch.audio.shape[1], np.int32))
+  out = objectives.Frames(1)(batch.audio, np.full(2, batch.audio.shape[1], np.int32))
   for row in range(2):
     log_p = [
       -reference.ctc_forward(np.asarray(out.logits[row]), labels, BLANK)
@@ -336,8 +288,8 @@ def test_draws_follow_the_weights_and_join_with_a_space():
 
 
 def test_train_step_of_a_warmup_moves_all_but_the_head():
-  graphdef, params = nnx.split(Frames(1, project_to=WIDTH + 2))
-  teacher_graphdef, teacher_params = nnx.split(Frames(2, WIDTH + 2))
+  graphdef, params = nnx.split(objectives.Frames(1, project_to=WIDTH + 2))
+  teacher_graphdef, teacher_params = nnx.split(objectives.Frames(2, WIDTH + 2))
   before = jax.device_get(params)
   optimizer = optax.sgd(0.3)
   settings = objectives.make(BLANK, warmup=1)
@@ -345,7 +297,7 @@ def test_train_step_of_a_warmup_moves_all_but_the_head():
   state = step_lib.TrainState.fresh(params, optimizer.init(params), settings)
   distances = []
   for _ in range(20):
-    state = update(state, teacher_params, make_batch(), jnp.int32(0), jax.random.key(0))
+    state = update(state, teacher_params, objectives.make_batch(), jnp.int32(0), jax.random.key(0))
     distances.append(float(state.terms["kd/cosine"].mean()))  # of all updates so far
   assert distances == sorted(distances, reverse=True) and distances[-1] < distances[0] - 0.01
   np.testing.assert_array_equal(state.params["outer"][...], before["outer"][...])

@@ -1,0 +1,15 @@
+"""What the fields of an objective say together."""
+
+from ml_collections import ConfigDict
+
+
+def scales(kd: ConfigDict) -> tuple[float, float]:
+  """The least and the largest scale of the distillation loss in any epoch."""
+  ends = kd.scale, *kd.scale_ramp[:1]
+  return min(ends), max(ends)
+
+
+def reads_transcripts(kd: ConfigDict) -> bool:
+  """Whether anything is learnt from the data's transcripts."""
+  least, largest = scales(kd)
+  return least < 1 or (largest > 0 and kd.loss == "soft_ctc" and kd.targets == "transcripts")

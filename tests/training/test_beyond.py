@@ -1,0 +1,182 @@
+"""Objectives that the paper has not: other losses, views, ramps, and the student's own past."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import objectives
+from jaxkd import losses, selection
+from jaxkd.masks import length_mask
+from jaxkd.training import objective
+from jaxkd.training import step as step_lib
+from jaxkd.training.objective import TEACHER_FRAMES, TWO_VIEWS
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS
+from objectives import BLANK, WIDTH
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+NONBLANK = dict(name="nonblank")
+
+
+def both(batch):
+  """What student and teacher of `objectives.distill` say, and the mask of both."""
+  student = objectives.Frames(1, project_to=WIDTH + 2)(batch.audio, batch.audio_len)
+  teacher = objectives.Frames(2, WIDTH + 2)(batch.audio, batch.audio_len)
+  return student.logits, teacher.logits, teacher.mask
+
+
+def expected(name, batch):
+  """Of each loss, from the library alone, with the selection of label frames."""
+  student, teacher, mask = both(batch)
+  chosen = selection.nonblank(teacher, mask, blank_id=BLANK)
+  lengths = mask.sum(-1, dtype=jnp.int32)
+  occupied = lambda labels, count: losses.ctc_occupancy(
+    teacher, lengths, labels, count, blank_id=BLANK
+  )
+  half = jnp.where(mask, 0.5, 0)
+  return {
+    "delayed": lambda: losses.delayed_kl(
+      student, teacher, chosen, mask, temperature=2.0, delays=(0, 2), softness=0.5
+    ),
+    "split": lambda: losses.split_kl(
+      student, teacher, half, chosen, mask, temperature=2.0, blank_id=BLANK
+    ),
+    "guided": lambda: losses.guided_ctc(student, teacher, chosen),
+    "soft": lambda: losses.soft_cross_entropy(
+      student, occupied(batch.hypothesis, batch.hypothesis_len), chosen
+    ),
+    "transcribed": lambda: losses.soft_cross_entropy(
+      student, occupied(batch.labels, batch.label_len), chosen
+    ),
+  }[name]()
+
+
+LOSSES = {
+  "delayed": dict(loss="kl", delays=(0, 2), softness=0.5),
+  "split": dict(loss="split_kl", blank_scale=0.5),
+  "guided": dict(loss="guided"),
+  "soft": dict(loss="soft_ctc"),
+  "transcribed": dict(loss="soft_ctc", targets="transcripts"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_terms_are_the_library_on_what_is_selected(name):
+  batch = objectives.make_batch()
+  made = objectives.make(BLANK, selection=NONBLANK, **LOSSES[name])
+  loss, terms, grads = objectives.distill(made, batch)
+  wanted = expected(name, batch)
+  found = terms[f"kd/{LOSSES[name]['loss']}"]
+  np.testing.assert_allclose([found.total, found.weight], [wanted.total, wanted.weight], rtol=1e-4)
+  np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-4)
+  assert np.abs(grads["inner"][...]).max() > 0
+
+
+def test_rows_that_soft_ctc_has_no_path_for_are_in_neither_sum():
+  batch = objectives.make_batch()
+  less = np.array(batch.hypothesis_len)
+  less[0], less[1] = -1, 99
+  made = objectives.make(BLANK, loss="soft_ctc")
+  _, terms, _ = objectives.distill(made, batch._replace(hypothesis_len=less))
+  frames = -(-batch.audio_len // objectives.FRAME)
+  assert float(terms["kd/soft_ctc"].weight) == frames[2:].sum()
+
+
+@pytest.mark.parametrize(
+  ("changes", "names", "needs"),
+  [
+    (dict(loss="split_kl"), "kd/split_kl", {TEACHER_FRAMES}),
+    (dict(loss="guided", scale=0.5), "kd/guided ctc", {TEACHER_FRAMES, TRANSCRIPTS}),
+    (dict(loss="soft_ctc"), "kd/soft_ctc", {TEACHER_FRAMES, HYPOTHESES}),
+    (
+      dict(loss="soft_ctc", targets="transcripts"),
+      "kd/soft_ctc",
+      {TEACHER_FRAMES, TRANSCRIPTS},
+    ),
+    (dict(scale=1.0, scale_ramp=(0.0, 2)), "kd/kl ctc", {TEACHER_FRAMES, TRANSCRIPTS}),
+    (dict(scale=0.0, consistency=0.2), "ctc consistency", {TRANSCRIPTS, TWO_VIEWS}),
+    (dict(consistency=0.2), "kd/kl consistency", {TEACHER_FRAMES, TWO_VIEWS}),
+  ],
+)
+def test_what_terms_need(changes, names, needs):
+  found = objectives.make(BLANK, **changes)
+  assert [term.name for term in found.terms] == names.split() and found.needs == needs
+  assert objective.needs(objectives.kd(**changes)) == needs
+
+
+SYMMETRIC = dict(scale=0.5, selection=dict(name="symmetric", n=2))
+# epoch → scale, temperature, n
+RAMPED = {0: (0.1, 4.0, 0), 1: (0.2, 3.0, 0), 2: (0.3, 2.0, 1), 9: (0.5, 2.0, 2)}
+
+
+def test_ramps_move_to_their_value_and_stay_there():
+  batch = objectives.make_batch()
+  ramps = dict(scale_ramp=(0.1, 4), temperature_ramp=(4.0, 2), n_ramp=(0, 3))
+  ramped = objectives.make(BLANK, **SYMMETRIC, **ramps)
+  for epoch, (scale, temperature, n) in RAMPED.items():
+    there = dict(scale=scale, temperature=temperature, selection=dict(name="symmetric", n=n))
+    wanted = objectives.distill(objectives.make(BLANK, **there), batch)[0]
+    np.testing.assert_allclose(objectives.distill(ramped, batch, epoch)[0], wanted, rtol=1e-5)
+
+
+class Views(objectives.Frames):
+  """Of each row its own factor, as dropout would draw it."""
+
+  def encode(self, audio, audio_len, *, key=None, spec_augment=None, augment_on=True):
+    x, mask = super().encode(audio, audio_len)
+    factors = jnp.ones(len(audio)) if key is None else jnp.linspace(0.5, 1.5, len(audio))
+    return x * factors[:, None, None], mask
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_two_views_learn_from_each_other(scale):
+  batch = objectives.make_batch()
+  made = objectives.make(BLANK, scale=scale, consistency=0.2)
+  model, teacher = Views(1), objectives.Frames(2, WIDTH + 2)
+  taught = None
+  if made.asks_teacher:
+    taught = step_lib.teach(teacher, batch, made.needs)
+    taught = step_lib.Taught(step_lib.twice(taught.output))
+  view = step_lib.observe(
+    model, taught, step_lib.twice(batch), jax.random.key(0), jnp.int32(0), made
+  )
+  loss, terms = made(view)
+  frames = -(-batch.audio_len // objectives.FRAME)
+  one, other = view.output.logits[::2], view.output.logits[1::2]
+  mask = length_mask(frames, one.shape[1])
+  pairs = ((one, other), (other, one))
+  kl = sum(losses.kd_kl(*pair, mask, temperature=1.0).total for pair in pairs) / 2
+  count = batch.label_len.sum() if scale == 0 else frames.sum()
+  np.testing.assert_allclose(terms["consistency"].mean(), kl / count, rtol=1e-5)
+  main = "ctc" if scale == 0 else "kd/kl"
+  wanted = terms[main].mean() + 0.2 * kl / count
+  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+  if scale == 0:
+    rows = [
+      losses.ctc_loss(x, frames, batch.labels, batch.label_len, blank_id=BLANK).sum()
+      for x in (one, other)
+    ]
+    np.testing.assert_allclose(terms["ctc"].mean(), sum(rows) / 2 / count, rtol=1e-5)
+
+
+def test_the_average_of_its_own_past_is_the_teacher():
+  batch = objectives.make_batch()
+  made = objectives.make(BLANK, scale=0.5, average_decay=0.9)
+  assert not made.asks_teacher
+  graphdef, params = nnx.split(objectives.Frames(1))
+  optimizer = optax.sgd(0.1)
+  state = step_lib.TrainState.fresh(params, optimizer.init(params), made)
+  step = step_lib.make_train_step(graphdef, None, made, optimizer)
+  average = jax.tree.map(np.asarray, params)
+  for number in range(3):
+    before = jax.tree.map(np.asarray, state.params)
+    state = step(state, None, batch, jnp.int32(0), jax.random.key(0))
+    if number == 0:  # it starts where the student does
+      np.testing.assert_allclose(state.terms["kd/kl"].total, 0, atol=1e-4)
+    average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * np.asarray(b), average, state.params)
+    assert not np.array_equal(before["inner"][...], state.params["inner"][...])
+  for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.average), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert float(state.terms["kd/kl"].total) > 1e-3
