@@ -40,10 +40,13 @@ class TrainState(NamedTuple):
 
   @classmethod
   def fresh(cls, params, opt_state, objective: Objective) -> "TrainState":
-    """Before the first update."""
+    """Before the first update, of arrays or of their shapes."""
     names = ("loss", *objective.names, "grad_norm", "skipped")
     terms = {name: WeightedSum.zero() for name in names}
-    average = None if objective.average_decay is None else jax.tree.map(jnp.copy, params)
+    average = None
+    if objective.average_decay is not None:
+      # An update is given the state's buffers to write in, each of them once.
+      average = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, params)
     return cls(params, opt_state, jnp.int32(0), terms, jnp.int32(-1), average)
 
 
