@@ -1,11 +1,18 @@
 # shellcheck shell=bash
 # What the scripts beside this file share: options, quoting, dry runs. They source it, name their
 # options in OPTIONS (option -> default; the default "no" makes a switch), define usage and call
-# parse "$@", which fills OPTIONS, WORDS (arguments that are no options) and MAIN (all after --).
+# parse "$@", which fills OPTIONS, WORDS (arguments that are no options), ENVIRONMENT (NAME=VALUE of
+# each --env=) and MAIN (all after --).
+#
+# Options of gcloud, xpk, kubectl, sbatch and srun were held against their documentation on
+# 2026-11-26.
 
 declare -A OPTIONS=([dry-run]=no)
 WORDS=()
+ENVIRONMENT=()
 MAIN=()
+# What jaxkd ends with where the same command may do better: peers late or gone, a hub not reached.
+AGAIN=75
 # The checkout's own environment, which the README's first command makes, before any other.
 _own=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python
 if [[ -z ${PYTHON:-} ]]; then
@@ -47,12 +54,25 @@ parse() {
         else
           [[ $1 == --*=?* ]] || fail "$1: --$name needs a value, as in --$name=VALUE"
           OPTIONS[$name]=${1#*=}
+          [[ $name != env ]] || add_environment "${1#*=}"
         fi
         ;;
       *) WORDS+=("$1") ;;
     esac
     shift
   done
+}
+
+# add_environment NAME[=VALUE]: without a value, the one that it has here
+add_environment() {
+  local name=${1%%=*}
+  [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || fail "--env=$1: it must be NAME=VALUE, or NAME for its value here"
+  if [[ $1 == *=* ]]; then
+    ENVIRONMENT+=("$1")
+  else
+    [[ -n ${!name-} ]] || fail "--env=$1: $name is not set here: give --env=$name=VALUE"
+    ENVIRONMENT+=("$name=${!name}")
+  fi
 }
 
 choices() {
@@ -106,6 +126,10 @@ pin_commit() {
   git diff --quiet HEAD || note "uncommitted changes are not sent"
 }
 
+# may_pass STATUS: whether the same command may do better. 134: JAX has aborted a process since
+# another one is gone.
+may_pass() { [[ $1 == "$AGAIN" || $1 == 134 ]]; }
+
 # archive NAME: the commit as build/NAME.tar.gz
 archive() {
   run mkdir -p build &&
@@ -123,5 +147,5 @@ can_run() {
   command -v "$PYTHON" >/dev/null ||
     fail "$PYTHON: no such command; activate the environment or set PYTHON=.venv/bin/python"
   "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("jaxkd") is None)' ||
-    fail "$PYTHON has no jaxkd: pip install -e . in it, or set PYTHON=.venv/bin/python"
+    fail "$PYTHON has no jaxkd: pip install -e '.[hf]' in it, or set PYTHON=.venv/bin/python"
 }

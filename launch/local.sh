@@ -2,25 +2,28 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-OPTIONS+=([devices]=1 [grace]=20)
+OPTIONS+=([devices]=1 [grace]=20 [restarts]=3)
 
 usage() {
   cat <<'END'
-usage: launch/local.sh N [--devices=K] [--grace=SECONDS] [--dry-run] -- MAIN-ARGS
+usage: launch/local.sh N [--devices=K] [--grace=SECONDS] [--restarts=R] [--dry-run] \
+         -- MAIN-ARGS
 
 Runs python -m jaxkd.main MAIN-ARGS as N processes on the CPU of this host, as a cluster would.
 
   N                processes
   --devices=K      virtual CPU devices of each process (default 1)
   --grace=SECONDS  from asking processes to stop until they are killed (default 20)
+  --restarts=R     at most so many restarts of all, after status 75: what may pass (default 3)
   --dry-run        print the commands and run nothing
   PYTHON           environment variable: interpreter (default .venv here, else python)
 
 Process 0 writes as it is, the others with [1], [2], … before each line. When a process fails, the
-others are stopped, and its status is this script's. Ctrl-C and SIGTERM go to all processes, which
-save and end; the same command resumes. For GPUs, leave this script out: one process takes them all.
+others are stopped, and its status is this script's: 2 for a mistake of yours. Ctrl-C and SIGTERM
+go to all processes, which save and end; the same command resumes. For GPUs, leave this script
+out: one process takes them all.
 
-example: launch/local.sh 2 --devices=4 -- --config=configs/symmetric.py --workdir=runs/two
+example: launch/local.sh 2 --devices=4 -- --config=configs/symmetric.py:demo --workdir=runs/two
 END
 }
 
@@ -128,18 +131,23 @@ count=${WORDS[0]}
 whole N "$count"
 whole --devices "${OPTIONS[devices]}"
 whole --grace "${OPTIONS[grace]}"
+whole --restarts "${OPTIONS[restarts]}"
 require_main
 [[ ${OPTIONS[dry-run]} == yes ]] || can_run
 
 trap 'asked=yes; pass_on INT' INT
 trap 'asked=yes; pass_on TERM' TERM HUP
-coordinator=127.0.0.1:$(free_port)
-for ((i = 0; i < count; i++)); do
-  command=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTIONS[devices]}"
-    JAXKD_PROCESSES="$count" JAXKD_PROCESS="$i" JAXKD_COORDINATOR="$coordinator"
-    "$PYTHON" -m jaxkd.main "${MAIN[@]}")
-  if [[ ${OPTIONS[dry-run]} == yes ]]; then quote "${command[@]}"; else start "$i" "${command[@]}"; fi
+for ((left = OPTIONS[restarts]; ; left--)); do
+  final=0 deadline=0 readers=()
+  coordinator=127.0.0.1:$(free_port)
+  for ((i = 0; i < count; i++)); do
+    command=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTIONS[devices]}"
+      JAXKD_PROCESSES="$count" JAXKD_PROCESS="$i" JAXKD_COORDINATOR="$coordinator"
+      "$PYTHON" -m jaxkd.main "${MAIN[@]}")
+    if [[ ${OPTIONS[dry-run]} == yes ]]; then quote "${command[@]}"; else start "$i" "${command[@]}"; fi
+  done
+  watch 3>&2 2>/dev/null # without bash's own line for each killed process
+  drain
+  if [[ $asked == yes ]] || ((final != AGAIN || left == 0)); then exit "$final"; fi
+  note "status $final may pass: all processes start again, $((left - 1)) restarts are left"
 done
-watch 3>&2 2>/dev/null # without bash's own line for each killed process
-drain
-exit "$final"

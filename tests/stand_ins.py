@@ -35,7 +35,7 @@ class House:
     }
     (root / "bin").mkdir()
     (root / "calls").touch()
-    for name in ("gcloud", "xpk", "kubectl", "srun", "scontrol", "python", "pip", "tar"):
+    for name in ("gcloud", "xpk", "kubectl", "srun", "scontrol", "python", "docker", "tar"):
       self.does(name, "")
     self.does("git", f"if [[ $1 == rev-parse ]]; then echo {COMMIT}; fi")
 

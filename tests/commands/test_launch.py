@@ -40,6 +40,7 @@ def lines(text: str) -> list[list[str]]:
 @pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_shellcheck():
   files = sorted(str(p.relative_to(LAUNCH.parent)) for p in LAUNCH.iterdir())
+  files.remove("launch/Dockerfile")
   assert files == [f"launch/{name}" for name in sorted([*SCRIPTS, "common.sh"])]
   subprocess.run([SHELLCHECK, "-x", *files], cwd=LAUNCH.parent, check=True)
 
@@ -54,7 +55,7 @@ def test_help(house, script):
 
 TPU = ["my-tpu", "--zone=us-central1-a"]
 V5E = "--type=v5litepod-16"
-GKE = ["create", "run-1", "--cluster=c", V5E]
+GKE = ["create", "run-1", "--cluster=c", V5E, "--image=mine"]
 MAIN = ["--", "--config=x.py", LR, "--workdir=/mnt/runs"]
 MAIN_LINE = f"--config=x.py '{LR}' --workdir=/mnt/runs"
 
@@ -82,7 +83,13 @@ MAIN_LINE = f"--config=x.py '{LR}' --workdir=/mnt/runs"
     ("tpu_vm.sh", ["create", *TPU], "--type= is missing, as in --type=v5litepod-16"),
     ("tpu_vm.sh", ["create", *TPU, "--type=a100"], "--type is 'a100': v2-N, v3-N"),
     ("tpu_vm.sh", ["run", *TPU, V5E], "nothing to run"),
-    ("gke.sh", [], "ACTION is '': choose from create list logs delete"),
+    ("tpu_vm.sh", ["run", *TPU, V5E, "--env=1=2", "--", "x"], "--env=1=2: it must be NAME=VALUE"),
+    ("tpu_vm.sh", ["run", *TPU, V5E, "--env=NOT_SET", "--", "x"], "NOT_SET is not set here"),
+    ("tpu_vm.sh", ["create", *TPU, V5E, "--spot", "--reserved"], "choose one of them"),
+    ("tpu_vm.sh", ["create", *TPU, V5E, "--disk=data"], "it must be projects/PROJECT/zones/ZONE"),
+    ("tpu_vm.sh", ["logs", *TPU, "--worker=first"], "--worker is 'first'"),
+    ("gke.sh", [], "ACTION is '': choose from image create list logs delete"),
+    ("gke.sh", ["create", "run-1", "--cluster=c", V5E], "--image= is missing, as in --image=us-"),
     ("gke.sh", ["delete", "--cluster=c"], "one NAME is needed, as in launch/gke.sh delete"),
     ("gke.sh", ["create", "run-1", V5E], "--cluster= is missing"),
     ("gke.sh", [*GKE, "--num-slices=0"], "--num-slices is '0'"),
@@ -177,6 +184,20 @@ def test_local_signals_are_passed_on(house, name, status):
   assert sorted(out.splitlines()) == [f"[1] saved by {name}", f"saved by {name}"]
 
 
+def test_local_starts_again_after_what_may_pass(house):
+  house.writes("runs", "75", "75", "0")
+  house.does("python", "exit $(next runs)")
+  _, err = house.run("local.sh", "1", "--", "x")
+  again = [line for line in err.splitlines() if line.startswith("note: ")]
+  assert again == [
+    f"note: status 75 may pass: all processes start again, {left} restarts are left"
+    for left in (2, 1)
+  ]
+  assert len(house.calls("python")) == 3
+  house.writes("runs", "75", "75")
+  house.run("local.sh", "1", "--restarts=1", "--", "x", status=75)
+
+
 def test_local_without_python(house):
   _, err = house.run("local.sh", "2", "--", "x", status=2, PYTHON="no-such-python")
   assert err.startswith("error: no-such-python: no such command; activate the environment or set")
@@ -187,9 +208,8 @@ def test_local_without_jaxkd(house, tmp_path):
   other.write_text("#!/bin/sh\nexit 1\n")
   other.chmod(0o755)
   _, err = house.run("local.sh", "2", "--", "x", status=2, PYTHON=str(other))
-  assert (
-    err == f"error: {other} has no jaxkd: pip install -e . in it, or set PYTHON=.venv/bin/python\n"
-  )
+  cure = "pip install -e '.[hf]' in it, or set PYTHON=.venv/bin/python"
+  assert err == f"error: {other} has no jaxkd: {cure}\n"
 
 
 def test_local_takes_the_checkouts_own_environment(house):
@@ -203,27 +223,31 @@ def test_local_takes_the_checkouts_own_environment(house):
 # slurm.sbatch
 
 SRUN = "srun --ntasks-per-node=4 --cpus-per-task=6 --gpu-bind=none --kill-on-bad-exit=0 --wait=120"
-SRUN = f"{SRUN} env JAXKD_PROCESSES=auto JAXKD_STOPPED_STATUS=143 python -m jaxkd.main".split()
+SRUN = f"{SRUN} env JAX_PLATFORMS=cuda JAXKD_PROCESSES=auto JAXKD_STOPPED_STATUS=143"
+SRUN = f"{SRUN} python -m jaxkd.main".split()
 JOB = dict(SLURM_JOB_ID="77", SLURM_NTASKS_PER_NODE="4", SLURM_CPUS_PER_TASK="6")
 JOB |= dict(SLURM_GPUS_ON_NODE="4")
 
 
 @pytest.mark.parametrize(
-  "behaviour, status, requeued",
+  "behaviour, status, restarts, requeued",
   [
-    ("exit 0", 0, False),
-    ("exit 2", 2, False),
-    ("exit 137", 137, False),
-    ("exit 143", 143, True),
-    ("kill -TERM $PPID; exit 143", 143, False),  # scancel, which signals the batch shell too
+    ("exit 0", 0, 0, False),
+    ("exit 2", 2, 0, False),
+    ("exit 75", 75, 0, True),
+    ("exit 134", 134, 19, True),
+    ("exit 75", 75, 20, False),
+    ("exit 137", 137, 0, False),
+    ("exit 143", 143, 40, True),
+    ("kill -TERM $PPID; exit 143", 143, 0, False),  # scancel, which signals the batch shell too
   ],
 )
-def test_slurm_runs_and_goes_back_into_the_queue(house, behaviour, status, requeued):
+def test_slurm_runs_and_goes_back_into_the_queue(house, behaviour, status, restarts, requeued):
   house.does("srun", behaviour)
   # Slurm runs a copy of the script from elsewhere.
   (house.root / "repo/spool").mkdir()
   shutil.copy(LAUNCH / "slurm.sbatch", house.root / "repo/spool/job00077")
-  job = JOB | dict(SLURM_SUBMIT_DIR=str(house.root / "repo"))
+  job = JOB | dict(SLURM_SUBMIT_DIR=str(house.root / "repo"), SLURM_RESTART_COUNT=str(restarts))
   house.run("../spool/job00077", *ARGS, status=status, **job)
   assert house.calls() == [[*SRUN, *ARGS], *([["scontrol", "requeue", "77"]] if requeued else [])]
 
@@ -247,20 +271,22 @@ def test_slurm_dry_run(house):
 VM = ["gcloud", "compute", "tpus", "tpu-vm"]
 WHERE = ["--zone=us-central1-a", "--quiet"]
 KIND = ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"]
-CREATE = [*VM, "create", "my-tpu", *KIND, *WHERE]
+VERSION = KIND.pop(1)
+CREATE = [*VM, "create", "my-tpu", VERSION, *KIND, *WHERE]
+QUEUE = [*VM[:3], "queued-resources"]
 LIST = [*VM, "list", "--filter=name~/my-tpu$", "--format=value(state)", *WHERE]
 DELETE = [*VM, "delete", "my-tpu", *WHERE]
 ARCHIVE = ["git", "archive", "--output=build/my-tpu.tar.gz", COMMIT]
 SCP = [*VM, "scp", "build/my-tpu.tar.gz", "my-tpu:jaxkd.tar.gz", "--worker=all", *WHERE]
 
 
-def ssh(command: str) -> list[str]:
-  return [*VM, "ssh", "my-tpu", "--worker=all", f"--command={command}", *WHERE]
+def ssh(command: str, worker: str = "all") -> list[str]:
+  return [*VM, "ssh", "my-tpu", f"--worker={worker}", f"--command={command}", *WHERE]
 
 
 def remote(call: list[str]) -> str:
   """What the workers' shells get."""
-  assert call[:7] == [*VM, "ssh", "my-tpu", "--worker=all"] and call[8:] == WHERE
+  assert call[:6] == [*VM, "ssh", "my-tpu"] and call[8:] == WHERE
   return call[7].removeprefix("--command=")
 
 
@@ -269,24 +295,42 @@ APT = "sudo apt-get -qq -o DPkg::Lock::Timeout=600"
 INSTALL = ssh(
   "{ mount it; } && cd jaxkd && { python3.11 -m venv .venv 2>/dev/null || "
   f"{{ {APT} update && {APT} install -y python3.11-venv && python3.11 -m venv .venv; }}; }} "
-  "&& .venv/bin/pip install -q -e '.[hf,tfds]' 'jax[tpu]'"
+  "&& .venv/bin/pip install -q -e '.[tpu,hf,tfds]'"
 )
 STOP = (
   'cd jaxkd || exit; p=$(cat jaxkd.pid 2>/dev/null); alive="grep -qs jaxkd.main /proc/$p/cmdline"; '
   '$alive && kill "$p"; while $alive; do sleep 1; done; '
 )
-RUN = ssh(
-  STOP + "echo $$ >jaxkd.pid; exec env JAXKD_PROCESSES=auto JAXKD_STOPPED_STATUS=143 "
-  ".venv/bin/python -m jaxkd.main "
-  f"{MAIN_LINE}"
+DETACHED = (
+  "env JAX_PLATFORMS=tpu JAXKD_PROCESSES=auto JAXKD_STOPPED_STATUS=143 .venv/bin/python -m "
+  f"jaxkd.main {MAIN_LINE} & echo $! >jaxkd.pid; wait $!; echo $? >jaxkd.status"
 )
+RUN = ssh(
+  f"{STOP}rm -f jaxkd.status jaxkd.pid; nohup setsid sh -c {shlex.quote(DETACHED)} "
+  ">jaxkd.log 2>&1 </dev/null &".replace("'\"'\"'", "'\\''")
+)
+WAIT = "n=0; until [ -s jaxkd.{} ] || [ $n = {} ]; do sleep 1; n=$((n+1)); done; "
+
+
+def follow(lines: str = "+1", worker: str = "0") -> list[str]:
+  show = f"tail -n {lines} -F --pid=$(cat jaxkd.pid) jaxkd.log; "
+  shows = WAIT.format("pid", 30) + show + WAIT.format("status", 5)
+  return ssh(f"cd jaxkd || exit; {shows}exit $(cat jaxkd.status || echo 255)", worker)
+
+
+FOLLOW = follow()
 RUN_ARGS = [*TPU, V5E, "--spot", "--setup=mount it", *MAIN]
 # States and statuses in the order in which they come; READY and 0 when there are no more.
 GCLOUD = """
 case $* in
   *" list "*) now=$(next states); [[ $now != error ]] || exit 1; echo "$now" ;;
-  *" create "*) status=$(next creates); exit "${status:-0}" ;;
-  *"exec env"*) status=$(next runs); exit "${status:-0}" ;;
+  *" create "*)
+    status=$(next creates)
+    [[ ${status:-0} == 0 ]] || echo "ERROR: There is no more capacity in the zone" >&2
+    exit "${status:-0}"
+    ;;
+  *" describe "*) next queue ;;
+  *"tail -n"*) status=$(next runs); exit "${status:-0}" ;;
 esac
 """
 
@@ -297,55 +341,94 @@ def cloud(house) -> House:
   house.writes("states")
   house.writes("creates")
   house.writes("runs")
+  house.writes("queue")
   return house
 
 
 def test_tpu_all_is_create_copy_install_run(cloud):
   cloud.run("tpu_vm.sh", "all", *RUN_ARGS)
-  assert cloud.calls("gcloud") == [CREATE, SCP, UNPACK, INSTALL, RUN]
+  assert cloud.calls("gcloud") == [CREATE, SCP, UNPACK, INSTALL, RUN, FOLLOW]
   assert ARCHIVE in cloud.calls("git")
 
 
 def test_tpu_dry_run(cloud):
   out, _ = cloud.run("tpu_vm.sh", "all", "--dry-run", "--project=p", *RUN_ARGS)
   archive = [["mkdir", "-p", "build"], [*ARCHIVE[:-1], "HEAD"]]
-  wanted = [CREATE, *archive, SCP, UNPACK, INSTALL, RUN]
+  wanted = [CREATE, *archive, SCP, UNPACK, INSTALL, RUN, FOLLOW]
   assert lines(out) == [[*c, "--project=p"] if c[0] == "gcloud" else c for c in wanted]
   assert cloud.calls() == [] and not (cloud.root / "repo/build").exists()
 
 
 def test_tpu_preempted_is_made_again_until_the_run_ends(cloud):
-  cloud.writes("runs", "255", "143", "0")
+  cloud.writes("runs", "255", "134", "0")
   # Ready for a moment, gone; no room at first. Then gone without a trace.
   states = ["READY", "error", "PREEMPTED", "PREEMPTED", "", "", "READY", "", "", "READY"]
   cloud.writes("states", *states)
   cloud.writes("creates", "1")
   _, err = cloud.run("tpu_vm.sh", "run", *RUN_ARGS)
   setup = [SCP, UNPACK, INSTALL]
-  first = [RUN, LIST, LIST, LIST, LIST, DELETE, LIST, CREATE, LIST, CREATE, LIST, *setup]
-  assert cloud.calls("gcloud") == [*first, RUN, LIST, LIST, CREATE, LIST, *setup, RUN]
+  run = [RUN, FOLLOW]
+  # It asks once more where there was no room.
+  first = [*run, LIST, LIST, LIST, LIST, DELETE, LIST, CREATE, CREATE, LIST, CREATE, LIST]
+  second = [*setup, *run, LIST, LIST, CREATE, LIST, *setup, *run]
+  assert cloud.calls("gcloud") == [*first, *second]
   assert [c for c in cloud.calls("git") if c[1] == "archive"] == [ARCHIVE] * 2
   assert "my-tpu is PREEMPTED" in err and "my-tpu is absent" in err
 
 
-@pytest.mark.parametrize("status", [1, 143, 255])
+@pytest.mark.parametrize("status", [1, 137, 143])
 def test_tpu_that_is_still_there_is_not_made_again(cloud, status):
   cloud.writes("runs", str(status))
   cloud.writes("states", *["READY"] * 8)
   _, err = cloud.run("tpu_vm.sh", "run", *RUN_ARGS, status=status)
-  last = f"error: the run ended with status {status}, and my-tpu is still there"
-  assert err.splitlines()[-1] == last
-  assert cloud.calls("gcloud") == [RUN] + [LIST] * 8
+  last = f"error: the run ended with status {status}, and my-tpu is still there; launch/tpu_vm.sh"
+  assert err.splitlines()[-1].startswith(last)
+  assert cloud.calls("gcloud") == [RUN, FOLLOW] + [LIST] * 8
+
+
+def test_tpu_what_may_pass_is_run_again_and_a_lost_connection_is_made_again(cloud):
+  cloud.writes("runs", "75", "255", "75")
+  cloud.writes("states", *["READY"] * 24)
+  cloud.run("tpu_vm.sh", "run", *RUN_ARGS[:-5], "--restarts=2", *RUN_ARGS[-5:], status=75)
+  calls = [call for call in cloud.calls("gcloud") if call != LIST]
+  assert calls == [RUN, FOLLOW, RUN, FOLLOW, follow("20")]
+
+
+def test_tpu_detached(cloud):
+  cloud.run("tpu_vm.sh", "run", "--detach", "--env=A=b c", *RUN_ARGS)
+  cloud.run("tpu_vm.sh", "logs", *TPU, "--worker=3")
+  begun, shown = cloud.calls("gcloud")
+  assert "JAXKD_STOPPED_STATUS=143 '\\''A=b c'\\'' .venv" in begun[7]
+  assert shown == follow(worker="3")
+
+
+def test_tpu_by_queue_with_disk_and_bucket(cloud):
+  cloud.writes("queue", "WAITING_FOR_RESOURCES", "ACTIVE")
+  disk = "projects/p/zones/z/disks/d"
+  more = ["--queued", f"--disk={disk}", "--bucket=b"]
+  cloud.run("tpu_vm.sh", "create", *TPU, V5E, "--reserved", *more)
+  cloud.run("tpu_vm.sh", "install", *TPU, *more)
+  cloud.run("tpu_vm.sh", "delete", *TPU, "--queued")
+  describe = [*QUEUE, "describe", "my-tpu", "--format=value(state.state)", *WHERE]
+  create, *waits, install, delete = cloud.calls("gcloud")
+  kind = ["--runtime-version=v2-alpha-tpuv5-lite", KIND[0], "--reserved"]
+  kind.append(f"--data-disk=source={disk},mode=read-only")
+  assert create == [*QUEUE, "create", "my-tpu", "--node-id=my-tpu", *kind, *WHERE]
+  assert waits == [describe] * 2 and delete == [*QUEUE, "delete", "my-tpu", "--force", *WHERE]
+  mounts = "{ mountpoint -q /mnt/data || { sudo mkdir -p /mnt/data && sudo mount -o ro,noload "
+  mounts += "/dev/disk/by-id/google-persistent-disk-1 /mnt/data; }; } && mkdir -p bucket && "
+  mounts += "{ mountpoint -q bucket || gcsfuse --implicit-dirs b bucket; } && cd jaxkd"
+  assert remote(install).startswith(mounts)
 
 
 def test_tpu_users_mistake_ends_the_run(cloud):
   cloud.writes("runs", "2")
   cloud.run("tpu_vm.sh", "run", *RUN_ARGS, status=2)
-  assert cloud.calls("gcloud") == [RUN]
+  assert cloud.calls("gcloud") == [RUN, FOLLOW]
 
 
 def test_tpu_all_ends_where_a_step_fails(cloud):
-  cloud.writes("creates", "7")
+  cloud.does("gcloud", "exit 7")
   cloud.run("tpu_vm.sh", "all", *RUN_ARGS, status=7)
   assert cloud.calls("gcloud") == [CREATE]
 
@@ -353,20 +436,21 @@ def test_tpu_all_ends_where_a_step_fails(cloud):
 @pytest.mark.parametrize("name", ["TERM", "INT"])
 def test_tpu_signal_lets_the_workers_save(cloud, name):
   run = "touch $STAND_IN/up; until [[ -e $STAND_IN/stopped ]]; do sleep 0.05; done; exit 143"
-  cloud.does("gcloud", f'case $* in *"exec env"*) {run} ;; *) touch $STAND_IN/stopped ;; esac')
+  others = "*nohup*) ;; *) touch $STAND_IN/stopped ;;"
+  cloud.does("gcloud", f'case $* in *"tail -n"*) {run} ;; {others} esac')
   process = cloud.start("tpu_vm.sh", "run", *RUN_ARGS)
   wait_for(cloud.root / "up")
   process.send_signal(getattr(signal, f"SIG{name}"))
   process.communicate(timeout=10)
   assert process.returncode == 143
-  assert cloud.calls("gcloud") == [RUN, ssh(STOP + "true")]
+  assert cloud.calls("gcloud") == [RUN, FOLLOW, ssh(STOP + "true")]
 
 
 def test_tpu_other_actions(cloud):
   cloud.run("tpu_vm.sh", "stop", *TPU)
   cloud.run("tpu_vm.sh", "delete", *TPU)
   cloud.run("tpu_vm.sh", "create", *TPU, "--type=v9-8", "--version=new")
-  create = [*VM, "create", "my-tpu", "--accelerator-type=v9-8", "--version=new", *WHERE]
+  create = [*VM, "create", "my-tpu", "--version=new", "--accelerator-type=v9-8", *WHERE]
   assert cloud.calls() == [ssh(STOP + "true"), DELETE, create]
 
 
@@ -384,33 +468,34 @@ def worker(house) -> pathlib.Path:
 
 
 def test_tpu_workers_shell_gives_main_its_arguments(cloud):
-  cloud.run("tpu_vm.sh", "run", *TPU, V5E, "--dir=a dir", "--", *ARGS)
-  (call,) = cloud.calls("gcloud")
-  cloud.does("python", 'echo "$JAXKD_PROCESSES" >$STAND_IN/env')
-  assert cloud.shell(remote(call), worker(cloud)) == 0
+  cloud.run("tpu_vm.sh", "run", *TPU, V5E, "--dir=a dir", "--env=A=$b 'c'", "--", *ARGS)
+  begin, follow = map(remote, cloud.calls("gcloud"))
+  cloud.does("python", 'echo "$JAXKD_PROCESSES $A" >$STAND_IN/env; echo heard; exit 3')
+  home = worker(cloud)
+  assert cloud.shell(begin, home) == 0
+  shown = subprocess.run(
+    ["sh", "-c", follow], cwd=home, env=cloud.environ, capture_output=True, timeout=20
+  )
+  assert (shown.returncode, shown.stdout) == (3, b"heard\n"), shown
   assert cloud.calls("python") == [["python", "-m", "jaxkd.main", *ARGS]]
-  assert (cloud.root / "env").read_text() == "auto\n"
+  assert (cloud.root / "env").read_text() == "auto $b 'c'\n"
 
 
 def test_tpu_worker_asks_an_earlier_process_to_save_first(cloud):
-  cloud.run("tpu_vm.sh", "run", *TPU, V5E, "--dir=a dir", "--", "x")
+  cloud.run("tpu_vm.sh", "run", *TPU, V5E, "--dir=a dir", "--detach", "--", "x")
   cloud.run("tpu_vm.sh", "stop", *TPU, "--dir=a dir")
   run, stop = map(remote, cloud.calls("gcloud"))
   home = worker(cloud)
   work = "cd $STAND_IN; trap 'echo saved >>log; exit 143' TERM; echo up >>log; touch up"
   cloud.does("python", f"{work}; while true; do sleep 0.05; done")
 
-  def start() -> subprocess.Popen:
-    process = subprocess.Popen(["sh", "-c", run], cwd=home, env=cloud.environ)
+  for _ in range(2):
+    assert cloud.shell(run, home) == 0
     wait_for(cloud.root / "up")
     (cloud.root / "up").unlink()
-    return process
-
-  first = start()
-  second = start()
-  assert first.wait(timeout=5) == 143 and second.poll() is None
+  assert not (home / "a dir/jaxkd.status").exists()
   assert cloud.shell(stop, home) == 0
-  assert second.wait(timeout=5) == 143
+  wait_for(home / "a dir/jaxkd.status")
   assert (cloud.root / "log").read_text().split() == ["up", "saved", "up", "saved"]
   assert cloud.shell(stop, home) == 0  # nothing runs
 
@@ -418,42 +503,47 @@ def test_tpu_worker_asks_an_earlier_process_to_save_first(cloud):
 # gke.sh
 
 
-def xpk(image: str, command: str) -> list[str]:
+def xpk(*more: str) -> list[str]:
   found = "xpk workload create --workload=run-1 --cluster=c --tpu-type=v5litepod-16 --num-slices=2"
-  found += " --max-restarts=5 --restart-on-exit-codes=1 --termination-grace-period-seconds=300"
-  found += f" --base-docker-image={image} --script-dir=build/run-1"
-  return [*found.split(), f"--command={command}"]
+  found += " --max-restarts=5 --restart-on-exit-codes=75 --termination-grace-period-seconds=300"
+  found += " --docker-image=mine --env=JAX_PLATFORMS=tpu --env=JAXKD_PROCESSES=auto"
+  found += " --env=JAXKD_STOPPED_STATUS=143"
+  return [*found.split(), *more, f"--command=exec python -m jaxkd.main {MAIN_LINE}"]
 
 
 def test_gke_create(house):
-  plain = f"exec env JAXKD_PROCESSES=auto JAXKD_STOPPED_STATUS=143 python -m jaxkd.main {MAIN_LINE}"
-  more = ["--num-slices=2", "--restarts=5"]
-  house.run("gke.sh", *GKE, *more, *MAIN)
-  house.run("gke.sh", *GKE, *more, "--base-docker-image=mine", *MAIN)
-  installing = f"pip install -q -e '.[hf,tfds]' 'jax[tpu]' && {plain}"
-  assert house.calls("xpk") == [xpk("python:3.11", installing), xpk("mine", plain)]
-  assert ["tar", "-xzf", "build/run-1.tar.gz", "-C", "build/run-1"] in house.calls()
-  out, _ = house.run("gke.sh", *GKE, *more, "--dry-run", *MAIN)
-  assert lines(out) == [
+  more = ["--num-slices=2", "--restarts=5", "--env=HF_TOKEN", "--env=A=b c"]
+  house.run("gke.sh", *GKE, *more, *MAIN, HF_TOKEN="hf")
+  wanted = xpk("--env=HF_TOKEN=hf", "--env=A=b c")
+  assert house.calls("xpk") == [wanted]
+  out, _ = house.run("gke.sh", *GKE, *more, "--dry-run", *MAIN, HF_TOKEN="hf")
+  assert lines(out) == [wanted]
+
+
+def test_gke_image_is_of_the_commit(house):
+  out, _ = house.run("gke.sh", "image", "run-1", "--image=mine", "--dry-run")
+  wanted = [
     ["mkdir", "-p", "build"],
     ["git", "archive", "--output=build/run-1.tar.gz", "HEAD"],
     ["rm", "-rf", "build/run-1"],
     ["mkdir", "build/run-1"],
     ["tar", "-xzf", "build/run-1.tar.gz", "-C", "build/run-1"],
-    xpk("python:3.11", installing),
+    ["docker", "build", "--tag=mine", "--file=launch/Dockerfile", "build/run-1"],
+    ["docker", "push", "mine"],
   ]
+  assert lines(out) == wanted
+  house.run("gke.sh", "image", "run-1", "--image=mine")
+  assert house.calls("docker") == wanted[-2:]
 
 
 def test_gke_container_gives_main_its_arguments_and_signals(house):
   house.run("gke.sh", *GKE, "--", *ARGS)
   command = house.calls("xpk")[0][-1].removeprefix("--command=")
-  house.does("python", 'echo "$JAXKD_PROCESSES" >$STAND_IN/env; kill -TERM $$; sleep 5')
+  house.does("python", "kill -TERM $$; sleep 5")
   # As xpk starts it.
   wrapped = f"({command}) & PID=$!; wait $PID; exit $?"
   assert house.shell(wrapped, house.root, shell=("bash", "-c")) == 143
-  assert house.calls("pip") == [["pip", "install", "-q", "-e", ".[hf,tfds]", "jax[tpu]"]]
   assert house.calls("python") == [["python", "-m", "jaxkd.main", *ARGS]]
-  assert (house.root / "env").read_text() == "auto\n"
 
 
 def test_gke_other_actions(house):
