@@ -1,6 +1,9 @@
-"""What may end a command other than success: a user's mistake, or a signal."""
+"""What may end a command other than success: a user's mistake, what may pass, or a signal."""
 
 from collections.abc import Iterable
+
+# sysexits.h calls it EX_TEMPFAIL.
+TRY_AGAIN = 75
 
 
 class UserError(Exception):
@@ -8,6 +11,14 @@ class UserError(Exception):
 
   `main` and the other commands print it after "error: " and exit with status 2; nothing else is
   printed and nothing half-written is left behind.
+  """
+
+
+class TryAgain(UserError):
+  """No mistake of the user's: what may be gone when the same command is given again.
+
+  Peers that are late, a worker process that died, a hub that is not reached. One line, and status
+  `TRY_AGAIN`, on which launchers give the command once more.
   """
 
 

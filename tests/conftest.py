@@ -59,7 +59,7 @@ def pytest_configure(config):
   """What several test files, workers and commands compile is kept for the whole session."""
   if PROGRAMS not in os.environ:
     folder = tempfile.TemporaryDirectory(prefix="jaxkd-programs-")
-    os.environ[PROGRAMS] = folder.name
+    os.environ[PROGRAMS] = os.environ["JAXKD_PROGRAMS"] = folder.name  # of commands, too
     config.add_cleanup(folder.cleanup)
 
 

@@ -9,18 +9,28 @@ import signal
 import sys
 from collections.abc import Callable
 
-from jaxkd.errors import Interrupted, UserError
+from jaxkd.errors import TRY_AGAIN, Interrupted, TryAgain, UserError
 
-_TERMINATED = "terminated; the same command starts again, a training from its last save"
-_INTERRUPTED = "interrupted; the same command starts again, a training from its last save"
+_AGAIN = "the same command starts again, a training from its last save"
+_TERMINATED = f"terminated; {_AGAIN}"
+_INTERRUPTED = f"interrupted; {_AGAIN}"
+# What JAX's errors say where a process does not answer any more.
+_LOST = (
+  "UNAVAILABLE",
+  "DEADLINE_EXCEEDED",
+  "ABORTED",
+  "Connection closed by peer",
+  "Connection reset by peer",
+  "coordination service",
+)
 
 
 def guard(command: Callable[[], int]) -> int:
   """Runs a command and returns its exit status.
 
-  A user's mistake and a full disk become one line on standard error and 2, Ctrl-C becomes 130, a
-  training that SIGTERM ended 0 or JAXKD_STOPPED_STATUS (SIGTERM at other times 143), a closed pipe
-  (`| head`) nothing and 1.
+  A user's mistake and a full disk become one line on standard error and 2, what may pass one line
+  and 75, Ctrl-C becomes 130, a training that SIGTERM ended 0 or JAXKD_STOPPED_STATUS (SIGTERM at
+  other times 143), a closed pipe (`| head`) nothing and 1.
   """
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: nohup
     signal.signal(signal.SIGINT, _interrupt)
@@ -31,6 +41,8 @@ def guard(command: Callable[[], int]) -> int:
     status = _status_of(command)
     sys.stdout.flush()
     return status
+  except TryAgain as error:
+    return _end(TRY_AGAIN, f"error: {error}")
   except UserError as error:
     return _end(2, f"error: {error}")
   except KeyboardInterrupt:
@@ -64,6 +76,9 @@ def _unexpected(error: Exception) -> int:
     _say("error: no space left on device: free some and run the same command to resume")
     return _leave_at_once(2)
   if "JAXKD_PROCESSES" in os.environ:
+    if _peer_is_gone(error):
+      reason = " ".join(str(error).split())[:200]
+      return _end(TRY_AGAIN, f"error: another process of this run is gone ({reason}): {_AGAIN}")
     import traceback
 
     traceback.print_exception(error)
@@ -113,6 +128,12 @@ def _nobody_reads() -> bool:
   poll = select.poll()
   poll.register(1, 0)
   return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _peer_is_gone(error: Exception) -> bool:
+  """Whether JAX says that another process of the run, or the network, does not answer."""
+  ours = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+  return ours and any(word in str(error) for word in _LOST)
 
 
 def _disk_full(error: BaseException | None) -> bool:

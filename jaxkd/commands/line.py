@@ -81,8 +81,11 @@ def run(verb: str, argv: list[str], program: str, *, log: bool = False) -> int:
   args = parser.parse(argv)
   if log:
     from jaxkd import console  # after what needs no colours
+    from jaxkd.data import cache
+    from jaxkd.devices import programs
 
     console.start_logging()
+    programs.keep(cache.folder)
   return module.run(args)
 
 
@@ -99,7 +102,13 @@ transcripts.
 {verbs}
 
 Each has --help. An example that takes minutes on two CPU cores:
-  {program} train --config=symmetric:demo"""
+  {program} train --config=symmetric:demo
+
+Exit status: 0 done; 2 a mistake that the last line names; 75 what may pass
+(peers late or gone, a dead worker process, a hub that is not reached): the same
+command again; 130 Ctrl-C; 143 SIGTERM; 1 an error of the program.
+Compiled programs are kept in the user's cache; JAXKD_PROGRAMS=FOLDER, a bucket
+such as gs://mine/programs, or off."""
 
 
 def _started_as() -> str:

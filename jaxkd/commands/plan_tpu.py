@@ -90,7 +90,7 @@ def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: flo
   )
   refused = []
   for step, seconds in itertools.product(ahead.steps_of(config), lengths):
-    shape = ahead.shape_of(step, seconds)
+    shape = ahead.shape_of(step, seconds, where.size)
     _say(_title(step, shape, where))
     program = ahead.compiled(step, shape, where)
     of_data = _known_hours(step.config) if hours is None else hours

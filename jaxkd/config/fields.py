@@ -256,6 +256,21 @@ TRAINING = Block(
     "batch_seconds": Field(
       180.0, "audio in a global batch, padding included", unit="s", low=1.0, high=1e6
     ),
+    "batch_seconds_per_device": Field(
+      0.0,
+      "above 0: audio of each device in a batch, in place of batch_seconds; the devices are those "
+      "that the run begins with",
+      unit="s",
+      low=0.0,
+      high=1e6,
+    ),
+    "row_multiple": _count(
+      0,
+      "rows of a batch are a multiple of this, where that changes them by a fifth at most; 0 for "
+      "the devices that the run begins with, 1 for batches that do not depend on them",
+      unit="rows",
+      bound=False,
+    ),
     "accumulate": _count(
       1, "batches whose gradients are averaged into one update", 1, 1000, unit="batches"
     ),
@@ -553,7 +568,15 @@ FIELDS = Block(
       {
         "every_steps": _count(
           500, "between saves, besides every evaluation", 1, unit="updates", bound=False
-        )
+        ),
+        "every_minutes": Field(
+          10.0,
+          "between saves at most, where updates are slow; 0 for no saves by time",
+          unit="min",
+          low=0.0,
+          high=1e5,
+          bound=False,
+        ),
       }
     ),
     "mesh": Block(

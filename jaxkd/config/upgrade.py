@@ -105,6 +105,9 @@ def _from_4(tree: dict) -> None:
       },
     },
   )
+  training = {"batch_seconds_per_device": 0.0, "row_multiple": 1}
+  _fill(tree, {"training": training, "teacher": {"training": training}})
+  _fill(tree, {"checkpoint": {"every_minutes": 0.0}})
 
 
 _UPGRADES = (_from_0, _from_1, _from_2, _from_3, _from_4)

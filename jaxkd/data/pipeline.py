@@ -14,7 +14,7 @@ from jaxkd.data.plan import PlannedBatch
 from jaxkd.data.sources import Source
 from jaxkd.data.texts import Spelling
 from jaxkd.devices.mesh import padded_rows
-from jaxkd.errors import UserError
+from jaxkd.errors import TryAgain
 from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS, Batch, StoredFrames, batch_like
 
 _THREADS = 2
@@ -126,7 +126,7 @@ def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
     if "Worker process" not in str(error):
       raise
     reason = str(error).splitlines()[0]
-    raise UserError(
+    raise TryAgain(
       f"a process that decodes audio (config.data.workers) has died, perhaps for want of memory: "
       f"{reason} The same command goes on from the last save"
     ) from error

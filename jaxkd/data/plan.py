@@ -12,6 +12,8 @@ from jaxkd.types import SAMPLE_RATE_HZ
 # Resampling rounds, and so do the durations in manifests.
 _SLACK = SAMPLE_RATE_HZ // 100
 _BLOCK = 512
+# More another batch than this, and its rows are filled up instead.
+_OTHER_ROWS = 0.2
 # Rows of joined utterances are made this much longer where that saves a second shape.
 _STRETCH = 1.25
 
@@ -71,6 +73,8 @@ def shapes(
   labels_per_second: float = 0.0,
   speeds: tuple[float, ...] = (1.0,),
   grid: int = 1,
+  multiple: int = 1,
+  strict: bool = False,
 ) -> tuple[Shape, ...]:
   """The shapes of all batches, shortest first.
 
@@ -84,6 +88,9 @@ def shapes(
     labels_per_second: most labels in a second of an utterance; 0 where none are read.
     speeds: factors that an utterance may be played at.
     grid: samples; utterances of a row begin at multiples of it.
+    multiple: the number of rows is the nearest multiple of this, where that makes a batch larger or
+      smaller by a fifth at most.
+    strict: it is the largest multiple within `batch_seconds`, and at least one, in any case.
   """
   units = np.concatenate([samples_of(durations, speed, grid) for speed in speeds])
   lengths: list[int] = []
@@ -94,22 +101,25 @@ def shapes(
     lengths, units, buckets = [joined], units[units > joined], max(buckets - 1, 1)
   if len(units):
     lengths += _lengths(units, buckets)
-  return tuple(
-    _shape(
-      -(-n // frame_samples) * frame_samples,
-      batch_seconds,
-      labels_per_second * max(speeds),
-      frame_samples,
-    )
-    for n in sorted(set(lengths))
-  )
+  found = []
+  for n in sorted(set(lengths)):
+    samples = -(-n // frame_samples) * frame_samples
+    rows = _row_count(batch_seconds / (samples / SAMPLE_RATE_HZ), multiple, strict)
+    found.append(_shape(rows, samples, labels_per_second * max(speeds), frame_samples))
+  return tuple(found)
 
 
-def _shape(
-  samples: int, batch_seconds: float, labels_per_second: float, frame_samples: int
-) -> Shape:
+def _row_count(room: float, multiple: int, strict: bool) -> int:
+  """Rows of a batch that has room for so many; see `shapes`."""
+  if strict:
+    return max(1, int(room / multiple)) * multiple
+  rows = max(1, int(room))
+  near = round(rows / multiple) * multiple
+  return near if near and abs(near - rows) <= _OTHER_ROWS * rows else rows
+
+
+def _shape(rows: int, samples: int, labels_per_second: float, frame_samples: int) -> Shape:
   seconds = samples / SAMPLE_RATE_HZ
-  rows = max(1, int(batch_seconds / seconds))
   # More labels than frames have no CTC path: they need no room.
   labels = min(int(np.ceil(labels_per_second * seconds)), samples // frame_samples)
   return Shape(rows, samples, labels)

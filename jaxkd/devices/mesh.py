@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxkd import console
-from jaxkd.devices import sharding
-from jaxkd.errors import UserError
+from jaxkd.devices import programs, sharding, stopping
+from jaxkd.errors import TRY_AGAIN, TryAgain, UserError
 from jaxkd.types import Batch, batch_like
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,18 @@ def start_processes() -> None:
   The first line of the log says what the run has to work with.
 
   Raises:
-    UserError: a variable that is missing or wrong, or a coordinator that is not reached.
+    UserError: a variable that is missing or wrong, or no device of the kind that is asked for.
+    TryAgain: a coordinator that is not reached.
   """
   if given := os.environ.get("JAXKD_PROCESSES"):
     _join(given)
+  found = describe_devices()  # before all else, since nothing else says in a line that it has none
+  if given:
+    if not is_first():
+      console.be_quiet()
+    programs.check_shared(gather, is_first=is_first())
   if is_first():
-    log.info("%s", describe_devices())
+    log.info("%s", found)
 
 
 def describe_devices() -> str:
@@ -54,7 +60,7 @@ def describe_devices() -> str:
     reason = " ".join(str(error).split())[:200] or "it has no such backend here"
     raise UserError(
       f"JAX_PLATFORMS={asked}: JAX finds no device ({reason}): install its plugin, such as "
-      "pip install 'jax[cuda12]', or set JAX_PLATFORMS=cpu"
+      "pip install 'jaxkd[cuda]' or 'jaxkd[tpu]', or set JAX_PLATFORMS=cpu"
     ) from error
   kind, backend = devices[0].device_kind, jax.default_backend()
   count = f"{len(devices)} device{'s' * (len(devices) > 1)}"
@@ -78,15 +84,15 @@ def _join(given: str) -> None:
   alarm = threading.Timer(timeout, _give_up, [coordinator, timeout])
   alarm.daemon = True
   alarm.start()
+  jax.config.update("jax_enable_preemption_service", True)
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())[:200]
-    raise UserError(f"the processes of this run did not meet: {reason}") from error
+    raise TryAgain(f"the processes of this run did not meet: {reason}") from error
   finally:
     alarm.cancel()
-  if not is_first():
-    console.be_quiet()
+  stopping.listen()
 
 
 def _give_up(coordinator: str, timeout: int) -> None:
@@ -94,7 +100,7 @@ def _give_up(coordinator: str, timeout: int) -> None:
   where = f" at {coordinator}" if coordinator else ""
   line = f"error: the other processes{where} were not reached in {timeout} s (JAXKD_TIMEOUT)"
   print(line, file=sys.stderr, flush=True)
-  os._exit(2)
+  os._exit(TRY_AGAIN)
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:
@@ -127,9 +133,9 @@ def by_first(act: Callable[[], object]) -> None:
     try:
       act()
     except UserError as error:
-      problem = str(error)
+      problem = {"line": str(error), "may_pass": isinstance(error, TryAgain)}
   if (problem := agreed(problem)) is not None:
-    raise UserError(problem)
+    raise (TryAgain if problem["may_pass"] else UserError)(problem["line"])
 
 
 def gather(value) -> list:
@@ -147,19 +153,55 @@ def gather(value) -> list:
 def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
   """All devices of all processes, or those that are given: `data` times `fsdp`.
 
+  Of several slices, each has whole groups of `fsdp` devices: between slices, where the network is
+  slow, only gradients are summed.
+
   Raises:
-    UserError: `fsdp` does not divide them.
+    UserError: `fsdp` does not divide them, or the slices are not alike.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
-  if count % fsdp:
-    divisors = [str(n) for n in range(1, count + 1) if count % n == 0]
+  slices: dict[int, list] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+  sizes = {number: len(slices[number]) for number in sorted(slices)}
+  each = sizes[min(sizes)]
+  if set(sizes.values()) != {each}:
+    found = ", ".join(f"{n} in slice {number}" for number, n in sizes.items())
     raise UserError(
-      f"config.mesh.fsdp is {fsdp}: it must divide the {count} devices: {', '.join(divisors)}"
+      f"the slices of this run do not match: {found} devices; all must be of one type and whole"
     )
-  return jax.make_mesh(
-    (count // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
-  )
+  if each % fsdp:
+    divisors = [str(n) for n in range(1, each + 1) if each % n == 0]
+    of = "" if len(slices) == 1 else f" of each of the {len(slices)} slices"
+    raise UserError(
+      f"config.mesh.fsdp is {fsdp}: it must divide the {each} devices{of}: {', '.join(divisors)}"
+    )
+  found = _laid_out((each // fsdp, fsdp), slices)
+  return Mesh(found, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _laid_out(shape: tuple[int, int], slices: dict[int, list]) -> np.ndarray:
+  """Devices of equal slices, so that neighbours on an axis are near each other.
+
+  Args:
+    shape: of a slice, (data, fsdp).
+    slices: number → its devices.
+
+  Returns:
+    The slices one after the other along `data`.
+  """
+  ordered = [device for number in sorted(slices) for device in slices[number]]
+  try:
+    if len(slices) == 1:
+      return mesh_utils.create_device_mesh(shape, ordered, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+      shape, (len(slices), 1), ordered, allow_split_physical_axes=True
+    )
+  except (NotImplementedError, ValueError) as error:
+    # Part of a slice, or a shape that its links make no rings of: right, and perhaps slower.
+    reason = " ".join(str(error).split())[:200]
+    log.info("devices are taken in the order of their numbers, no ring is found: %s", reason)
+    return np.array(ordered, object).reshape(-1, shape[1])
 
 
 def put(tree, shardings):

@@ -24,7 +24,7 @@ from jaxkd.models.huggingface import known
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
-from jaxkd.training import objective, optim
+from jaxkd.training import batches, objective, optim
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import TEACHER_ENCODINGS, Objective
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS
@@ -185,18 +185,24 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
   )
 
 
-def shape_of(step: Step, seconds: float) -> plan.Shape:
-  """Of a batch whose rows hold utterances of so many seconds, or are joined up to that."""
+def shape_of(step: Step, seconds: float, devices: int) -> plan.Shape:
+  """Of a batch whose rows hold utterances of so many seconds, or are joined up to that.
+
+  Args:
+    step: of a config.
+    seconds: of its utterances.
+    devices: that the run begins with.
+  """
   training = step.config.training
   reads_labels = step.objective.needs & {TRANSCRIPTS, HYPOTHESES}
   shapes = plan.shapes(
     np.array([seconds]),
-    batch_seconds=training.batch_seconds,
     buckets=1,
     frame_samples=step.frame_samples,
     join_seconds=training.join_seconds,
     labels_per_second=_LABELS_PER_SECOND if reads_labels else 0.0,
     speeds=tuple(training.speeds),
+    **batches.of_config(training, devices)._asdict(),
   )
   return shapes[-1]
 

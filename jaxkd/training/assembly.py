@@ -34,8 +34,8 @@ from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
+from jaxkd.training import batches, optim, workdir
 from jaxkd.training import objective as objective_lib
-from jaxkd.training import optim, workdir
 from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES, Objective
 from jaxkd.training.run import Blueprint, Data, Run
 from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
@@ -312,13 +312,13 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   per_second = _labels_per_second(data.train, spelling, nbest)
   shapes = plan.shapes(
     data.train.durations,
-    batch_seconds=training.batch_seconds,
     buckets=training.buckets,
     frame_samples=made.architecture.frame_samples,
     join_seconds=training.join_seconds,
     labels_per_second=per_second,
     speeds=tuple(training.speeds),
     grid=grid,
+    **batches.of_run(training, devices.size, made.folder)._asdict(),
   )
   plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0, grid=grid)
   if spelling is not None and None in data.train.texts:
@@ -350,6 +350,7 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
     epochs=training.epochs,
     eval_every_epochs=training.eval_every_epochs,
     save_every_steps=config.checkpoint.every_steps,
+    save_every_minutes=config.checkpoint.every_minutes,
     average=training.average,
     workers=config.data.workers,
     hypotheses=nbest,

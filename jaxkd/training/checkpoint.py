@@ -65,7 +65,12 @@ class Checkpoints:
     )
 
   def save_best(self, step: int, params, score: float) -> None:
-    """Offers parameters; they stay while `score` (lower is better) is among the k best."""
+    """Offers parameters; they stay while `score` (lower is better) is among the k best.
+
+    Those of a step that is evaluated again are there, or are offered again.
+    """
+    if step in self._best.all_steps():
+      return
     self._best.save(step, args=ocp.args.StandardSave(params), metrics={"score": score})
 
   def restore(self, like) -> tuple[object, dict] | None:

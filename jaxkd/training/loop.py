@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import console
 from jaxkd.data import plan as plan_lib
-from jaxkd.devices import flops, observe, sharding
+from jaxkd.devices import flops, observe, sharding, stopping
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.inference import priors, scoring
@@ -30,8 +30,8 @@ from jaxkd.training.run import Run
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_STEPS = 25
-_AGREE_EVERY_STEPS = 5
 _HOPELESS_UPDATES = 5
+_COMPILED_AT_ONCE = 4  # each takes a core, and memory
 
 
 @dataclasses.dataclass
@@ -40,6 +40,7 @@ class Position:
 
   Attributes:
     epoch, batch: the next global batch.
+    to_evaluate: whether the epoch before is evaluated first: it was saved before that.
     wall_seconds: spent so far, over all sittings.
     selected, frames: selected and real frames of the current epoch.
     selected_rate: of the last whole epoch.
@@ -50,6 +51,7 @@ class Position:
 
   epoch: int = 0
   batch: int = 0
+  to_evaluate: bool = False
   wall_seconds: float = 0.0
   selected: float = 0.0
   frames: float = 0.0
@@ -148,8 +150,12 @@ class _Loop:
       self.state, self.position = found[0], Position(**found[1])
       log.info("resumed at epoch %d, step %d", self.position.epoch, int(self.state.step))
     self.wall_before = self.position.wall_seconds
+    self.saved = time.monotonic()
     self.metrics = workdir.MetricsLog(
-      run.workdir, step=int(self.state.step), writes=mesh_lib.is_first()
+      run.workdir,
+      step=int(self.state.step),
+      writes=mesh_lib.is_first(),
+      evaluated=not self.position.to_evaluate,
     )
     self.planner = futures.ThreadPoolExecutor(1, "plan")
     self.coming: tuple[int, futures.Future] | None = None  # plan of the next epoch
@@ -194,6 +200,7 @@ class _Loop:
     def ask(signum, frame):
       self.stop = signum
       signal.signal(signal.SIGINT, signal.default_int_handler)
+      stopping.notice()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -206,16 +213,18 @@ class _Loop:
     run, position = self.run_, self.position
     if position.epoch < run.epochs:
       self.steps = self._compile()
-    while position.epoch < run.epochs:
-      self._epoch()
-      if position.epoch % run.eval_every_epochs == 0 or position.epoch == run.epochs:
+    while position.epoch < run.epochs or position.to_evaluate:
+      if not position.to_evaluate:
+        self._epoch()
+        self._save()
+      if position.to_evaluate:
         self._evaluate_epoch()
-      self._save()
+        position.to_evaluate = False
       if position.epoch < run.epochs:
         self._leave_if_asked()
 
   def _compile(self) -> dict:
-    """The train step for every batch shape, ahead of time, so that no epoch waits for it."""
+    """The train step for every batch shape, ahead of time and side by side."""
     run = self.run_
     step = step_lib.make_train_step(
       run.blueprint.graphdef,
@@ -226,23 +235,29 @@ class _Loop:
       mesh=run.mesh,
       state_shardings=run.state_shardings,
     )
-    compiled = {}
     started = time.monotonic()
     log.info(
       "compiling the update for batches of %s: once in each sitting, so that no epoch waits for it",
       _shape_names(run.shapes),
     )
-    with console.progress("compiling", len(run.shapes)) as update:
+    pool = futures.ThreadPoolExecutor(_COMPILED_AT_ONCE, "compile")
+    under_way = {}
+    try:
       for shape in run.shapes:
         batch = run.batch_struct(shape)
         args = (self.state, self.teacher_params, batch, self._epoch_number(), self.key)
         traced = step.trace(*args)
         self.flops[shape] = flops.count(traced.jaxpr)
-        compiled[shape] = traced.lower().compile()
-        update()
-        self._leave_if_asked()
+        under_way[shape] = pool.submit(traced.lower().compile)
+      with console.progress("compiling", len(run.shapes)) as update:
+        for found in under_way.values():
+          found.result()
+          update()
+          self._leave_if_asked()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
     log.info("compiled in %.0f s", time.monotonic() - started)
-    return compiled
+    return {shape: found.result() for shape, found in under_way.items()}
 
   def _epoch_number(self) -> jax.Array:
     return mesh_lib.put(np.int32(self.position.epoch), self.everywhere)
@@ -281,12 +296,13 @@ class _Loop:
         self._measure(done)
         self.broken.update(host.broken)
         position.batch += 1
-        if len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0:
+        logs = len(planned) == position.batch or position.batch % _LOG_EVERY_STEPS == 0
+        if logs:
           self.notes |= self._log(planned)
           update(0, **self.notes)
         if position.batch < len(planned):
           self._leave_if_asked()
-          if int(position.batch) % run.save_every_steps == 0:
+          if int(position.batch) % run.save_every_steps == 0 or self._is_time_to_save(logs):
             self._save()
         update()
     self._end_epoch()
@@ -311,6 +327,8 @@ class _Loop:
     position.selected = position.frames = position.infeasible = 0.0
     position.epoch += 1
     position.batch = 0
+    due = position.epoch % self.run_.eval_every_epochs == 0
+    position.to_evaluate = due or position.epoch == self.run_.epochs
 
   def _log(self, planned) -> dict:
     """Writes the means since the last call to metrics.jsonl and returns them for the bar."""
@@ -390,18 +408,26 @@ class _Loop:
       self.position.broken |= found
     self.broken = {}
 
+  def _is_time_to_save(self, logs: bool) -> bool:
+    """By the first process's clock; several ask it where they wait for their devices anyway."""
+    minutes = self.run_.save_every_minutes
+    if minutes == 0 or (jax.process_count() > 1 and not logs):
+      return False
+    return mesh_lib.agreed(time.monotonic() - self.saved >= 60 * minutes)
+
   def _save(self) -> None:
+    self.saved = time.monotonic()
     self.position.wall_seconds = self._wall()
     self._share_broken()
     self.checkpoints.save(int(self.state.step), self.state, dataclasses.asdict(self.position))
 
   def _leave_if_asked(self) -> None:
-    """Saves and leaves after a signal; several processes agree on it every few batches."""
+    """Saves and leaves after a signal; several processes agree after which batch."""
     stop = self.stop
     if jax.process_count() > 1:
-      if self.position.batch % _AGREE_EVERY_STEPS:
+      if not stopping.reached():
         return
-      stop = max((s for s in mesh_lib.gather(stop) if s is not None), default=None)
+      stop = max((s for s in mesh_lib.gather(stop) if s is not None), default=signal.SIGTERM)
     if stop is None:
       return
     self._save()

@@ -91,7 +91,7 @@ class Run:
     shapes: of training batches.
     eval_shapes: of evaluation batches.
     profile: first and last update that are traced, or None.
-    epochs, eval_every_epochs, save_every_steps: of the loop.
+    epochs, eval_every_epochs, save_every_steps, save_every_minutes: of the loop.
     average: best checkpoints in the final model.
     workers: processes that decode audio.
     hypotheses: of the training data, where they are learnt from.
@@ -117,6 +117,7 @@ class Run:
   epochs: int
   eval_every_epochs: int
   save_every_steps: int
+  save_every_minutes: float
   average: int
   workers: int
   hypotheses: Hypotheses | None

@@ -294,8 +294,12 @@ class MetricsLog:
   `metrics.jsonl` holds what the run computes, the same each time it runs; `speed.jsonl` how fast.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, step: int, writes: bool = True):
+  def __init__(
+    self, workdir: pathlib.Path, *, step: int, writes: bool = True, evaluated: bool = True
+  ):
     """Drops rows after `step`; with `writes` False nothing is touched or written.
+
+    `evaluated` False drops the figures on dev of that step, too: it is evaluated again.
 
     Raises:
       UserError: a damaged line, other than a last one that a kill cut short.
@@ -305,7 +309,7 @@ class MetricsLog:
       return
     for name in ("metrics", "speed"):
       path = workdir / f"{name}.jsonl"
-      files.write_bytes(path, _rows_up_to(path, step))
+      files.write_bytes(path, _rows_up_to(path, step, evaluated))
       self._files[name] = path.open("a")
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -327,13 +331,15 @@ class MetricsLog:
       file.close()
 
 
-def _rows_up_to(path: pathlib.Path, step: int) -> bytes:
-  """The lines of a file of rows whose step is not after `step`."""
+def _rows_up_to(path: pathlib.Path, step: int, evaluated: bool) -> bytes:
+  """The lines of a file of rows whose step is not after `step`; see `MetricsLog`."""
   lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
   kept = []
   for number, line in enumerate(lines, 1):
     try:
-      if json.loads(line)["step"] <= step:
+      row = json.loads(line)
+      again = row["step"] == step and not evaluated and any(k.startswith("dev/") for k in row)
+      if row["step"] <= step and not again:
         kept.append(line + b"\n")
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(f"{path}, line {number} is damaged: remove that line") from error

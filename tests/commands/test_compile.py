@@ -87,7 +87,7 @@ def test_a_full_size_step_has_the_operations_of_the_benchmarks_formula():
   config, _ = overrides.parse(["", f"--config={ROOT}/configs/symmetric.py:tedlium"])
   devices = mesh.make_mesh(1, jax.devices()[:1])
   steps = {step.name: step for step in ahead.steps_of(config)}
-  shape = ahead.shape_of(steps["student"], 8.0)._replace(rows=1)
+  shape = ahead.shape_of(steps["student"], 8.0, 8)._replace(rows=1)
   sizes = types.SimpleNamespace(rows=1, seconds=shape.samples / 16_000)
   expected = benchmark.gflop(sizes)
   found = {

@@ -10,7 +10,7 @@ import pytest
 
 import corpus
 from jaxkd.commands import guard
-from jaxkd.errors import Interrupted, UserError
+from jaxkd.errors import Interrupted, TryAgain, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,7 @@ def environment(*folders) -> dict[str, str]:
   ("raised", "status", "words"),
   [
     (UserError("config.x is 1"), 2, "error: config.x is 1"),
+    (TryAgain("a worker has died"), 75, "error: a worker has died"),
     (OSError(errno.ENOSPC, "No space left on device"), 2, "error: no space left on device"),
     (RuntimeError("write failed: No space left on device"), 2, "error: no space left"),
     (KeyboardInterrupt(), 130, "interrupted"),
@@ -47,6 +48,25 @@ def test_a_line_and_a_status(monkeypatch, capfd, raised, status, words):
   assert guard.guard(command) == status
   printed = capfd.readouterr()
   assert words in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.parametrize(
+  ("said", "status", "words"),
+  [
+    ("UNAVAILABLE: Connection reset by\npeer", 75, "error: another process of this run is gone (U"),
+    ("INVALID_ARGUMENT: shapes", 1, "Traceback"),
+  ],
+)
+def test_a_peer_that_is_gone_may_come_back(monkeypatch, capfd, said, status, words):
+  monkeypatch.setenv("JAXKD_PROCESSES", "2")
+  monkeypatch.setattr(guard, "_leave_at_once", lambda status: status)
+
+  def command():
+    raise type("JaxRuntimeError", (RuntimeError,), {})(said)
+
+  assert guard.guard(command) == status
+  printed = capfd.readouterr().err
+  assert printed.startswith(words) and (status == 1 or printed.count("\n") == 1)
 
 
 def test_a_launcher_can_tell_a_stopped_run(monkeypatch, capfd):

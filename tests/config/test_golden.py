@@ -28,6 +28,10 @@ def test_recipes_without_a_size_are_what_they_were_before_there_were_sizes(recip
   assert (now["kd"].pop("delays"), now["kd"].pop("softness")) == ([0], 1.0)
   assert (now["kd"].pop("blank_scale"), now["kd"].pop("consistency")) == (1.0, 0.0)
   assert now["kd"].pop("targets") == "hypotheses"
+  for training in (now["training"], now["teacher"]["training"]):
+    assert training.pop("batch_seconds_per_device") == 0 and training.pop("row_multiple") < 2
+  now["teacher"]["training"]["remat"] = False
+  assert now["checkpoint"].pop("every_minutes") == 10
   assert (now["data"].pop("min_seconds"), now["data"].pop("max_seconds")) == (0.1, 40.0)
   # The characters were said; auto finds the same ones in English.
   assert now["labels"]["alphabet"] == config_lib.AUTO

@@ -9,6 +9,13 @@ from golden_configs import RECORDED
 from jaxkd import config as config_lib
 from jaxkd.errors import UserError
 
+# Before saves by time, rows in multiples of devices, and layers that are computed again.
+OTHERS = {
+  "checkpoint.every_minutes": 0.0,
+  "training.row_multiple": 1,
+  "teacher.training.row_multiple": 1,
+  "teacher.training.remat": False,
+}
 # Before there were limits.
 LENGTHS = {"min_seconds": 0.0, "max_seconds": 1e6}
 
@@ -22,6 +29,7 @@ def test_stored_configs_without_a_number_become_todays(name):
   with now.unlocked():
     now.data.update(LENGTHS)
     now.labels.alphabet = config_lib.ALPHABET
+    now.update_from_flattened_dict(OTHERS)
   assert found.to_dict() == now.to_dict()
   with found.unlocked():  # and a variant's name is no obstacle
     found.variant = "symmetric"
@@ -34,6 +42,7 @@ def test_the_first_versions_config_gets_the_values_that_it_had():
   filled = config_lib.flat(now).keys() - _flat(RECORDED["oldest demo"]).keys()
   assert len(filled) > 15
   wanted = config_lib.flat(now) | {f"data.{name}": value for name, value in LENGTHS.items()}
+  wanted |= OTHERS
   wanted["labels.alphabet"] = config_lib.ALPHABET
   for name in filled:
     assert config_lib.flat(found)[name] == wanted[name]
@@ -105,7 +114,8 @@ def test_binding_is_what_the_result_depends_on():
     *(f"data.{field}" for field in ("train", "teacher_train", "dev", "test", "root", "workers")),
     *("data.min_seconds", "data.max_seconds", "labels.lexicon", "labels.alphabet"),
     *("training.remat", "teacher.training.remat", "mesh.fsdp", "profile"),
-    "checkpoint.every_steps",
+    *("training.row_multiple", "teacher.training.row_multiple"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes"),
   }
   assert binding["training.epochs"] == 8 and binding["training.lr"] == [1e-4, 3e-3, 3e-4, 1e-6]
   assert json.loads(json.dumps(binding)) == binding

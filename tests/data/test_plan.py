@@ -75,6 +75,23 @@ def test_a_batch_has_at_least_one_row():
   assert shape.rows == 1
 
 
+@pytest.mark.parametrize(
+  ("room", "multiple", "rows", "strict"),
+  [
+    (19, 1, 19, 19),
+    (19, 8, 16, 16),
+    (23, 8, 24, 16),
+    (19, 16, 16, 16),
+    (11, 16, 11, 16),  # other batches by more than a fifth are filled up
+    (3, 256, 3, 256),
+    (0, 4, 1, 4),
+  ],
+)
+def test_rows_are_a_multiple_of_the_devices_where_that_changes_little(room, multiple, rows, strict):
+  assert plan._row_count(room + 0.5, multiple, strict=False) == rows
+  assert plan._row_count(room + 0.5, multiple, strict=True) == strict
+
+
 def test_rows_are_stretched_rather_than_given_a_second_shape():
   held = make_shapes(np.array([1.0, 7.0]), batch_seconds=60.0, buckets=2, join_seconds=6.0)
   assert len(held) == 1 and held[0].samples >= 7 * RATE

@@ -218,6 +218,47 @@ def test_mesh_must_divide_the_devices():
     mesh_lib.make_mesh(3)
 
 
+class Chip:
+  """A device of a slice, such as TPUs are."""
+
+  platform, device_kind = "other", "chip"
+
+  def __init__(self, number: int, slice_index: int):
+    self.id, self.slice_index, self.process_index = number, slice_index, 0
+
+
+def chips(*counts: int) -> list[Chip]:
+  slices = [i for i, count in enumerate(counts) for _ in range(count)]
+  return [Chip(number, i) for number, i in enumerate(slices)]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_parameters_are_split_inside_of_slices(fsdp):
+  mixed = chips(4, 4, 4)[::-1]
+  found = mesh_lib.make_mesh(fsdp, mixed).devices
+  assert found.shape == (12 // fsdp, fsdp)
+  assert all(len({d.slice_index for d in row}) == 1 for row in found)
+  assert [d.slice_index for d in found[:, 0]] == sorted(d.slice_index for d in found[:, 0])
+
+
+def test_slices_that_do_not_match():
+  with pytest.raises(UserError, match="do not match: 4 in slice 0, 2 in slice 1 devices"):
+    mesh_lib.make_mesh(1, chips(4, 2))
+  with pytest.raises(UserError, match="fsdp is 8: .* the 4 devices of each of the 2 slices: 1, 2"):
+    mesh_lib.make_mesh(8, chips(4, 4))
+
+
+@pytest.mark.parametrize("slices", [(8,), (4, 4)])
+def test_devices_without_a_ring_are_taken_as_they_are_numbered(monkeypatch, slices):
+  def refuse(*args, **options):
+    raise NotImplementedError("Failed to find assignment for logical_axis_index 1")
+
+  for name in ("create_device_mesh", "create_hybrid_device_mesh"):
+    monkeypatch.setattr(mesh_lib.mesh_utils, name, refuse)
+  found = mesh_lib.make_mesh(2, chips(*slices)).devices
+  assert [d.id for d in found.reshape(-1)] == list(range(8))
+
+
 @pytest.mark.parametrize("shards", [1, 2, 3, 8])
 def test_shards_load_the_rows_of_the_plan_and_nothing_twice(shards):
   class Tones:

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import pytest
 
 import corpus
 import whole_runs
+from jaxkd.devices import mesh
+from jaxkd.errors import TryAgain, UserError
 
 pytestmark = pytest.mark.slow
 # With 4, two cores take minutes: JAXKD_TEST_PROCESSES=4 python -m pytest tests/test_processes.py
@@ -76,13 +77,24 @@ def assert_close(a: pathlib.Path, b: pathlib.Path) -> None:
   assert steps[0] == steps[1]
 
 
-def test_two_die_and_another_number_resumes_to_where_one_ends(lab):
+def wait_for_step(script: subprocess.Popen, folder: pathlib.Path, step: int) -> None:
+  while not any(found >= step for found in whole_runs.steps(folder)):
+    assert script.poll() is None, script.communicate()[0]
+    time.sleep(0.02)
+
+
+def test_two_are_stopped_and_die_and_another_number_resumes_to_where_one_ends(lab):
   whole_runs.finish([sys.executable, "-m", "jaxkd.main", *line(lab, "one")])
   folder = lab / "several"
   script = start(lab, "several", 2)
-  while not any(step >= 6 for step in whole_runs.steps(folder)):
-    assert script.poll() is None, script.communicate()[0]
-    time.sleep(0.02)
+  wait_for_step(script, folder, 3)
+  # One process is told, and all stop after the same update.
+  of(script)[1].terminate()
+  log = finish(script)
+  assert log.count("stopped and saved") == 2 and not (folder / "results.json").exists()
+  stopped = max(whole_runs.steps(folder))
+  script = start(lab, "several", 2)
+  wait_for_step(script, folder, max(6, stopped + 1))
   of(script)[1].kill()
   died = time.monotonic()
   log, _ = script.communicate(timeout=120)
@@ -95,20 +107,6 @@ def test_two_die_and_another_number_resumes_to_where_one_ends(lab):
   assert_close(lab / "one", folder)
 
 
-def test_sigterm_reaches_all_and_is_saved(lab):
-  folder = lab / "stopped"
-  script = start(lab, "stopped", 2)
-  while not any(step >= 3 for step in whole_runs.steps(folder)):
-    assert script.poll() is None, script.communicate()[0]
-    time.sleep(0.02)
-  script.send_signal(signal.SIGTERM)
-  log = finish(script)
-  assert log.count("stopped and saved") == 2 and not (folder / "results.json").exists()
-  # Back on one process.
-  whole_runs.finish([sys.executable, "-m", "jaxkd.main", *line(lab, "stopped")])
-  assert whole_runs.metrics(folder)
-
-
 @pytest.mark.parametrize(
   ("given", "words"),
   [
@@ -118,24 +116,29 @@ def test_sigterm_reaches_all_and_is_saved(lab):
       {"JAXKD_PROCESSES": "2", "JAXKD_PROCESS": "1", "JAXKD_COORDINATOR": "here"},
       "JAXKD_COORDINATOR is 'here': it must be HOST:PORT",
     ),
-    (
-      {"JAXKD_PROCESSES": "2", "JAXKD_PROCESS": "1", "JAXKD_COORDINATOR": "localhost:{port}"},
-      "the other processes at localhost:.* were not reached in 3 s .JAXKD_TIMEOUT.",
-    ),
   ],
 )
-def test_processes_that_cannot_meet_are_one_line(lab, given, words):
+def test_wrong_variables_are_one_line(monkeypatch, given, words):
+  for name, value in given.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match=words) as caught:
+    mesh.start_processes()
+  assert not isinstance(caught.value, TryAgain)
+
+
+def test_a_coordinator_that_is_not_there_may_come(lab):
   with socket.socket() as free:
     free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  given = {k: v.format(port=port) for k, v in given.items()} | {"JAXKD_TIMEOUT": "3"}
+    place = f"localhost:{free.getsockname()[1]}"
+  given = {"JAXKD_PROCESSES": "2", "JAXKD_PROCESS": "1", "JAXKD_COORDINATOR": place}
   found = subprocess.run(
     [sys.executable, "-m", "jaxkd.main", *line(lab, "alone")],
-    env=os.environ | whole_runs.environment() | given,
+    env=os.environ | whole_runs.environment() | given | {"JAXKD_TIMEOUT": "3"},
     cwd=corpus.ROOT,
     capture_output=True,
     text=True,
     timeout=120,
   )
-  assert found.returncode == 2, found.stderr
+  assert found.returncode == 75, found.stderr
+  words = "error: the other processes at localhost:.* were not reached in 3 s .JAXKD_TIMEOUT."
   assert re.search(words, found.stderr) and not (lab / "alone").exists()

@@ -109,7 +109,7 @@ def test_killed_worker_process_ends_the_run_which_resumes(lab):
     time.sleep(0.01)
   children[0].kill()
   _, log = process.communicate(timeout=120)
-  assert process.returncode == 2, log
+  assert process.returncode == 75, log
   assert "error: a process that decodes audio (config.data.workers) has died" in log
   assert "Traceback" not in log and whole_runs.steps(folder)
 

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -342,6 +343,24 @@ def test_stop_between_epochs(lab, teacher, finished, monkeypatch):
   assert (found["test"], found["dev"]) == (finished[0]["test"], finished[0]["dev"])
   models = [kept.read(lab / n).load(mesh_lib.make_mesh()) for n in ("stopped", "symmetric")]
   jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
+
+
+@pytest.mark.parametrize(
+  ("minutes", "processes", "logs", "saves"),
+  [
+    (1.0, 1, False, True),
+    (3.0, 1, True, False),
+    (0.0, 1, True, False),
+    (1.0, 2, False, False),  # they do not wait for their devices for that
+    (1.0, 2, True, True),
+  ],
+)
+def test_saves_by_time(monkeypatch, minutes, processes, logs, saves):
+  monkeypatch.setattr(jax, "process_count", lambda: processes)
+  monkeypatch.setattr(train.mesh_lib, "agreed", lambda value: value)
+  run = SimpleNamespace(save_every_minutes=minutes)
+  loop = SimpleNamespace(run_=run, saved=time.monotonic() - 120)
+  assert train._Loop._is_time_to_save(loop, logs) == saves
 
 
 @pytest.mark.parametrize("dev", ["", "unlabelled.jsonl"])

@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import os
 import pathlib
 
-from jaxkd.errors import UserError
+from jaxkd.errors import TryAgain, UserError
 from jaxkd.files import write_json
 from jaxkd.labels import TokenVocabulary, Vocabulary
 from jaxkd.models.huggingface import families, tensors, tokenizers, wav2vec2
@@ -57,7 +58,17 @@ def _fetch(source: str, files: list[str], others: list[str] | None) -> pathlib.P
     return pathlib.Path(snapshot_download(source, allow_patterns=files, ignore_patterns=others))
   except Exception as error:  # the hub's and the network's many kinds
     reason = " ".join(str(error).split())[:200]
-    raise UserError(f"{_not_there(source)} ({type(error).__name__}: {reason})") from error
+    kind = TryAgain if _may_pass(error) else UserError
+    raise kind(f"{_not_there(source)} ({type(error).__name__}: {reason})") from error
+
+
+def _may_pass(error: Exception) -> bool:
+  """Whether the hub was not reached, or is busy, rather than that it has refused."""
+  status = getattr(getattr(error, "response", None), "status_code", None)
+  if status is not None:
+    return status == 429 or status >= 500
+  # What is no name of a model is refused before the hub is asked.
+  return not isinstance(error, ValueError) and not os.environ.get("HF_HUB_OFFLINE")
 
 
 def _not_there(source: str) -> str:

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from jaxkd.errors import UserError
+from jaxkd.errors import TryAgain, UserError
 
 # As the hub has it: each part of letters, digits, - _ and ., 96 characters in all.
 _NAME = re.compile(r"(?!.{97})\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
@@ -53,7 +53,8 @@ def push(folder: pathlib.Path, files: list[pathlib.Path], name: str, *, private:
       commit_message="Upload by jaxkd convert",
     )
   except Exception as error:  # the hub's and the network's many kinds
-    raise UserError(
+    answered = getattr(error, "response", None) is not None or isinstance(error, ValueError)
+    raise (UserError if answered else TryAgain)(
       f"--push={name}: {_reason(error, api.endpoint)}; {folder} is written"
     ) from error
   return str(url)

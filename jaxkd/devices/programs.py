@@ -1,0 +1,103 @@
+"""Compiled programs that are kept from run to run, by JAX's own persistent cache."""
+
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import secrets
+import tempfile
+from collections.abc import Callable
+
+from jaxkd.errors import UserError
+
+log = logging.getLogger(__name__)
+_OF_JAX = "JAX_COMPILATION_CACHE_DIR"
+_MOST_BYTES = 4 * 2**30
+
+
+def keep(cache: Callable[[], pathlib.Path]) -> None:
+  """Says where, by the environment; called before JAX is loaded.
+
+  JAXKD_PROGRAMS: a folder, a bucket such as gs://mine/programs, or off. What JAX itself was told
+  stays. A folder that cannot be written is a line in the log, and nothing is kept.
+
+  Args:
+    cache: the user's cache, whose folder programs/ is taken where nothing is said.
+  """
+  given = os.environ.get("JAXKD_PROGRAMS", "")
+  if given == "off" or _OF_JAX in os.environ:
+    return
+  if "://" in given:
+    os.environ[_OF_JAX] = given
+    return
+  try:
+    folder = pathlib.Path(given).expanduser() if given else cache() / "programs"
+    folder = folder.absolute() / _machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    _tidy(folder)
+  except (OSError, RuntimeError, UserError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    log.warning(
+      "compiled programs are not kept (%s): JAXKD_PROGRAMS=FOLDER says where they can be, "
+      "JAXKD_PROGRAMS=off that they need not",
+      reason,
+    )
+    return
+  os.environ[_OF_JAX] = str(folder)
+
+
+def _machine() -> str:
+  """A name for this kind of processor: programs for its CPU run on no other."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  features = next((x for x in lines if x.startswith(("flags", "Features"))), platform.processor())
+  return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+def _tidy(folder: pathlib.Path) -> None:
+  """Removes the oldest programs where there is more than enough of them."""
+  found = [(entry.stat(), entry.path) for entry in os.scandir(folder) if entry.is_file()]
+  total = sum(stat.st_size for stat, _ in found)
+  for stat, path in sorted(found, key=lambda x: x[0].st_mtime):
+    if total <= _MOST_BYTES:
+      return
+    pathlib.Path(path).unlink(missing_ok=True)
+    total -= stat.st_size
+
+
+def check_shared(gather: Callable[[object], list], *, is_first: bool) -> None:
+  """Keeps nothing where the processes of a run do not see one folder.
+
+  The first alone writes. If it found what the others must compile, it would not take part in what
+  compilers of several hosts do together.
+
+  Args:
+    gather: a value of each process → those of all.
+    is_first: whether this is the first process.
+  """
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  place = jax.config.jax_compilation_cache_dir or ""
+  places = gather(place)
+  if not any(places) or all("://" in place for place in places):
+    return
+  token = pathlib.Path(place) / f".shared-{gather(secrets.token_hex(8))[0]}"
+  if is_first and place:
+    token.touch()
+  gather(None)
+  shared = all(gather(bool(place) and token.exists()))
+  if is_first and place:
+    token.unlink(missing_ok=True)
+  if not shared:
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    log.info(
+      "compiled programs are not kept: not all processes see %s; JAXKD_PROGRAMS can be a folder "
+      "that they share, or a bucket",
+      place,
+    )

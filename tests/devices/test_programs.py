@@ -1,0 +1,111 @@
+"""Where compiled programs are kept, and what is said where they are not."""
+
+import logging
+import os
+import pathlib
+import threading
+
+import jax
+import pytest
+
+from jaxkd.devices import programs
+
+OF_JAX = "JAX_COMPILATION_CACHE_DIR"
+
+
+@pytest.fixture(autouse=True)
+def told_nothing(monkeypatch):
+  # What is put into the environment is taken out again.
+  monkeypatch.setenv(OF_JAX, "")
+  for name in (OF_JAX, "JAXKD_PROGRAMS"):
+    monkeypatch.delenv(name, raising=False)
+
+
+def test_they_are_kept_in_the_users_cache(tmp_path):
+  programs.keep(lambda: tmp_path)
+  folder = pathlib.Path(os.environ[OF_JAX])
+  assert folder.is_dir() and folder.parent == tmp_path / "programs"
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "kept"),
+  [
+    ("JAXKD_PROGRAMS", "off", None),
+    ("JAXKD_PROGRAMS", "gs://mine/programs", "gs://mine/programs"),
+    (OF_JAX, "/told", "/told"),
+  ],
+)
+def test_where_it_is_said(monkeypatch, name, value, kept):
+  monkeypatch.setenv(name, value)
+  programs.keep(lambda: pytest.fail("not asked"))
+  assert os.environ.get(OF_JAX) == kept
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, caplog, tmp_path):
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("JAXKD_PROGRAMS", str(tmp_path / "file"))
+  programs.keep(lambda: tmp_path)
+  assert OF_JAX not in os.environ
+  (record,) = caplog.records
+  assert "are not kept (Not a directory): JAXKD_PROGRAMS=FOLDER" in record.getMessage()
+
+
+def test_the_oldest_go(monkeypatch, tmp_path):
+  for age, name in enumerate("abc"):
+    (tmp_path / name).write_bytes(bytes(10))
+    os.utime(tmp_path / name, (1000 - age, 1000 - age))
+  monkeypatch.setattr(programs, "_MOST_BYTES", 20)
+  programs._tidy(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+  ("places", "kept"),
+  [
+    (("a", "a"), True),
+    (("a", "b"), False),
+    (("a", ""), False),
+    (("", ""), None),
+    (("gs://b/c", "gs://b/c"), None),
+  ],
+)
+def test_processes_keep_them_where_all_see_one_folder(monkeypatch, caplog, tmp_path, places, kept):
+  caplog.set_level(logging.INFO)
+  for name in "ab":
+    (tmp_path / name).mkdir()
+  barrier, said, local = threading.Barrier(2), [None, None], threading.local()
+
+  class Config:
+    """Of two processes, which are threads here."""
+
+    @property
+    def jax_compilation_cache_dir(self):
+      place = places[local.number]
+      return str(tmp_path / place) if place and "://" not in place else place
+
+    def update(self, name, value):
+      changed.append((local.number, name, value))
+
+  def gather(value):
+    said[local.number] = value
+    barrier.wait(5)
+    found = list(said)
+    barrier.wait(5)
+    return found
+
+  def process(number):
+    local.number = number
+    programs.check_shared(gather, is_first=number == 0)
+
+  changed = []
+  monkeypatch.setattr(jax, "config", Config())
+  threads = [threading.Thread(target=process, args=(number,)) for number in (0, 1)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  off = [(number, "jax_compilation_cache_dir", None) for number in (0, 1)]
+  assert sorted(changed) == (off if kept is False else [])
+  said_of = [r for r in caplog.records if r.name == programs.__name__]
+  assert len(said_of) == 2 * (kept is False)
+  assert not list(tmp_path.glob("*/*"))
