@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -11,6 +12,8 @@ import time
 
 import pytest
 
+from jaxkd import config as config_lib
+from jaxkd.config import overrides
 from stand_ins import COMMIT, LAUNCH, House
 
 # pip puts it beside Python, which need not be in PATH.
@@ -100,6 +103,33 @@ def test_wrong_usage_is_one_line_and_status_2(house, script, args, words):
   out, err = house.run(script, *args, status=2)
   assert not out and err.startswith("error: ") and len(err.splitlines()) == 1 and words in err
   assert house.calls() == [] and not (house.root / "x").exists()
+
+
+def pasted() -> list[str]:
+  """The lines of the pages whose scripts are here."""
+  pages = [LAUNCH.parent / "README.md", *sorted((LAUNCH.parent / "docs").glob("*.md"))]
+  found = [line for page in pages for line in page.read_text().splitlines()]
+  return [line for line in found if line.startswith(("launch/", "sbatch "))]
+
+
+@pytest.mark.parametrize("line", pasted())
+def test_lines_of_the_pages_are_understood(house, line):
+  words = shlex.split(line, comments=True)
+  if words[0] == "sbatch":
+    place = words.index("launch/slurm.sbatch")
+    flags = "--(nodes|gpus-per-node|ntasks-per-node|time)=[0-9:]+"
+    assert all(re.fullmatch(flags, word) for word in words[1:place])
+    script, args = "slurm.sbatch", ["--dry-run", *words[place + 1 :]]
+  else:
+    script = words[0].removeprefix("launch/")
+    args = [words[1], "--dry-run", *words[2:]]
+  out, err = house.run(script, *args)
+  assert out and not err  # no note that a run could not resume, either
+  if "--config=" in line:
+    main = words[next(i for i, word in enumerate(words) if word.startswith("--config=")) :]
+    config, folder = overrides.parse(["", *main])
+    config_lib.check(config)
+    assert folder and (config.recipe == "demo" or config.data.root)
 
 
 # local.sh
