@@ -36,7 +36,7 @@ example: %(prog)s small --recipe=demo"""
     "grid",
     metavar="GRID",
     help=f"one of {', '.join(overrides_lib.grids())}, or a file that "
-    "defines get_grid(recipe): scales, seeds, and variants with the fields that vary",
+    "defines get_grid(recipe): scales, seeds, variants with the fields that vary, and claims",
   )
   add("--recipe", default="demo", help=line.recipes())
   add("--folder", metavar="DIR", help="where all runs are kept (default runs/GRID-RECIPE)")
@@ -60,7 +60,8 @@ example: %(prog)s small --recipe=demo"""
 def run(args) -> int:
   """Runs the grid; returns the exit status: 1 where a run failed."""
   path, recipe = overrides_lib.find_grid(args.grid), args.recipe
-  cells = cells_of(load(path, recipe), recipe, tuple(args.config_fields), args.unlabelled)
+  grid = load(path, recipe)
+  cells = cells_of(grid, recipe, tuple(args.config_fields), args.unlabelled)
   cells = chosen(cells, args.only)
   folder = pathlib.Path(args.folder or f"runs/{path.stem}-{recipe}")
   if args.dry_run:
@@ -75,9 +76,10 @@ def run(args) -> int:
 
   plots.library()  # before hours of training rather than after
   mesh.start_processes()
-  failed = train_all(cells, folder)
+  failed = train_all(cells, folder, each_its_teacher=grid["teachers"] == "each")
   if mesh.is_first():
-    found = report.write(sorted(p.parent for p in folder.glob("*/config.json")), folder / "report")
+    workdirs = sorted(p.parent for p in folder.glob("*/config.json"))
+    found = report.write(workdirs, folder / "report", claims=grid["claims"])
     console.out.print(f"report: {found}", highlight=False, markup=False, soft_wrap=True)
   return 1 if failed else 0
 
@@ -98,7 +100,18 @@ class Cell:
 
 
 def load(path: pathlib.Path, recipe: str) -> dict:
-  """The grid of a file: `scales`, `seeds`, and `variants`: name → field → values.
+  """The grid of a file.
+
+  Args:
+    path: of a file that defines get_grid(recipe).
+    recipe: it is for.
+
+  Returns:
+    scales, seeds: of all runs.
+    variants: name → its fields, each with the values that it takes, or pairs of these where a name
+      comes more than once; kd.scale among the fields takes the place of `scales`.
+    teachers: "one" for all seeds, which is the default, or "each" seed its own.
+    claims: what the report is to judge (`jaxkd.report.claims.Claim`), as dicts.
 
   Raises:
     UserError: the file defines no grid.
@@ -108,8 +121,10 @@ def load(path: pathlib.Path, recipe: str) -> dict:
   module = importlib.util.module_from_spec(importlib.util.spec_from_loader(path.stem, loader))
   try:
     loader.exec_module(module)
-    grid = module.get_grid(recipe)
-    return {name: grid[name] for name in ("scales", "seeds", "variants")}
+    grid = {"teachers": "one", "claims": []} | module.get_grid(recipe)
+    if grid["teachers"] not in ("one", "each"):
+      raise ValueError(f"teachers is {grid['teachers']!r}; it must be 'one' or 'each'")
+    return {name: grid[name] for name in ("scales", "seeds", "variants", "teachers", "claims")}
   except Exception as error:  # whatever the file raises
     raise UserError(
       f"{path}: get_grid(recipe) must return a dict of scales, seeds and variants: "
@@ -124,10 +139,13 @@ def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: st
     UserError: a variant, field or value that does not exist or fit.
   """
   cells = []
-  for seed, (variant, fields) in itertools.product(grid["seeds"], grid["variants"].items()):
+  variants = grid["variants"]
+  pairs = variants.items() if isinstance(variants, dict) else variants
+  for seed, (variant, given) in itertools.product(grid["seeds"], pairs):
+    fields = dict(given)
     first = _cell(variant, recipe, overrides, None, {}, seed, unlabelled)
     # A variant without distillation has no scale.
-    scales = grid["scales"] if first.config.kd.scale else (None,)
+    scales = fields.pop("kd.scale", grid["scales"]) if first.config.kd.scale else (None,)
     for scale, values in itertools.product(scales, itertools.product(*fields.values())):
       chosen = dict(zip(fields, values, strict=True))
       cells.append(_cell(variant, recipe, overrides, scale, chosen, seed, unlabelled))
@@ -142,10 +160,11 @@ def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled
   if unlabelled and not config_lib.reads_transcripts(overrides_lib.parse(["", *given])[0].kd):
     given.append(f"--config.data.train={unlabelled}")
   config = overrides_lib.parse(["", *given])[0]
-  parts = [variant, *(f"{field.rpartition('.')[2]}{value}" for field, value in fields.items())]
+  named = {field: value for field, value in fields.items() if field != "data.train"}
+  parts = [variant, *(f"{field.rpartition('.')[2]}{value}" for field, value in named.items())]
   parts += [] if scale is None else [f"scale{scale}"]
-  train = config_lib.train_data(config)
-  parts += [pathlib.Path(train).stem.rpartition(":")[2], f"s{seed}"]
+  train = config_lib.train_data(config).split(",")
+  parts += ["+".join(pathlib.Path(spec).stem.rpartition(":")[2] for spec in train), f"s{seed}"]
   return Cell("-".join(parts), tuple(given), config)
 
 
@@ -165,8 +184,15 @@ def chosen(cells: list[Cell], only: str) -> list[Cell]:
   return [cell for cell in cells if cell.name.startswith(tuple(beginnings))]
 
 
-def train_all(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
+def train_all(
+  cells: list[Cell], folder: pathlib.Path, *, each_its_teacher: bool = False
+) -> dict[str, str]:
   """Trains what is not finished; a run that fails is left, and the others go on.
+
+  Args:
+    cells: of the grid.
+    folder: of its workdirs.
+    each_its_teacher: whether each seed has its own teacher; else the first seed's is all others'.
 
   Returns:
     Name of each run that failed → why.
@@ -184,13 +210,16 @@ def train_all(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".programs"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   opened: dict = {}
-  source = _teacher(cells, folder, opened)
+  sources: dict[int, str] = {}  # seed → workdir of its teacher
   rows: dict[str, dict | str] = {}
   for cell in cells:
     started = time.monotonic()
     config = cell.config.copy_and_resolve_references().unlock()
     if config.teacher.source == "train":
-      config.teacher.source = source
+      seed = config.seed if each_its_teacher else cells[0].config.seed
+      if seed not in sources:
+        sources[seed] = _teacher(config.copy_and_resolve_references(), seed, folder, opened)
+      config.teacher.source = sources[seed]
     try:
       plan = assembly.plan_run(config.lock(), folder / cell.name, opened)
       rows[cell.name] = loop.carry_out(plan)
@@ -204,14 +233,12 @@ def train_all(cells: list[Cell], folder: pathlib.Path) -> dict[str, str]:
   return {name: found for name, found in rows.items() if isinstance(found, str)}
 
 
-def _teacher(cells: list[Cell], folder: pathlib.Path, opened: dict) -> str:
-  """The workdir of the teacher that the runs share, trained first, with the first one's seed."""
+def _teacher(config: ConfigDict, seed: int, folder: pathlib.Path, opened: dict) -> str:
+  """The workdir of the teacher of a config with a seed, trained first."""
   from jaxkd.training import assembly, loop
 
-  asking = [cell.config for cell in cells if cell.config.teacher.source == "train"]
-  if not asking:
-    return ""
-  teacher = assembly.plan_run(asking[0], folder / "run", opened).teacher
+  config.seed = seed
+  teacher = assembly.plan_run(config, folder / "run", opened).teacher
   loop.carry_out(teacher)
   return str(teacher.folder)
 

@@ -154,6 +154,15 @@ def _demo(config: ConfigDict, size: str) -> None:
     config.training.epochs = 8
 
 
+def _sentences(config: ConfigDict, size: str) -> None:
+  _corpus("sentences")(config, size)
+  if size == "tiny":
+    # Two or three sentences are a row.
+    for block in (config.training, config.teacher.training):
+      block.update(join_seconds=16.0, batch_seconds=64.0)
+    config.training.epochs = 14
+
+
 def _prompts(config: ConfigDict, size: str) -> None:
   _corpus("prompts")(config, size)
   if size == "tiny":
@@ -200,6 +209,7 @@ class Data(NamedTuple):
 
 DATA = {
   "demo": Data("synthetic speech that is made here", "tiny", _demo),
+  "sentences": Data("synthetic sentences with pauses and noise: harder", "tiny", _sentences),
   "manifest": Data("your own: config.data.train and the like", "tiny", lambda config, size: None),
   "digits": Data("recorded digits, in config.data.root", "tiny", _corpus("digits")),
   "prompts": Data("Debian's recorded telephone prompts", "tiny", _prompts),

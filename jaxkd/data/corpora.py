@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from jaxkd import console
-from jaxkd.data import cache, demo, digits, prompts
+from jaxkd.data import cache, demo, digits, prompts, sentences
 from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
 
@@ -48,6 +48,9 @@ CORPORA = {
   "demo": _Corpus(lambda o: demo.VERSION, lambda o: demo.splits(), demo.UTTERANCES),
   "digits": _Corpus(
     lambda o: digits.key(o.root, o.split_by), lambda o: digits.splits(o.root, o.split_by), 1500
+  ),
+  "sentences": _Corpus(
+    lambda o: sentences.VERSION, lambda o: sentences.splits(), sentences.UTTERANCES
   ),
   "prompts": _Corpus(lambda o: prompts.key(o.root), lambda o: prompts.splits(o.root), 500),
 }

@@ -3,23 +3,15 @@
 Dev and test are spoken by voices of which train and unlabelled have none.
 """
 
-import ctypes
 from collections.abc import Iterator
 
 import numpy as np
 
+from jaxkd.data.espeak import ACCENTS, HEARD, UNHEARD, Espeak
 from jaxkd.data.rows import Row, background
-from jaxkd.errors import UserError
 
 VERSION = "1"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_ACCENTS = ("en-us", "gmw/en", "gmw/en-GB-x-rp", "gmw/en-US-nyc")
-# Voice variants of eSpeak NG.
-_HEARD = ("f1", "f3", "f4", "m1", "m2", "m4", "m5", "m6", "m8") + (
-  *("Andy", "Gene", "Lee", "Michael", "adam", "belinda", "edward", "john", "linda", "max"),
-  *("paul", "robert", "steph", "victor"),
-)
-_UNHEARD = {"dev": ("f5", "m7"), "test": ("f2", "m3", "Mike")}
 _SIZES = {"train": 800, "unlabelled": 700, "dev": 60, "test": 140}
 UTTERANCES = sum(_SIZES.values())
 _SEED = 20250825
@@ -31,17 +23,17 @@ def splits() -> dict[str, Iterator[Row]]:
   Raises:
     UserError: eSpeak NG is not installed.
   """
-  espeak = _Espeak()
+  espeak = Espeak()
   return {
-    split: _utterances(espeak, _UNHEARD.get(split, _HEARD), size, [_SEED, number])
+    split: _utterances(espeak, UNHEARD.get(split, HEARD), size, [_SEED, number])
     for number, (split, size) in enumerate(_SIZES.items())
   }
 
 
-def _utterances(espeak: "_Espeak", variants, size: int, seed) -> Iterator[Row]:
+def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
   rng = np.random.default_rng(seed)
   for _ in range(size):
-    voice = f"{rng.choice(_ACCENTS)}+{rng.choice(variants)}"
+    voice = f"{rng.choice(ACCENTS)}+{rng.choice(variants)}"
     words = [str(w) for w in rng.choice(DIGITS, rng.integers(2, 8))]
     commas = rng.random(len(words) - 1) < 0.25
     spoken = words[0] + "".join(
@@ -54,60 +46,3 @@ def _utterances(espeak: "_Espeak", variants, size: int, seed) -> Iterator[Row]:
     samples += background(rng, len(samples), rng.uniform(-65, -45))
     notes = {"voice": voice, "words_per_minute": rate, "pitch": pitch}
     yield Row(samples, espeak.rate_hz, " ".join(words), notes)
-
-
-class _Espeak:
-  """eSpeak NG through its C interface (speak_lib.h)."""
-
-  _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples come through the callback
-  _RATE, _PITCH = 1, 3  # espeak_PARAMETER
-  _UTF8 = 1  # espeakCHARS_UTF8
-  _BY_CHARACTER = 1  # POS_CHARACTER
-
-  def __init__(self):
-    try:
-      import espeakng_loader
-
-      self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
-      data = espeakng_loader.get_data_path()
-    except (ImportError, OSError) as error:
-      raise UserError(
-        f"the demo corpus is spoken by eSpeak NG, which cannot be loaded ({error}): "
-        "pip install 'jaxkd[demo]'"
-      ) from error
-    self.rate_hz = self._lib.espeak_Initialize(self._SYNCHRONOUS, 0, data.encode(), 0)
-    if self.rate_hz <= 0:
-      raise UserError(f"eSpeak NG cannot read its data in {data}: pip install 'jaxkd[demo]' again")
-    # It seeds its noise with the time. One process is to make the corpus only once: the library
-    # also keeps phases from one utterance to the next.
-    self._lib.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
-    self._chunks: list[np.ndarray] = []
-    kind = ctypes.CFUNCTYPE(
-      ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-    )
-    self._callback = kind(self._receive)  # the library keeps no reference
-    self._lib.espeak_SetSynthCallback(self._callback)
-
-  def _receive(self, samples, count, events) -> int:
-    del events
-    if samples and count:
-      self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-    return 0
-
-  def speak(self, text: str, voice: str, *, words_per_minute: int, pitch: int) -> np.ndarray:
-    """f32[S] in [-1, 1] at `rate_hz`.
-
-    Raises:
-      RuntimeError: the library knows no such voice, or says nothing.
-    """
-    if self._lib.espeak_SetVoiceByName(voice.encode()):
-      raise RuntimeError(f"eSpeak NG has no voice {voice}")
-    self._lib.espeak_SetParameter(self._RATE, words_per_minute, 0)
-    self._lib.espeak_SetParameter(self._PITCH, pitch, 0)
-    self._chunks.clear()
-    given = text.encode()
-    self._lib.espeak_Synth(given, len(given) + 1, 0, self._BY_CHARACTER, 0, self._UTF8, None, None)
-    self._lib.espeak_Synchronize()
-    if not self._chunks:
-      raise RuntimeError(f"eSpeak NG said nothing of {text!r} as {voice}")
-    return np.concatenate(self._chunks).astype(np.float32) / 32768

@@ -1,11 +1,13 @@
 """Finished workdirs → one table with honest statistics, plots, Markdown, HTML and CSV.
 
 `collect` reads folders, `tables` groups runs into rows and computes their figures, `command` says
-how a row was made, `plots` and `pictures` draw, `render` writes.
+how a row was made, `claims` judges what a grid was to find out, `plots` and `pictures` draw,
+`render` writes.
 """
 
 import difflib
 import pathlib
+from collections.abc import Sequence
 
 from jaxkd import console
 from jaxkd.errors import UserError
@@ -17,6 +19,7 @@ def write(
   *,
   baseline: str | None = None,
   utterance: str | None = None,
+  claims: Sequence[dict] = (),
 ) -> pathlib.Path:
   """Reads workdirs and writes report.md, report.html, report.csv and plots; returns the HTML file.
 
@@ -25,11 +28,13 @@ def write(
     out: made if absent; what an earlier report left there is replaced.
     baseline: name of a row or workdir; None for CTC alone, else standard distillation.
     utterance: of the test set, whose posteriors are drawn; None for the first.
+    claims: of a grid, to be judged (`claims.Claim`).
 
   Raises:
     UserError: no finished run, test sets that differ, no such baseline or utterance, no
       matplotlib, or a folder that cannot be written.
   """
+  from jaxkd.report import claims as claims_lib
   from jaxkd.report import collect, document, plots, tables
 
   plots.library()
@@ -50,7 +55,8 @@ def write(
     (out / "report.csv").touch()
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
-  return document.write(tables.compare(rows, chosen), left_out, chosen, heard, out)
+  judged = claims_lib.judge(claims, rows)
+  return document.write(tables.compare(rows, chosen), left_out, chosen, heard, judged, out)
 
 
 def _utterance(run, wanted: str | None) -> str | None:

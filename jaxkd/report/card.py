@@ -14,7 +14,7 @@ from jaxkd.models.kept import Kept
 from jaxkd.report import collect, command, tables
 
 # Corpora of recipes whose language is known: all but a user's own.
-_ENGLISH = ("demo", "digits", "prompts", "librispeech", "tedlium")
+_ENGLISH = ("demo", "sentences", "digits", "prompts", "librispeech", "tedlium")
 _FILL_IN = "# {field}: {example}  # fill in, and take away the first #"
 
 

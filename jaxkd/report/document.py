@@ -4,7 +4,7 @@ import csv
 import pathlib
 
 from jaxkd import console
-from jaxkd.report import pictures, plots, render, tables
+from jaxkd.report import claims, pictures, plots, render, tables
 from jaxkd.report.collect import LeftOut
 from jaxkd.report.render import Picture, Section, Table
 from jaxkd.report.tables import Row
@@ -75,6 +75,7 @@ def write(
   left_out: list[LeftOut],
   baseline: Row | None,
   utterance: str | None,
+  judged: list[claims.Finding],
   out: pathlib.Path,
 ) -> pathlib.Path:
   """Writes every file of the report and returns the HTML one.
@@ -84,6 +85,7 @@ def write(
     left_out: folders that are in no row.
     baseline: what p values compare with, or None.
     utterance: whose posteriors are drawn; None for none.
+    judged: claims with what the runs say.
     out: an existing folder.
   """
   for name in (*(p[0] for p in _PLOTS), _POSTERIORS, _TUNING):
@@ -94,7 +96,7 @@ def write(
       "Results", [*_introduction(found, baseline), main_table(found), *_notes(found, baseline)]
     )
   ]
-  sections += _left_out(left_out)
+  sections += claims.section(judged) + _left_out(left_out)
   if searched := _search_table(found):
     sections.append(Section("Search", [_SEARCH, searched]))
     _write_tuning(out / _TUNING, found)

@@ -145,9 +145,16 @@ def _key(run: Run) -> tuple:
   """Equal for runs that differ only in their seed."""
   config = run.config
   if config.get("teacher.source") not in ("train", "none"):
-    config = config | {"teacher.source": run.teacher}  # however its path was written
+    config = config | {"teacher.source": _teacher_key(run.teacher)}
   fields = sorted((k, str(v)) for k, v in config.items() if k not in ("seed", "data.train"))
   return run.train, run.split_set("dev"), *fields
+
+
+@functools.cache
+def _teacher_key(place: str | None) -> tuple | str | None:
+  """Of a workdir that is there, equal for teachers that differ only in their seed."""
+  own = _workdir(place) if place else None
+  return _key(own) if own else place
 
 
 def _model(run: Run | None, host: Run, model: str) -> Model:

@@ -1,5 +1,6 @@
 """A grid: its cells and their names, one teacher for all, a second call, a run that fails."""
 
+import fnmatch
 import json
 import shlex
 
@@ -79,7 +80,7 @@ def test_wrong_grids_are_one_line(tmp_path, text, words, name):
   [
     (
       {"symetric": {}},
-      "symetric: no such file or variant .*'symmetric'.*; variants: ctc",
+      "symetric: no such file or variant .*'symmetric'.*; variants: .*ctc",
     ),
     ({"symmetric": {"kd.selection.m": (1,)}}, "kd.selection.m"),
     ({"symmetric": {"kd.selection.n": (-1,)}}, "kd.selection.n is -1"),
@@ -139,3 +140,16 @@ def test_a_grid_ends_in_its_report_and_goes_on_where_it_was(tmp_path, capsys):
   assert command_line.main(given) == 1
   assert (folder / students[0] / "results.json").stat().st_mtime_ns == before
   assert "failed" in capsys.readouterr().err
+
+
+def test_the_grid_of_evidence():
+  """Its claims are of runs that there are, and each seed has its own teacher."""
+  found = grid.load(GRIDS / "evidence.py", "sentences")
+  assert found["teachers"] == "each"
+  cells = grid.cells_of(found, "sentences", (), "")
+  names = {cell.name.removesuffix("-s0") for cell in cells if cell.config.seed == 0}
+  assert 3 * len(names) == len(cells)
+  for claim in found["claims"]:
+    for pattern in (claim["a"], claim["b"]):
+      assert fnmatch.filter(names, pattern), pattern
+  assert "symmetric-scale1.0-train+unlabelled" in names

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxkd.data import cache, corpora, demo, digits, prompts, sources
+from jaxkd.data import cache, corpora, demo, digits, espeak, prompts, sentences, sources
 from jaxkd.data.corpora import Options
 from jaxkd.errors import UserError
 
@@ -301,8 +301,8 @@ def test_demo(small_demo):
 
 def test_demo_is_the_same_in_every_process(small_demo):
   code = (
-    "import hashlib; from jaxkd.data import demo; "
-    "rows = demo._utterances(demo._Espeak(), demo._HEARD, 12, 1); "
+    "import hashlib; from jaxkd.data import demo, espeak; "
+    "rows = demo._utterances(espeak.Espeak(), espeak.HEARD, 12, 1); "
     "print(hashlib.sha256(b''.join(r.samples.tobytes() for r in rows)).hexdigest())"
   )
   found = set()
@@ -312,10 +312,25 @@ def test_demo_is_the_same_in_every_process(small_demo):
   assert len(found) == 1
 
 
+def test_sentences(monkeypatch):
+  pytest.importorskip("espeakng_loader")
+  sizes = {"train": 6, "unlabelled": 2, "dev": 2, "test": 2}
+  monkeypatch.setattr(sentences, "_SIZES", sizes)
+  found = {split: rows("sentences", split, Options()) for split in corpora.SPLITS}
+  assert {k: len(v) for k, v in found.items()} == sizes
+  assert all(5 <= len(row["text"].split()) <= 15 for row in found["train"] + found["test"])
+  source = sources.open_source("sentences:train", Options())
+  samples = [source.read(i) for i in range(len(source))]
+  assert all(2.5 < len(s) / 16_000 < 14 and 0.05 < np.abs(s).max() <= 1 for s in samples)
+  for s in samples:  # pauses are quieter than speech, and noisy
+    loud = np.sort([np.sqrt((p**2).mean()) for p in np.array_split(s, len(s) // 800)])
+    assert 8 < 20 * np.log10(loud[-1] / loud[len(loud) // 10]) < 45 and loud[0] > 0
+
+
 def test_demo_voices_of_dev_and_test_are_not_trained_on():
-  everything = [*demo._HEARD, *(v for split in demo._UNHEARD.values() for v in split)]
+  everything = [*espeak.HEARD, *(v for split in espeak.UNHEARD.values() for v in split)]
   assert len(everything) == len(set(everything))
-  assert set(demo._UNHEARD) == {"dev", "test"}
+  assert set(espeak.UNHEARD) == {"dev", "test"}
 
 
 def test_demo_without_espeak(monkeypatch):

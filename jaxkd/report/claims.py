@@ -1,0 +1,227 @@
+"""What a grid was to find out: each claim with its figures, interval, p and verdict.
+
+A difference is that of the WERs of two rows on the same test utterances. Its interval is over
+seeds and utterances together: both are drawn with replacement, a seed with its teacher and both
+students, an utterance with its errors in all of them (a hierarchical bootstrap). Few seeds that are
+drawn from themselves spread too little, by sqrt((k - 1) / k); what a draw of seeds adds is
+stretched by that.
+"""
+
+import dataclasses
+import fnmatch
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxkd.errors import UserError, did_you_mean
+from jaxkd.report.render import Section, Table
+from jaxkd.report.tables import Row
+
+_EXPECTED = ("lower", "higher", "near")
+_RESAMPLES = 10_000
+_LEVEL = 0.05
+# Of a normal estimate: what is found in 80 % of all repetitions is so many standard errors away.
+_SEEN = 1.96 + 0.84
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A sentence that runs can decide.
+
+  Attributes:
+    text: the sentence.
+    a, b: patterns of names of runs, without their seeds ("symmetric-n*-scale1.0-*"); of several
+      rows that match, the one with the lowest WER on dev is taken, and the claim says which.
+    expect: "lower", a has the lower WER; "higher"; or "near", closer than `margin`.
+    margin: of "near", in WER (0.01 is a percentage point).
+  """
+
+  text: str
+  a: str
+  b: str
+  expect: str = "lower"
+  margin: float = 0.0
+
+  def __post_init__(self):
+    if self.expect not in _EXPECTED:
+      raise UserError(f"claim {self.text!r}: expect is {self.expect!r}, one of lower, higher, near")
+    if (self.margin > 0) != (self.expect == "near"):
+      wanted = "above 0 where expect is near, else 0"
+      raise UserError(f"claim {self.text!r}: margin is {self.margin}, which must be {wanted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """A claim and what the runs say.
+
+  Attributes:
+    claim: the sentence.
+    a, b: names of the rows that were compared; "" where none matched.
+    difference: WER of a minus WER of b.
+    low, high: its 95 % interval.
+    p: two-sided, or of "near" that the difference is as large as the margin; not corrected.
+    corrected: the same after Holm, over all claims that have one.
+    seeds: how many both rows have.
+    seen: the smallest difference that would be found in 80 % of repetitions.
+  """
+
+  claim: Claim
+  a: str = ""
+  b: str = ""
+  difference: float = math.nan
+  low: float = math.nan
+  high: float = math.nan
+  p: float = math.nan
+  corrected: float = math.nan
+  seeds: int = 0
+  seen: float = math.nan
+
+  @property
+  def verdict(self) -> str:
+    """holds, fails, cannot tell, or no runs."""
+    if not self.seeds:
+      return "no runs"
+    claim = self.claim
+    if claim.expect == "near":
+      if self.corrected < _LEVEL:
+        return "holds"
+      outside = self.low > claim.margin or self.high < -claim.margin
+      return "fails" if outside else "cannot tell"
+    if self.corrected >= _LEVEL:
+      return "cannot tell"
+    return "holds" if (self.difference < 0) == (claim.expect == "lower") else "fails"
+
+
+def judge(claims: Sequence[dict], rows: list[Row]) -> list[Finding]:
+  """Every claim, with Holm's correction over them.
+
+  Args:
+    claims: fields of each `Claim`.
+    rows: of the report.
+
+  Raises:
+    UserError: a claim that is none.
+  """
+  found = [_compare(_claim(fields), rows) for fields in claims]
+  tested = sorted((f for f in found if f.seeds), key=lambda f: f.p)
+  corrected, least = {}, 0.0
+  for number, finding in enumerate(tested):
+    least = max(least, min(1.0, finding.p * (len(tested) - number)))
+    corrected[id(finding)] = least
+  return [
+    dataclasses.replace(f, corrected=corrected[id(f)]) if id(f) in corrected else f for f in found
+  ]
+
+
+def _claim(fields: dict) -> Claim:
+  known = [f.name for f in dataclasses.fields(Claim)]
+  try:
+    return Claim(**fields)
+  except TypeError as error:
+    wrong = next((name for name in fields if name not in known), "")
+    near = did_you_mean(wrong, known) if wrong else ""
+    raise UserError(f"a claim of the grid is no claim: {error}{near}") from error
+
+
+def _compare(claim: Claim, rows: list[Row]) -> Finding:
+  a, b = (_best(pattern, rows) for pattern in (claim.a, claim.b))
+  if a is None or b is None:
+    return Finding(claim, _name(a), _name(b))
+  errors, words = _paired(a, b)
+  if not len(errors):
+    return Finding(claim, _name(a), _name(b))
+  drawn = resampled(errors[:, 0] - errors[:, 1], words)
+  difference = float((errors[:, 0] - errors[:, 1]).sum() / words.sum() / len(errors))
+  low, high = np.quantile(drawn, [0.025, 0.975])
+  if claim.expect == "near":
+    p = max(_beyond(drawn >= claim.margin), _beyond(drawn <= -claim.margin))
+  else:
+    p = min(1.0, 2 * min(_beyond(drawn <= 0), _beyond(drawn >= 0)))
+  spread = float(_SEEN * drawn.std())
+  return Finding(
+    claim, _name(a), _name(b), difference, float(low), float(high), p, p, len(errors), spread
+  )
+
+
+def _beyond(on_the_other_side: np.ndarray) -> float:
+  return (int(on_the_other_side.sum()) + 1) / (len(on_the_other_side) + 1)
+
+
+def _name(row: Row | None) -> str:
+  """Of the row's runs, without their seed."""
+  return "" if row is None else re.sub(r"-s[0-9]+$", "", row.first.name)
+
+
+def _best(pattern: str, rows: list[Row]) -> Row | None:
+  """The row of a pattern with the lowest WER on dev; of those without dev, the first."""
+  matching = [
+    row
+    for row in rows
+    if row.role == "student" and "test" in row.errors and fnmatch.fnmatch(_name(row), pattern)
+  ]
+  rate = lambda row: math.inf if row.rates("dev") is None else float(row.rates("dev").mean())
+  return min(matching, key=rate, default=None)
+
+
+def _paired(a: Row, b: Row) -> tuple[np.ndarray, np.ndarray]:
+  """i64[seeds, 2, utterances] errors of seeds that both rows have, and i64[utterances] words."""
+  (errors_a, words), (errors_b, other) = a.errors["test"], b.errors["test"]
+  if len(words) != len(other) or (words != other).any():
+    return np.zeros((0, 2, 0), np.int64), words
+  seeds = [[run.results["seed"] for run in row.runs] for row in (a, b)]
+  shared = [seed for seed in dict.fromkeys(seeds[0]) if seed in seeds[1]]
+  pairs = [(errors_a[seeds[0].index(s)], errors_b[seeds[1].index(s)]) for s in shared]
+  return np.array(pairs, np.int64).reshape(len(shared), 2, len(words)), words
+
+
+def resampled(differences: np.ndarray, words: np.ndarray, *, seed: int = 0) -> np.ndarray:
+  """f64[draws]: differences of WERs over drawn seeds and utterances, as the module says.
+
+  Args:
+    differences: i[seeds, utterances], errors of one system minus those of the other.
+    words: i[utterances], reference words.
+    seed: of the draws.
+  """
+  rng = np.random.default_rng(seed)
+  count, size = differences.shape
+  stretch = math.sqrt(count / (count - 1)) if count > 1 else 1.0
+  found = np.empty(_RESAMPLES)
+  for number in range(_RESAMPLES):
+    times = np.bincount(rng.integers(0, size, size), minlength=size)
+    of_seeds = differences @ times / max(times @ words, 1)
+    mean = of_seeds.mean()
+    found[number] = mean + stretch * (of_seeds[rng.integers(0, count, count)].mean() - mean)
+  return found
+
+
+def section(findings: list[Finding]) -> list[Section]:
+  """The report's page of claims; nothing where there are none."""
+  if not findings:
+    return []
+  head = ["claim", "a", "b", "seeds", "a - b, WER points", "95 % interval", "p", "verdict", "seen"]
+  rows = [
+    [
+      f.claim.text + ("" if not f.claim.margin else f" (within {100 * f.claim.margin:g})"),
+      f.a or f"no run like {f.claim.a}",
+      f.b or f"no run like {f.claim.b}",
+      str(f.seeds or ""),
+      *(["", "", ""] if not f.seeds else _figures(f)),
+      f.verdict,
+      "" if not f.seeds else f"{100 * f.seen:.1f}",
+    ]
+    for f in findings
+  ]
+  note = (
+    "Differences of test WER between rows on the same utterances; of several settings the best on "
+    "dev is compared. Intervals are over seeds and utterances (hierarchical bootstrap), p after "
+    "Holm's correction over all claims here. Seen: the smallest difference that runs like these "
+    "would find in 80 % of repetitions. One seed says nothing about others."
+  )
+  return [Section("Claims", [note, Table(head, rows)])]
+
+
+def _figures(f: Finding) -> list[str]:
+  p = "< 0.001" if f.corrected < 0.001 else f"{f.corrected:.3f}"
+  return [f"{100 * f.difference:+.1f}", f"{100 * f.low:+.1f} to {100 * f.high:+.1f}", p]

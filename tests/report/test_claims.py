@@ -1,0 +1,121 @@
+"""Claims of grids: what they compare, their intervals, corrections and verdicts."""
+
+import types
+
+import numpy as np
+import pytest
+
+from jaxkd.errors import UserError
+from jaxkd.report import claims
+from jaxkd.report.tables import Row
+
+WORDS = np.full(300, 10)
+
+
+def row(name, errors, dev=0.1, seeds=None):
+  """A row of runs with errors i[seeds, utterances]."""
+  seeds = range(len(errors)) if seeds is None else seeds
+  runs = [types.SimpleNamespace(name=f"{name}-s{s}", results={"seed": s}) for s in seeds]
+  made = Row(name, "student", [types.SimpleNamespace(run=run) for run in runs])
+  of_dev = np.full((len(errors), 1), round(100 * dev)), np.array([100])
+  made.__dict__["errors"] = {"test": (np.asarray(errors), WORDS), "dev": of_dev}
+  return made
+
+
+def drawn(rate, seeds=3, seed=0, spread=0.0):
+  """Errors of utterances of 10 words, and rates of seeds that differ by a normal `spread`."""
+  rng = np.random.default_rng(seed)
+  rates = np.clip(rate + spread * rng.standard_normal(seeds), 0, 1)
+  return rng.binomial(10, rates[:, None], (seeds, len(WORDS)))
+
+
+def claim(a, b, expect="lower", **more):
+  return dict(text=f"{a} is {expect} than {b}", a=a, b=b, expect=expect, **more)
+
+
+def test_verdicts():
+  rows = [row("good", drawn(0.1)), row("bad", drawn(0.2, seed=1)), row("same", drawn(0.1, seed=2))]
+  found = claims.judge(
+    [
+      claim("good", "bad"),
+      claim("bad", "good"),
+      claim("bad", "good", "higher"),
+      claim("good", "same"),
+      claim("good", "same", "near", margin=0.05),
+      claim("good", "bad", "near", margin=0.02),
+      claim("good", "absent*"),
+    ],
+    rows,
+  )
+  assert [f.verdict for f in found] == [
+    *("holds", "fails", "holds", "cannot tell", "holds", "fails", "no runs"),
+  ]
+  first = found[0]
+  wanted = (drawn(0.1).sum() - drawn(0.2, seed=1).sum()) / 3 / WORDS.sum()
+  np.testing.assert_allclose(first.difference, wanted)
+  assert first.low < wanted < first.high < 0 and first.seeds == 3 and 0 < first.seen < 0.05
+  # Holm: the smallest p times their number, and never less than one before.
+  ps = sorted(f.p for f in found[:6])
+  assert min(f.corrected for f in found[:6]) == pytest.approx(6 * ps[0])
+  assert all(f.corrected >= f.p for f in found[:6])
+
+
+def test_the_best_setting_on_dev_is_compared():
+  rows = [row("n-1", drawn(0.3), dev=0.2), row("n-2", drawn(0.1), dev=0.1), row("ctc", drawn(0.2))]
+  (found,) = claims.judge([claim("n-*", "ctc")], rows)
+  assert (found.a, found.b) == ("n-2", "ctc")
+
+
+def test_seeds_are_paired_and_only_those_that_both_have():
+  errors = drawn(0.2, seeds=4, spread=0.1)
+  rows = [row("a", errors[[2, 1]] - (errors[[2, 1]] > 0), seeds=[2, 1]), row("b", errors)]
+  (found,) = claims.judge([claim("a", "b")], rows)
+  assert found.seeds == 2 and found.verdict == "holds"
+  wanted = -(errors[[2, 1]] > 0).sum() / 2 / WORDS.sum()
+  np.testing.assert_allclose(found.difference, wanted)
+
+
+def test_the_interval_covers_what_it_says():
+  """Two systems of one rate whose seeds differ: 95 % of intervals hold 0, or nearly so many."""
+  inside = 0
+  for trial in range(40):
+    rng = np.random.default_rng(trial)
+    rates = np.clip(0.2 + 0.02 * rng.standard_normal((2, 5)), 0, 1)
+    errors = rng.binomial(10, rates[..., None], (2, 5, 120))
+    low, high = np.quantile(claims.resampled(errors[0] - errors[1], WORDS[:120]), [0.025, 0.975])
+    inside += low <= 0 <= high
+  assert 33 <= inside <= 40
+
+
+def test_spread_of_seeds_is_that_of_their_mean():
+  """Utterances that all differ alike: the standard error of a mean of k seeds."""
+  of_seeds = np.array([0, 1, 2, 5, 9])
+  found = claims.resampled(np.tile(of_seeds[:, None], 50), np.ones(50))
+  np.testing.assert_allclose(found.std(), of_seeds.std(ddof=1) / np.sqrt(5), rtol=0.03)
+  assert claims.resampled(np.ones((1, 50)), np.ones(50)).std() < 1e-12
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    (claim("a", "b", "better"), "expect is 'better', one of lower, higher, near"),
+    (claim("a", "b", "near"), "margin is 0.0, which must be above 0"),
+    (claim("a", "b", margin=0.1), "margin is 0.1, which must be"),
+    (dict(text="a", a="b"), "no claim: .*'b'"),
+    (dict(text="a", a="b", b="c", expects="lower"), "did you mean 'expect'"),
+  ],
+)
+def test_what_is_no_claim_is_one_line(fields, words):
+  with pytest.raises(UserError, match=words) as error:
+    claims.judge([fields], [])
+  assert "\n" not in str(error.value)
+
+
+def test_the_page():
+  rows = [row("good", drawn(0.1)), row("bad", drawn(0.2, seed=1))]
+  found = claims.judge([claim("good", "bad"), claim("good", "absent")], rows)
+  (section,) = claims.section(found)
+  table = section.blocks[1]
+  assert table.rows[0][7] == "holds" and table.rows[0][4].startswith("-")
+  assert table.rows[1][2] == "no run like absent" and table.rows[1][7] == "no runs"
+  assert claims.section([]) == []
