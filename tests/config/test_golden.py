@@ -17,7 +17,7 @@ def test_no_dump_is_of_a_recipe_that_is_gone():
   assert {p.stem for p in golden_configs.FOLDER.glob("*.txt")} == set(golden_configs.RECIPES)
 
 
-@pytest.mark.parametrize("recipe", config_lib.DATA)
+@pytest.mark.parametrize("recipe", sorted(config_lib.DATA.keys() & golden_configs.RECORDED.keys()))
 def test_recipes_without_a_size_are_what_they_were_before_there_were_sizes(recipe):
   now = config_lib.stored(config_lib.base(recipe))
   assert now.pop("schema") == config_lib.SCHEMA
