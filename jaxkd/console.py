@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jaxkd import buckets
+
 err = Console(stderr=True)
 out = Console()
 _quiet = False
@@ -29,12 +31,19 @@ def start_logging() -> None:
   else:  # a file has no width to wrap and pad to
     handler = logging.StreamHandler()
     layout = ("%(asctime)s %(message)s", "[%H:%M:%S]")
-  handler.setFormatter(logging.Formatter(*layout))
+  handler.setFormatter(_Formatter(*layout))
   logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
   logging.getLogger("jaxkd").setLevel(logging.INFO)
   # Orbax and absl report every save below this level, and what they also raise at ERROR.
   for name in ("absl", "asyncio", "orbax"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class _Formatter(logging.Formatter):
+  """What lies in buckets is called by its name there."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    return buckets.shown(super().format(record))
 
 
 def be_quiet() -> None:

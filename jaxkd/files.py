@@ -18,6 +18,24 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {dict: "a JSON object", list: "a JSON list"}
 
 
+def cache_folder() -> pathlib.Path:
+  """The user's own: JAXKD_CACHE, or jaxkd/ in XDG_CACHE_HOME or ~/.cache.
+
+  One that is in a bucket is no such place: what is copied from there needs one, too.
+
+  Raises:
+    UserError: there is no home folder.
+  """
+  given = os.environ.get("JAXKD_CACHE")
+  if given and "://" not in given:
+    return pathlib.Path(given).expanduser()
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  try:
+    return pathlib.Path(base).expanduser() / "jaxkd"
+  except RuntimeError as error:
+    raise UserError("there is no home folder: set JAXKD_CACHE to a folder that may grow") from error
+
+
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
   """Writes a file that is the old one or the whole new one whenever a kill comes.
 

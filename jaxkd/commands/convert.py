@@ -5,7 +5,7 @@ import logging
 import pathlib
 import shutil
 
-from jaxkd import console, files
+from jaxkd import buckets, console, files
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -14,6 +14,7 @@ _CARD = "README.md"
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("",)
   parser.epilog = """\
 SOURCE is one of two:
   a finished workdir: its model is written with its weights as safetensors and
@@ -31,11 +32,10 @@ examples:
   %(prog)s runs/symmetric-demo
   %(prog)s runs/symmetric-demo --push=my-org/my-model --private"""
   add = parser.add_argument
-  add("source", metavar="SOURCE", type=pathlib.Path, help="a folder; see below")
+  add("source", metavar="SOURCE", type=buckets.here, help="a folder; see below")
   add(
     "target",
     metavar="TARGET",
-    type=pathlib.Path,
     nargs="?",
     help="a folder (default SOURCE/huggingface for a workdir, else SOURCE)",
   )
@@ -45,7 +45,7 @@ examples:
 
 def run(args) -> int:
   """Converts and says where to; returns the exit status."""
-  source, target = (path and path.expanduser() for path in (args.source, args.target))
+  source, target = args.source, args.target and buckets.output(args.target)
   if args.private and not args.push:
     raise UserError("--private is of what --push=ORG/NAME uploads")
   if args.push:
@@ -53,7 +53,7 @@ def run(args) -> int:
 
     hub.check_can_push(args.push)
   if (source / "results.json").exists():
-    target = target or source / "huggingface"
+    target = target or buckets.output(source / "huggingface")
     written = share(source, target, args.push or "")
     if args.push:
       url = hub.push(target, written, args.push, private=args.private)
@@ -61,14 +61,14 @@ def run(args) -> int:
   elif weights := _pickles(source):
     if args.push:
       raise UserError(f"--push uploads the model of a finished workdir, and {source} is none")
-    target = target or source
+    target = target or buckets.output(source)
     from_pickles(source, weights, target)
   else:
     raise UserError(
       f"{source} is neither a finished workdir (results.json) nor a folder with pytorch_model.bin "
       "or pytorch_model.bin.index.json"
     )
-  console.out.print(str(target), highlight=False, markup=False, soft_wrap=True)
+  console.out.print(buckets.name(target), highlight=False, markup=False, soft_wrap=True)
   return 0
 
 

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shlex
 
+from jaxkd import buckets
 from jaxkd import config as config_lib
 from jaxkd.commands import line, train
 from jaxkd.errors import UserError
@@ -29,6 +30,7 @@ _HELD_OUT_EVERY, _HELD_OUT_MOST = 20, 200
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("--teacher", "--audio", "--dev", "--test", "--out")
   parser.epilog = _EPILOG
   add = parser.add_argument
   add(
@@ -54,7 +56,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Trains as the train command does; returns the exit status."""
-  folder = pathlib.Path(args.out or f"runs/distil-{_short(args.audio)}")
+  named = args.out or f"runs/distil-{_short(args.audio)}"
+  folder = buckets.place(named) if buckets.is_url(named) else pathlib.Path(named)
   data, dev = args.audio, args.dev
   if not dev:
     data, dev = hold_out(args.audio, folder)
@@ -65,7 +68,7 @@ def run(args) -> int:
     "data.test": args.test,
   }
   flags = [f"--config.{name}={value}" for name, value in given.items() if value]
-  args.config, args.workdir = f"symmetric:manifest-{args.size}", str(folder)
+  args.config, args.workdir = f"symmetric:manifest-{args.size}", named
   args.config_fields = [*flags, *args.config_fields]
   said = [f"--config={args.config}", f"--workdir={args.workdir}", *args.config_fields]
   log.info("the same as: %s train %s", line.pasted(), " ".join(map(shlex.quote, said)))
@@ -116,4 +119,6 @@ def hold_out(audio: str, folder: pathlib.Path) -> tuple[str, str]:
     "no --dev: %d of %d recordings are held out; the student is chosen by its KL to the teacher"
   )
   log.info(said, len(dev), len(found))
-  return str(folder / "data" / "train.jsonl"), str(folder / "data" / "dev.jsonl")
+  buckets.publish(folder)
+  train, dev = (buckets.name(folder / "data" / f"{name}.jsonl") for name in ("train", "dev"))
+  return train, dev

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("--workdir", "--data")
   parser.epilog = """\
 Prints one JSON object on standard output: teacher and student with their
 error rates.

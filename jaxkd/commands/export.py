@@ -5,7 +5,7 @@ import pathlib
 
 from rich.table import Table
 
-from jaxkd import console
+from jaxkd import buckets, console
 from jaxkd.commands import line
 from jaxkd.errors import UserError
 
@@ -31,6 +31,7 @@ _TARGETS = {"onnx": "export", "web": "page", "stablehlo": "export"}
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("", "--out", "--data")
   parser.epilog = _EPILOG
   add = parser.add_argument
   add("workdir", metavar="WORKDIR", type=line.finished_run, help="of a finished run")
@@ -38,7 +39,6 @@ def add_arguments(parser) -> None:
   add(
     "--out",
     metavar="DIR",
-    type=pathlib.Path,
     help="a folder (default WORKDIR/export, of web WORKDIR/page)",
   )
   add(
@@ -73,7 +73,7 @@ def run(args) -> int:
     raise UserError(f"--{only_onnx[0]} is of --to=onnx, and not of --to={args.to}")
   if args.runtime and args.to != "web":
     raise UserError(f"--runtime is of --to=web, and not of --to={args.to}")
-  out = args.out.expanduser() if args.out else args.workdir / _TARGETS[args.to]
+  out = buckets.output(args.out or args.workdir / _TARGETS[args.to])
   return {"onnx": _onnx, "web": _web, "stablehlo": _stablehlo}[args.to](args, out)
 
 

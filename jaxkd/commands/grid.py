@@ -12,8 +12,8 @@ import time
 from ml_collections import ConfigDict
 from rich.table import Table
 
+from jaxkd import buckets, console
 from jaxkd import config as config_lib
-from jaxkd import console
 from jaxkd.commands import line
 from jaxkd.config import overrides as overrides_lib
 from jaxkd.errors import UserError
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("--folder", "--unlabelled")
   parser.epilog = """\
 Trains variants x scales x seeds one after the other and writes their report to
 FOLDER/report. The teacher is trained once; data and compiled programs are
@@ -63,11 +64,13 @@ def run(args) -> int:
   grid = load(path, recipe)
   cells = cells_of(grid, recipe, tuple(args.config_fields), args.unlabelled)
   cells = chosen(cells, args.only)
-  folder = pathlib.Path(args.folder or f"runs/{path.stem}-{recipe}")
+  named = args.folder or f"runs/{path.stem}-{recipe}"
+  folder = buckets.place(named) if buckets.is_url(named) else pathlib.Path(named)
   if args.dry_run:
     for cell in cells:
       print(
-        line.pasted(), shlex.join(["train", f"--workdir={folder / cell.name}", *cell.arguments])
+        line.pasted(),
+        shlex.join(["train", f"--workdir={buckets.name(folder / cell.name)}", *cell.arguments]),
       )
     return 0
   from jaxkd import report
@@ -78,9 +81,11 @@ def run(args) -> int:
   mesh.start_processes()
   failed = train_all(cells, folder, each_its_teacher=grid["teachers"] == "each")
   if mesh.is_first():
-    workdirs = sorted(p.parent for p in folder.glob("*/config.json"))
-    found = report.write(workdirs, folder / "report", claims=grid["claims"])
-    console.out.print(f"report: {found}", highlight=False, markup=False, soft_wrap=True)
+    runs, out = sorted(p.parent for p in folder.glob("*/config.json")), folder / "report"
+    found = report.write(runs, buckets.output(out), claims=grid["claims"])
+    console.out.print(
+      f"report: {buckets.name(found)}", highlight=False, markup=False, soft_wrap=True
+    )
   return 1 if failed else 0
 
 
@@ -240,7 +245,7 @@ def _teacher(config: ConfigDict, seed: int, folder: pathlib.Path, opened: dict) 
   config.seed = seed
   teacher = assembly.plan_run(config, folder / "run", opened).teacher
   loop.carry_out(teacher)
-  return str(teacher.folder)
+  return buckets.name(teacher.folder)
 
 
 def table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxkd import buckets
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -38,7 +39,12 @@ VERBS = {
   "convert": Verb("convert", "Writes a model as a folder to share, with its card."),
   "plan-tpu": Verb("plan_tpu", "Says what a run needs of TPUs, without one."),
 }
-_REMOTE = re.compile(r"(--?[\w.]+=)?([^=/]*,)?[a-z][a-z0-9+.-]*://", re.I)
+_URL = re.compile(r"(?:(--?[\w.]+)=)?(?:.*,\s*)?([a-z][a-z0-9+.-]*://.*)", re.I | re.S)
+# Fields of a config that may be in buckets.
+_FIELDS_IN_BUCKETS = (
+  *(f"--config.data.{split}" for split in ("train", "teacher_train", "dev", "test")),
+  *("--config.teacher.source", "--config.student.init"),
+)
 _FIELD_FLAGS = ("--config.", "-config.", "--noconfig.", "-noconfig.")
 
 
@@ -86,7 +92,12 @@ def run(verb: str, argv: list[str], program: str, *, log: bool = False) -> int:
 
     console.start_logging()
     programs.keep(cache.folder)
-  return module.run(args)
+  try:
+    status = module.run(args)
+    buckets.publish_outputs()
+  except UserError as error:
+    raise type(error)(buckets.shown(str(error))) from error
+  return status
 
 
 def overview() -> str:
@@ -155,6 +166,7 @@ class Parser(argparse.ArgumentParser):
   def __init__(self, prog: str, description: str):
     super().__init__(prog, description=description, formatter_class=_Help, allow_abbrev=False)
     self._takes_fields = False
+    self.in_buckets: tuple[str, ...] = ()  # flags whose paths may be; "" for what has no flag
 
   def add_fields(self, help_: str) -> None:
     """Lets `--config.a.b=VALUE` through: the arguments get a list of them as `config_fields`."""
@@ -167,11 +179,7 @@ class Parser(argparse.ArgumentParser):
     Raises:
       UserError: one that does not exist or fit, or is missing.
     """
-    for argument in argv:
-      if _REMOTE.match(argument):
-        self.error(
-          f"{argument}: only local paths can be used here, such as that of a mounted bucket"
-        )
+    self._check_urls(argv)
     fields, rest = split_fields(argv)
     if fields and not self._takes_fields:
       self.error(f"{fields[0]}: fields of a config are for distil, train, grid and plan-tpu")
@@ -183,6 +191,22 @@ class Parser(argparse.ArgumentParser):
       self.error(f"{name}: no such flag{did_you_mean(name.partition('=')[0], flags)}")
     args.config_fields = fields
     return args
+
+  def _check_urls(self, argv: list[str]) -> None:
+    """Passes paths in buckets where they can be used, and local ones."""
+    flag = ""
+    for argument in argv:
+      if found := _URL.fullmatch(argument):
+        flag = found[1] or flag
+        allowed = self.in_buckets + (_FIELDS_IN_BUCKETS if self._takes_fields else ())
+        if flag.replace("-config.", "--config.", flag.startswith("-config.")) not in allowed:
+          self.error(
+            f"{argument}: only local paths can be used here, such as that of a mounted bucket"
+          )
+        for part in argument.partition("=")[2 * bool(found[1])].split(","):
+          if buckets.is_url(part.strip()):
+            buckets.check_scheme(part.strip())
+      flag = argument if argument.startswith("-") and "=" not in argument else ""
 
   def print_help(self, file=None) -> None:
     """Prints it; unlike argparse's own, a closed pipe is not passed over."""
@@ -252,9 +276,10 @@ def several(one: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
 
 def finished_run(given: str) -> pathlib.Path:
   """A type of arguments: the workdir of a finished run, looked at before JAX is loaded."""
-  folder = pathlib.Path(given).expanduser()
+  folder = buckets.here(given)
   if not (folder / "results.json").exists():
     raise UserError(
-      f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
+      f"{buckets.name(folder)} is not the workdir of a finished run (no results.json): run it to "
+      "its end first"
     )
   return folder

@@ -1,12 +1,14 @@
 """jaxkd report: finished runs of one test set side by side."""
 
+import itertools
 import pathlib
 
-from jaxkd import console, report
+from jaxkd import buckets, console, report
 
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("", "--out")
   parser.epilog = """\
 Writes report.md, report.html (one file, for a phone or paper), report.csv and
 plots. Runs that differ only in their seed share a row; folders that hold no
@@ -17,12 +19,9 @@ example: %(prog)s runs/*"""
     "folders",
     metavar="WORKDIR",
     nargs="+",
-    type=pathlib.Path,
     help="workdirs of students, and of teachers if they are to be named",
   )
-  parser.add_argument(
-    "--out", metavar="DIR", type=pathlib.Path, default="report", help="where it is written to"
-  )
+  parser.add_argument("--out", metavar="DIR", default="report", help="where it is written to")
   parser.add_argument(
     "--baseline",
     metavar="NAME",
@@ -38,6 +37,16 @@ example: %(prog)s runs/*"""
 
 def run(args) -> int:
   """Writes the report; returns the exit status."""
-  page = report.write(args.folders, args.out, baseline=args.baseline, utterance=args.utterance)
-  console.out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+  out, folders = buckets.output(args.out), list(itertools.chain(*map(_matching, args.folders)))
+  page = report.write(folders, out, baseline=args.baseline, utterance=args.utterance)
+  console.out.print(f"report: {buckets.name(page)}", highlight=False, markup=False, soft_wrap=True)
   return 0
+
+
+def _matching(given: str) -> list[pathlib.Path]:
+  """The folder of a name; all those beside each other for s3://bucket/runs/*, as a shell has it."""
+  if not buckets.is_url(given):
+    return [pathlib.Path(given)]
+  if not given.endswith("/*"):
+    return [buckets.here(given)]
+  return [buckets.fetch(path) for path in buckets.folders(buckets.place(given[:-2]), "")]

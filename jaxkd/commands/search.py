@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from jaxkd import console, files
+from jaxkd import buckets, console, files
 from jaxkd.commands import line
 from jaxkd.errors import UserError
 from jaxkd.inference.search import lexicon as lexicon_lib
@@ -61,6 +61,7 @@ class Tools:
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
   default = Settings()
+  parser.in_buckets = ("--workdir", "--data")
   parser.epilog = """\
 Lists have commas between their values, and every combination is tried on dev.
 
@@ -122,7 +123,7 @@ def run(args) -> int:
     search=lexicon_lib.Options(args.beam, args.token_beam, args.threshold),
     **{name: getattr(args, name) for name in names},
   )
-  show(search(args.workdir, settings), args.workdir)
+  show(search(buckets.output(args.workdir), settings), args.workdir)
   return 0
 
 
@@ -325,7 +326,7 @@ def show(found: dict, folder: pathlib.Path) -> None:
   """Prints the table of a search.json on standard output."""
   from rich.table import Table
 
-  table = Table(title=f"{folder} · search", title_justify="left")
+  table = Table(title=f"{buckets.name(folder)} · search", title_justify="left")
   for heading in ("", "search", "dev WER %", "test WER %", "test CER %", "RTF"):
     table.add_column(heading, justify="left" if heading in ("", "search") else "right")
   names = {

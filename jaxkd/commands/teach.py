@@ -1,8 +1,8 @@
 """jaxkd teach: what a teacher says of every frame, stored once and learnt from many times."""
 
 import json
-import pathlib
 
+from jaxkd import buckets
 from jaxkd.commands import line
 from jaxkd.errors import UserError
 
@@ -21,6 +21,7 @@ _HEARD_AGAIN = 8
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("--teacher", "--data", "--out", "--verify")
   parser.epilog = _EPILOG
   add = parser.add_argument
   add(
@@ -122,7 +123,7 @@ def write(args) -> dict:
 
   found = _teacher(args)
   source, devices = open_source(args.data, Options()), mesh.make_mesh()
-  folder = pathlib.Path(args.out).expanduser()
+  folder = buckets.fetch(buckets.output(args.out), mine=True)
   if folder.exists() and not folder.is_dir():
     raise UserError(f"--out={args.out} is a file: it must be a folder")
   return teaching.write(
@@ -143,7 +144,7 @@ def write(args) -> dict:
 def _teacher(args):
   from jaxkd.teacher import sources, stored
 
-  if stored.is_one(pathlib.Path(args.teacher).expanduser()):
+  if stored.is_one(buckets.here(args.teacher)):
     raise UserError(f"--teacher={args.teacher} is a store already")
   return sources.find(
     args.teacher,

@@ -8,8 +8,8 @@ import pathlib
 import shlex
 import textwrap
 
+from jaxkd import buckets, console, files
 from jaxkd import config as config_lib
-from jaxkd import console, files
 from jaxkd.commands import line
 from jaxkd.config import overrides
 
@@ -36,6 +36,7 @@ examples:
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("--workdir",)
   parser.epilog = _EPILOG.format(labels=", ".join(config_lib.LABELS))
   variants = ", ".join(overrides.variants())
   parser.add_argument(
@@ -111,7 +112,7 @@ def show_fields(recipe: str) -> None:
 def next_steps(workdir: pathlib.Path) -> list[str]:
   """Commands that use a finished run, to be pasted where this one was given."""
   config = files.read_json(workdir / "config.json")
-  here, data = shlex.quote(str(workdir)), config["data"]
+  here, data = shlex.quote(buckets.name(workdir)), config["data"]
   steps = [f"transcribe {here} RECORDING.wav"]
   if config["student"]["name"] == "conformer" and importlib.util.find_spec("onnxruntime"):
     steps.append(f"export {here} --int8")
@@ -132,6 +133,6 @@ def _comparable(workdir: pathlib.Path) -> str:
 
   beside = [p.parent for p in workdir.absolute().parent.glob("*/results.json")]
   if all((f / "data.json").exists() and test(f) == test(workdir) for f in beside):
-    parent = str(workdir.parent)
+    parent = buckets.name(workdir.parent)
     return "./*" if parent == "." else f"{shlex.quote(parent)}/*"
-  return shlex.quote(str(workdir))
+  return shlex.quote(buckets.name(workdir))

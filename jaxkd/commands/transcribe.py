@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 
-from jaxkd import console, files
+from jaxkd import buckets, console, files
 from jaxkd.commands import line
 from jaxkd.errors import UserError
 
@@ -27,6 +27,7 @@ _FORMATS = ("txt", "json", "srt", "vtt", "ctm")
 
 def add_arguments(parser) -> None:
   """Adds what the command line may say."""
+  parser.in_buckets = ("", "--out")
   parser.epilog = _EPILOG
   add = parser.add_argument
   add("model_source", metavar="MODEL", help="what listens; see below")
@@ -34,7 +35,7 @@ def add_arguments(parser) -> None:
   add("--model", choices=("student", "teacher"), default="student", help="of a finished run")
   add("--language", metavar="NAME", default="", help="of a model with an adapter for each (MMS)")
   add("--format", choices=_FORMATS, help="of files with times and confidences")
-  add("--out", metavar="DIR", type=pathlib.Path, help="where these files go")
+  add("--out", metavar="DIR", type=buckets.output, help="where these files go")
   search = parser.add_argument_group("search")
   add = search.add_argument
   add(
@@ -89,7 +90,10 @@ def _recordings(inputs: list[str], spool: str):
   found = []
   for given in inputs:
     path = pathlib.Path(os.path.expanduser(given))
-    if given == "-":
+    if buckets.is_url(given):
+      entries = manifest.of_bucket(given)
+      found += [entry._replace(id=entry.path) for entry in entries]
+    elif given == "-":
       found.append(manifest.Entry("stdin", _spooled(spool)))
     elif path.is_dir():
       entries = manifest.of_folder(given, path)
@@ -156,6 +160,8 @@ def _give(transcript, entry, args, *, many: bool) -> None:
     console.out.file.write(f"{entry.id}\t{transcript.text}\n" if many else f"{transcript.text}\n")
     console.out.file.flush()
     return
+  if buckets.is_url(entry.path) and not args.out:
+    raise UserError(f"--format={args.format} writes beside {entry.path}: give --out=DIR")
   path = pathlib.Path(entry.path).with_suffix(f".{args.format}")
   if args.out or entry.id == "stdin":
     path = (args.out or pathlib.Path()) / path.name

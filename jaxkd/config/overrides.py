@@ -5,6 +5,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxkd import buckets
 from jaxkd import config as config_lib
 from jaxkd.config import fields, recipes
 from jaxkd.errors import UserError, did_you_mean
@@ -95,7 +96,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     config.profile = values.profile or config.get("profile", "")
   config_lib.check(config)
   folder = values.workdir or f"runs/{path.stem}-{config.recipe}"
-  return config, pathlib.Path(folder)
+  return config, buckets.place(folder) if buckets.is_url(folder) else pathlib.Path(folder)
 
 
 def _resolved(argv: list[str]) -> tuple[pathlib.Path, list[str]]:

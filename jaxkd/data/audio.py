@@ -1,5 +1,6 @@
 """Audio files → 16 kHz mono float32, at the amplitude that the file has."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from jaxkd import buckets
 from jaxkd.types import SAMPLE_RATE_HZ
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff")
@@ -36,9 +38,9 @@ def duration(path: str | os.PathLike) -> float:
     BrokenAudio: absent, unreadable or too short.
   """
   try:
-    with _opened(path) as file:
+    with _opened(path, whole=False) as (file, size):
       frames, rate = file.frames, file.samplerate
-      if _is_wrong(frames, path):
+      if _is_wrong(frames, size):
         frames = sum(len(block) for block in _blocks(file, None))
   except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(_reason(path, error)) from error
@@ -64,11 +66,11 @@ def read(
     BrokenAudio: absent, unreadable, too short, silent, or ending before the wanted part does.
   """
   try:
-    with _opened(path) as file:
+    with _opened(path) as (file, size):
       rate = file.samplerate
       skipped = round(offset_seconds * rate)
       wanted = None if duration_seconds is None else round(duration_seconds * rate)
-      if skipped and not _is_wrong(file.frames, path):
+      if skipped and not _is_wrong(file.frames, size):
         file.seek(min(skipped, file.frames))
         skipped = 0
       blocks = _blocks(file, wanted and skipped + wanted)
@@ -88,7 +90,7 @@ def stream(path: str | os.PathLike) -> Iterator[np.ndarray]:
     BrokenAudio: absent, unreadable, or with samples that are not numbers.
   """
   try:
-    with _opened(path) as file:
+    with _opened(path) as (file, _):
       rate = file.samplerate
       resampler = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32")
       for block in _blocks(file, None):
@@ -119,15 +121,27 @@ def as_model_hears(samples: np.ndarray, rate_hz: int) -> np.ndarray:
   return samples
 
 
-def _opened(path: str | os.PathLike) -> soundfile.SoundFile:
-  """Of a file by the bytes of its name, which need be no UTF-8; OSError or ValueError without."""
-  os.stat(path)  # says what is wrong with a name better than libsndfile does
-  return soundfile.SoundFile(os.fsencode(path))
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike, *, whole: bool = True):
+  """A file, by the bytes of its name, which need be no UTF-8, and its size; OSError or ValueError.
+
+  Args:
+    path: of a file, or of an object in a bucket.
+    whole: all of an object will be read; else what is asked for is fetched.
+  """
+  if buckets.is_url(path):
+    object_ = buckets.read(path) if whole else buckets.opened(path)
+    with object_, soundfile.SoundFile(object_) as file:
+      yield file, object_.getbuffer().nbytes if whole else object_.size
+    return
+  size = os.stat(path).st_size  # says what is wrong with a name better than libsndfile does
+  with soundfile.SoundFile(os.fsencode(path)) as file:
+    yield file, size
 
 
-def _is_wrong(frames: int, path: str | os.PathLike) -> bool:
+def _is_wrong(frames: int, size: int) -> bool:
   """Whether a header cannot be right: FLAC from a pipe does not know its length."""
-  return frames > _MOST_SAMPLES_A_BYTE * os.path.getsize(path)
+  return frames > _MOST_SAMPLES_A_BYTE * size
 
 
 def _blocks(file: soundfile.SoundFile, wanted: int | None):
@@ -156,7 +170,10 @@ def _one_channel(samples: np.ndarray) -> np.ndarray:
 
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
-  if not os.path.exists(path):
+  absent = (
+    isinstance(error, FileNotFoundError) if buckets.is_url(path) else not os.path.exists(path)
+  )
+  if absent:
     return "no such file"
   text = " ".join(str(error).split())
   return f"not readable as audio ({text.rsplit(': ', 1)[-1].rstrip('.')})"

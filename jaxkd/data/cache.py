@@ -7,23 +7,18 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from jaxkd import files
+from jaxkd import buckets, files
 from jaxkd.errors import UserError
 
 
 def folder() -> pathlib.Path:
-  """JAXKD_CACHE, or jaxkd/ in XDG_CACHE_HOME or ~/.cache.
+  """As `files.cache_folder`, or the copy of one in a bucket.
 
   Raises:
     UserError: there is no home folder.
   """
-  if given := os.environ.get("JAXKD_CACHE"):
-    return pathlib.Path(given).expanduser()
-  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  try:
-    return pathlib.Path(base).expanduser() / "jaxkd"
-  except RuntimeError as error:
-    raise UserError("there is no home folder: set JAXKD_CACHE to a folder that may grow") from error
+  given = os.environ.get("JAXKD_CACHE", "")
+  return buckets.place(given) if buckets.is_url(given) else files.cache_folder()
 
 
 def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
@@ -40,7 +35,7 @@ def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
   Raises:
     UserError: no space left, or the cache cannot be written.
   """
-  target = folder() / name
+  target = buckets.fetch(folder() / name)
   if target.exists():
     return target
   with _one_line(target):
@@ -49,6 +44,7 @@ def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
     with files.locked(target.parent / f".{name}.lock", waits=waits) as alone:
       if not target.exists():
         _make(target, make, alone)
+        buckets.publish(target)
   return target
 
 

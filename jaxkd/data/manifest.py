@@ -6,10 +6,10 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from jaxkd import files
+from jaxkd import buckets, files
 from jaxkd.data import audio
 from jaxkd.errors import UserError
 
@@ -36,8 +36,12 @@ class Entry(NamedTuple):
   wrong: str = ""
 
 
-def of_file(path: pathlib.Path) -> list[Entry]:
+def of_file(path: pathlib.Path, beside: str = "") -> list[Entry]:
   """The utterances of a manifest.
+
+  Args:
+    path: of the file.
+    beside: the folder that its paths start from; "" for the file's own.
 
   Raises:
     UserError: not UTF-8 or not JSON lines, or a field of another type; with the line's number.
@@ -49,17 +53,36 @@ def of_file(path: pathlib.Path) -> list[Entry]:
     raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
   rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
   names = numbered(_printable(row["audio_filepath"]) for row in rows)
-  return [_entry(name, row, path.parent) for name, row in zip(names, rows, strict=True)]
+  beside = beside or str(path.parent)
+  return [_entry(name, row, beside) for name, row in zip(names, rows, strict=True)]
 
 
 def to_file(path: pathlib.Path, entries: list[Entry]) -> None:
   """Writes what `of_file` reads, with absolute paths, whole or not at all."""
   rows = []
   for entry in entries:
-    row = {"audio_filepath": os.path.abspath(entry.path)}
+    path_ = entry.path if buckets.is_url(entry.path) else os.path.abspath(entry.path)
+    row = {"audio_filepath": path_}
     given = {"offset": entry.offset or None, "duration": entry.seconds, "text": entry.text}
     rows.append(row | {name: value for name, value in given.items() if value is not None})
   files.write_jsonl(path, rows)
+
+
+def of_bucket(url: str) -> list[Entry]:
+  """The utterances of a manifest, a folder of audio or a recording in a bucket.
+
+  Raises:
+    UserError: not there, of a kind that is not decoded, or malformed.
+  """
+  kind, suffix = buckets.exists(url), os.path.splitext(url)[1].lower()
+  if kind == "object" and suffix in (*audio.EXTENSIONS, *audio.UNREAD_EXTENSIONS):
+    (entry,) = of_recording(pathlib.Path(os.path.basename(url)))
+    return [entry._replace(path=url)]
+  if kind == "object":
+    return of_file(buckets.here(url), os.path.dirname(url))
+  if not kind:
+    raise UserError(f"{url}: no such object or folder")
+  return _of_names(url, buckets.listed(url), lambda name: buckets.join(url, name))
 
 
 def of_recording(path: pathlib.Path) -> list[Entry]:
@@ -83,11 +106,17 @@ def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
   Raises:
     UserError: none there.
   """
+  names = (os.path.relpath(path, folder) for path in _files(folder))
+  return _of_names(name, names, lambda below: str(folder / below))
+
+
+def _of_names(name: str, files_: Iterable[str], whole: Callable[[str], str]) -> list[Entry]:
+  """Those of a folder's files that are recordings; `whole` makes a path of a file's name."""
   found, unread = [], collections.Counter()
-  for path in _files(folder):
-    suffix = os.path.splitext(path)[1].lower()
+  for below in files_:
+    suffix = os.path.splitext(below)[1].lower()
     if suffix in audio.EXTENSIONS:
-      found.append(pathlib.Path(path))
+      found.append(pathlib.PurePath(below))
     elif suffix in audio.UNREAD_EXTENSIONS:
       unread[suffix] += 1
   told = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
@@ -97,8 +126,8 @@ def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
   if unread:
     log.warning("%s: not read: %s: %s", name, told, _cure(unread.most_common()[0][0]))
   found.sort()
-  names = numbered(_printable(str(path.relative_to(folder))) for path in found)
-  return [Entry(unique, str(path)) for unique, path in zip(names, found, strict=True)]
+  names = numbered(_printable(str(below)) for below in found)
+  return [Entry(unique, whole(str(below))) for unique, below in zip(names, found, strict=True)]
 
 
 def _files(folder: pathlib.Path):
@@ -138,19 +167,26 @@ def _row(where: str, line: str) -> dict:
   return row
 
 
-def _entry(unique: str, row: dict, folder: pathlib.Path) -> Entry:
+def _entry(unique: str, row: dict, folder: str) -> Entry:
   seconds, text = row.get("duration"), row.get("text")
   wrong = ""
   if text is not None and files.SURROGATE.search(text):
     text, wrong = None, "half a character (a lone surrogate) in its text"
   return Entry(
     id=unique,
-    path=os.path.join(folder, os.path.expanduser(row["audio_filepath"])),
+    path=_joined(folder, row["audio_filepath"]),
     offset=float(row.get("offset") or 0.0),
     seconds=None if seconds is None else float(seconds),
     text=text,
     wrong=wrong,
   )
+
+
+def _joined(folder: str, path: str) -> str:
+  """A path that a manifest in a folder names; either may be in a bucket."""
+  path = os.path.expanduser(path)
+  in_bucket = buckets.is_url(folder) or buckets.is_url(path)
+  return buckets.join(folder, path) if in_bucket else os.path.join(folder, path)
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd import console
+from jaxkd import buckets, console
 from jaxkd.data import audio, corpora, digits, manifest, tfds
 from jaxkd.data.corpora import CORPORA, SPLITS
 from jaxkd.data.manifest import Entry
@@ -260,6 +260,8 @@ def entries(spec: str, options: corpora.Options) -> list[Entry]:
   corpus, colon, split = spec.partition(":")
   if colon and corpus in CORPORA:
     return manifest.of_file(corpora.manifest(corpus, split, options))
+  if buckets.is_url(spec):
+    return manifest.of_bucket(spec)
   path = pathlib.Path(os.path.expanduser(spec))
   if path.is_dir():
     return manifest.of_folder(spec, path)
@@ -350,7 +352,8 @@ def _seconds(entry: Entry) -> float:
     raise audio.BrokenAudio(entry.wrong)
   if seconds is None:
     seconds = audio.duration(entry.path) - entry.offset
-  elif not os.path.isfile(entry.path):
+  # Of what lies in a bucket, one question each would take hours: it is seen when it is read.
+  elif not buckets.is_url(entry.path) and not os.path.isfile(entry.path):
     raise audio.BrokenAudio("no such file")
   elif seconds > _LONG_SECONDS and seconds > audio.duration(entry.path) - entry.offset + 1:
     raise audio.BrokenAudio(f"is shorter than the {seconds:g} s that the manifest says")

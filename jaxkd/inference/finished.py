@@ -7,8 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
+from jaxkd import buckets, files
 from jaxkd import config as config_lib
-from jaxkd import files
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Source, open_source
 from jaxkd.devices import mesh as mesh_lib
@@ -127,8 +127,8 @@ class FinishedRun:
     if None not in self.train.texts:
       return self.train.texts, self.train.name
     for source in sources.members(self.teacher_source) if self.teacher_source else ():
-      if (pathlib.Path(source) / "results.json").exists():
-        data = FinishedRun(pathlib.Path(source), self.devices).train
+      if (buckets.here(source) / "results.json").exists():
+        data = FinishedRun(buckets.here(source), self.devices).train
         if None not in data.texts:
           return data.texts, data.name
     raise UserError(
@@ -153,7 +153,11 @@ def teacher_source(results: dict, folder: pathlib.Path) -> str:
   """
   if not results.get("teacher_workdir"):
     return ""
-  there = lambda name: str(folder / name) if (folder / name).is_dir() else name
+
+  def there(name: str) -> str:
+    is_beside = not buckets.is_url(name) and buckets.fetch(folder / name).is_dir()
+    return str(folder / name) if is_beside else name
+
   return ",".join(map(there, sources.members(results["teacher_workdir"])))
 
 

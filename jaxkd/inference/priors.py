@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import files
+from jaxkd import buckets, files
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
@@ -59,5 +59,5 @@ def place(teacher: str, workdir: pathlib.Path) -> pathlib.Path:
     teacher: its source.
     workdir: of the run that needs it.
   """
-  beside = pathlib.Path(teacher).expanduser() / OWN
+  beside = buckets.here(teacher) / OWN
   return beside if beside.exists() else workdir / TEACHERS

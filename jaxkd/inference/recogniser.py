@@ -5,12 +5,12 @@ import functools
 import itertools
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 
+from jaxkd import buckets
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
@@ -122,7 +122,7 @@ def load(source: str | os.PathLike, model: str = "student", *, language: str = "
     UserError: nothing there that can be loaded.
   """
   source = os.fspath(source)
-  folder = pathlib.Path(source).expanduser()
+  folder = buckets.here(source)
   ours = any((folder / name).exists() for name in ("results.json", exported.FACTS))
   if ours and language:
     raise UserError(f"{source} has one vocabulary, and none of the language {language!r}")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxkd import buckets
 from jaxkd.data import plan
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
@@ -90,6 +91,7 @@ def write(
           broken += _hear(model, source, speed, todo, writer, shapes, devices, workers)
   finally:
     writer.flush()  # Ctrl-C loses nothing either
+    buckets.publish(folder)
   mesh_lib.wait_for_all(f"{folder} is written")
   skipped = [pair for source, _ in wanted for pair in source.skipped]
   left_out = {name: why for part in mesh_lib.gather(broken) for name, why in part}
@@ -170,6 +172,8 @@ def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[
           writer.add(ids[0], log_probs, samples=int(samples), speed=speed)
         except store.StoreError as error:
           raise UserError(f"{ids[0]}: what the teacher says cannot be stored: {error}") from error
+        if writer.is_flushed:
+          buckets.publish(writer.folder)
   return broken
 
 

@@ -6,8 +6,8 @@ import os
 import pathlib
 import shlex
 
+from jaxkd import buckets, console, files
 from jaxkd import config as config_lib
-from jaxkd import console, files
 from jaxkd.errors import UserError
 from jaxkd.inference import error_rates, finished
 from jaxkd.models.kept import Kept
@@ -168,7 +168,7 @@ def _teacher(facts: _Facts) -> str:
 
 def _trained(teacher: str) -> str:
   """What a teacher was trained on, where it is a workdir that is still there."""
-  path = pathlib.Path(teacher) / "results.json"
+  path = buckets.here(teacher) / "results.json"
   try:
     train = files.read_json(path, kind=dict)["train"] if path.exists() else {}
     return f"trained on {_long(train['hours'])} of {_public(train['name'])}" if train else ""
@@ -201,7 +201,9 @@ def _command(run: collect.Run) -> str:
 
 def _last_parts(value: str) -> str:
   """Paths from the root, home or above, several with commas, without the folders in them."""
-  outside = lambda part: os.path.isabs(part) or part.startswith(("~", ".."))
+  outside = lambda part: (
+    os.path.isabs(part) or buckets.is_url(part) or part[:1] == "~" or part[:2] == ".."
+  )
   return ",".join(_last_part(p) if outside(p) else p for p in value.split(","))
 
 

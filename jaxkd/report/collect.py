@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from jaxkd import buckets, files
 from jaxkd import config as config_lib
-from jaxkd import files
 from jaxkd.errors import UserError
 
 SPLITS = ("dev", "test")
@@ -54,7 +54,7 @@ class Run:
     return ",".join(self._resolved(name) for name in found.split(","))
 
   def _resolved(self, name: str) -> str:
-    beside = self.folder / name
+    beside = buckets.here(name) if buckets.is_url(name) else buckets.fetch(self.folder / name)
     return os.path.realpath(beside) if beside.is_dir() else name
 
   def split_set(self, split: str) -> frozenset | None:

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shlex
 
+from jaxkd import buckets
 from jaxkd import config as config_lib
 from jaxkd.config import overrides
 from jaxkd.report.collect import Run, reproducing
@@ -37,7 +38,7 @@ def command(run: Run) -> str:
   inside = lambda field: any(field.startswith(f"{block}.") for block in foreign)
   parts = ["python", "-m", "jaxkd.main", f"--config=configs/{variant}.py:{recipe}"]
   if run.folder != pathlib.Path(f"runs/{variant}-{recipe}"):
-    parts.append(f"--workdir={run.folder}")
+    parts.append(f"--workdir={buckets.name(run.folder)}")
   parts += [f"--config.{k}={_flag_value(v)}" for k, v in found.items() if not inside(k)]
   line = shlex.join(parts)
   unset = {k: v for k, v in found.items() if inside(k)}

@@ -3,7 +3,7 @@
 import csv
 import pathlib
 
-from jaxkd import console
+from jaxkd import buckets, console
 from jaxkd.report import claims, pictures, plots, render, tables
 from jaxkd.report.collect import LeftOut
 from jaxkd.report.render import Picture, Section, Table
@@ -113,9 +113,10 @@ def write(
   missing += why
   if missing:
     sections.append(Section("Not drawn", [missing]))
-  (out / "report.md").write_text(render.markdown(_TITLE, sections), encoding="utf-8")
+  said = buckets.shown(render.markdown(_TITLE, sections))
+  (out / "report.md").write_text(said, encoding="utf-8")
   page = out / "report.html"
-  page.write_text(render.page(_TITLE, sections, out), encoding="utf-8")
+  page.write_text(buckets.shown(render.page(_TITLE, sections, out)), encoding="utf-8")
   return page
 
 
@@ -283,7 +284,7 @@ def _write_tuning(path: pathlib.Path, found: list[dict]) -> None:
   """Every point of every grid."""
   fields = ("search", "lm_weight", "prior_scale", "word_score", "dev_wer", "dev_cer")
   rows = [
-    [run.folder, model, *(point.get(k) for k in fields)]
+    [buckets.name(run.folder), model, *(point.get(k) for k in fields)]
     for _, block, run, model in plots.searched(found)
     for point in block.get("grid") or ()
   ]

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from jaxkd import console
+from jaxkd import buckets, console
 from jaxkd.errors import UserError
 from jaxkd.inference import error_rates as metrics
 from jaxkd.report import collect, command
@@ -187,7 +187,8 @@ def _teachers(runs: list[Run]) -> list[Row]:
 def _workdir(place: str) -> Run | None:
   if not os.path.isabs(place):  # a name on a hub, or a folder that is gone
     return None
-  found = collect.read(pathlib.Path(os.path.relpath(place)))
+  in_bucket = buckets.url(pathlib.Path(place)) is not None
+  found = collect.read(pathlib.Path(place if in_bucket else os.path.relpath(place)))
   return found if isinstance(found, Run) else None
 
 
@@ -318,7 +319,7 @@ def _figures(row: Row, baseline: Row | None, common: Row, varied: set[str]) -> d
     else None,
     "wall_seconds": _mean([r.results.get("wall_seconds") for r in row.runs]),
     "commit": " ".join(commits) or None,
-    "workdirs": " ".join(str(r.folder) for r in row.runs) or row.source,
+    "workdirs": " ".join(buckets.name(r.folder) for r in row.runs) or row.source,
     "command": _commands(row),
   }
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxkd import files, teacher
+from jaxkd import buckets, files, teacher
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, check_same
 from jaxkd.models import kept, shared
@@ -67,7 +66,7 @@ def find(
     UserError: no teacher there, one that cannot be used, or several that do not go together.
   """
   names = members(source, named)
-  if stores := [name for name in names if stored.is_one(pathlib.Path(name).expanduser())]:
+  if stores := [name for name in names if stored.is_one(buckets.here(name))]:
     if len(names) > 1:
       raise UserError(f"{named}{source!r}: {stores[0]} is stored, and cannot be averaged")
     return stored.find(source)
@@ -79,7 +78,7 @@ def find(
   if is_run and language:
     raise UserError(f"{source} has one vocabulary, and none of the language {language!r}")
   if is_run:
-    return _ours(source, kept.read(pathlib.Path(source).expanduser()))
+    return _ours(source, kept.read(buckets.here(source)))
   folder = huggingface.folder_of(source, language)
   if shared.is_one(folder):
     return _ours(source, shared.read(folder))
@@ -119,7 +118,7 @@ def fingerprint(source: str) -> str:
   """
   digest = hashlib.sha256()
   for name in members(source):
-    folder = pathlib.Path(name).expanduser()
+    folder = buckets.here(name)
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     there = [path for path in (folder / "results.json", *weights) if path.exists()]
     digest.update(repr([path.name for path in there] or name).encode())
@@ -150,7 +149,7 @@ def _is_huggingface(source: str, named: str) -> bool:
   Raises:
     UserError: it is neither.
   """
-  folder = pathlib.Path(source).expanduser()
+  folder = buckets.here(source)
   if (folder / "results.json").exists():
     return False
   if not folder.is_dir():

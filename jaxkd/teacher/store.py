@@ -297,6 +297,11 @@ class Writer:
     self._file = ArrayRecordWriter(str(self._path), "group_size:1")
     self._room = _SHARD_SAMPLES
 
+  @property
+  def is_flushed(self) -> bool:
+    """Whether all that was added is kept."""
+    return self._file is None
+
   def flush(self) -> None:
     """Ends the shard, so that all that was added is kept."""
     if self._file is None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd import buckets
 from jaxkd.data.pipeline import HostBatch
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
@@ -249,7 +250,7 @@ def find(source: str) -> Stored:
   Raises:
     UserError: it cannot be read, or is not complete.
   """
-  folder = pathlib.Path(source).expanduser()
+  folder = buckets.here(source)
   try:
     found = store_lib.Store(folder)
   except (store_lib.StoreError, KeyError, TypeError) as error:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxkd import buckets
 from jaxkd import config as config_lib
 from jaxkd.data import plan, texts
 from jaxkd.data.corpora import Options
@@ -93,6 +95,7 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   config_lib.check(config)
   _check_specs(config)
   mesh.by_first(lambda: workdir.check_usable(folder))
+  _check_one_host(folder)
   opened = {} if opened is None else opened
   devices = mesh.make_mesh(config.mesh.fsdp)
   teacher = _teacher(config, folder, opened)
@@ -109,6 +112,15 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   if isinstance(teacher, Stored):
     _check_stored(teacher, config, data.train)
   return Plan(config, folder, devices, teacher, architecture, data, vocabulary)
+
+
+def _check_one_host(folder: pathlib.Path) -> None:
+  """A copy of what is in a bucket lies on one host: others would not see what is saved there."""
+  if buckets.url(folder) and len(set(mesh.gather(socket.gethostname()))) > 1:
+    raise UserError(
+      f"--workdir={folder}: processes on several hosts need a folder that all of them see, such as "
+      "a mounted bucket"
+    )
 
 
 def _options(config: ConfigDict) -> Options:
@@ -279,7 +291,7 @@ def _check_init(init: str, architecture: Architecture, vocabulary: Vocabulary) -
   """A model can start from the parameters of a finished run."""
   if not init:
     return
-  there = kept.read(pathlib.Path(init).expanduser())
+  there = kept.read(buckets.here(init))
   if there.vocabulary != vocabulary:
     raise UserError(
       f"config.student.init is {init!r}, whose classes are not this run's: give the config.labels "
@@ -395,7 +407,7 @@ def _first_params(made: Plan, project_to: int | None) -> Callable[[jax.Array], A
   fresh = made.architecture.first_params(made.vocabulary, project_to, made.devices)
   if not made.config.student.init:
     return fresh
-  start = kept.read(pathlib.Path(made.config.student.init).expanduser())
+  start = kept.read(buckets.here(made.config.student.init))
   log.info("starts from the parameters of %s", start.folder)
   # Only a projection, which no finished run keeps, is fresh.
   return lambda key: fresh(key) | start.load(made.devices).params

@@ -6,7 +6,7 @@ import json
 import logging
 import pathlib
 
-from jaxkd import files
+from jaxkd import buckets, files
 from jaxkd.data.sources import fingerprint
 from jaxkd.devices import mesh
 from jaxkd.inference import teaching
@@ -71,6 +71,8 @@ def _alone(folder: pathlib.Path):
       folder.mkdir(parents=True, exist_ok=True)
       waits = f"waiting for another process that writes {folder}"
       stack.enter_context(files.locked(folder / ".lock", waits=waits))
+      buckets.fetch(folder, mine=True)
 
     mesh.by_first(lock)
     yield
+    mesh.by_first(lambda: buckets.publish(folder))

@@ -169,10 +169,15 @@ class Checkpoints:
       raise UserError(f"no checkpoint in {self._best.directory} can be read")
     return found
 
-  def close(self) -> None:
-    """Waits for saves under way."""
+  def wait(self) -> None:
+    """For saves under way."""
     for manager in (self._last, self._best):
       manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for saves under way."""
+    self.wait()
+    for manager in (self._last, self._best):
       manager.close()
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import console
+from jaxkd import buckets, console
 from jaxkd.data import plan as plan_lib
 from jaxkd.devices import flops, observe, sharding, stopping
 from jaxkd.devices import mesh as mesh_lib
@@ -420,6 +420,10 @@ class _Loop:
     self.position.wall_seconds = self._wall()
     self._share_broken()
     self.checkpoints.save(int(self.state.step), self.state, dataclasses.asdict(self.position))
+    if buckets.url(self.run_.workdir):
+      self.checkpoints.wait()
+      self.metrics.flush()
+      mesh_lib.by_first(lambda: buckets.publish(self.run_.workdir, exact=True))
 
   def _leave_if_asked(self) -> None:
     """Saves and leaves after a signal; several processes agree after which batch."""

@@ -5,8 +5,8 @@ import pathlib
 import jax
 from rich.table import Table
 
+from jaxkd import buckets, console, files
 from jaxkd import config as config_lib
-from jaxkd import console, files
 from jaxkd.devices import mesh
 from jaxkd.inference import finished, scoring
 from jaxkd.models import registry
@@ -117,7 +117,7 @@ def show(found: dict, folder: pathlib.Path) -> None:
     )
   facts += [
     f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found, folder),
-    f"results: {folder / 'results.json'}",
+    f"results: {buckets.name(folder / 'results.json')}",
   ]
   for fact in facts:
     console.out.print(fact, highlight=False, markup=False, soft_wrap=True)

@@ -10,8 +10,8 @@ import tempfile
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from jaxkd import buckets, files
 from jaxkd import config as config_lib
-from jaxkd import files
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 
@@ -26,6 +26,7 @@ def check_usable(folder: pathlib.Path) -> None:
   Raises:
     UserError: it cannot.
   """
+  buckets.check_writable(folder)
   absent = [part for part in (folder, *folder.parents) if not part.exists()]
   _make(folder)
   try:
@@ -71,6 +72,7 @@ def claim(
       config, other data or other classes. The line says which command can.
   """
   with _locked(folder, wait):
+    buckets.fetch(folder, mine=True)
     try:
       longer = _check_same_run(folder, config, data, vocabulary)
       files.write_json(folder / "config.json", config_lib.stored(config))
@@ -81,6 +83,7 @@ def claim(
     if longer:
       log.info("%s", longer)
     yield
+    buckets.publish(folder, exact=True)
 
 
 def finished(folder: pathlib.Path, epochs: int) -> dict | None:
@@ -115,6 +118,8 @@ def find_teacher(
   Returns:
     A finished one where there are several; None where there is none.
   """
+  for folder in buckets.folders(beside.parent, f"teacher-{recipe}-"):
+    buckets.fetch(folder)
   found = [
     folder
     for folder in sorted(beside.parent.glob(f"teacher-{recipe}-*"))
@@ -322,6 +327,11 @@ class MetricsLog:
     for name, value in row.items():
       if name not in ("step", "epoch") and isinstance(value, (int, float)):
         self._board.add_scalar(name, value, row["step"])
+
+  def flush(self) -> None:
+    """Leaves nothing to be written."""
+    if self._files:  # those of rows never do
+      self._board.flush()
 
   def close(self) -> None:
     """Ends the files."""

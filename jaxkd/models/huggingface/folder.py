@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+from jaxkd import buckets
 from jaxkd.errors import TryAgain, UserError
 from jaxkd.files import write_json
 from jaxkd.labels import TokenVocabulary, Vocabulary
@@ -30,7 +31,7 @@ def folder_of(source: str, language: str = "") -> pathlib.Path:
   Raises:
     UserError: neither.
   """
-  path = pathlib.Path(source).expanduser()
+  path = buckets.here(source)
   if path.is_dir():
     return path
   if source.count("/") != 1 or source.startswith((".", "/", "~")):
