@@ -148,6 +148,6 @@ for ((left = OPTIONS[restarts]; ; left--)); do
   done
   watch 3>&2 2>/dev/null # without bash's own line for each killed process
   drain
-  if [[ $asked == yes ]] || ((final != AGAIN || left == 0)); then exit "$final"; fi
+  if [[ $asked == yes ]] || ((left == 0)) || ! may_pass "$final"; then exit "$final"; fi
   note "status $final may pass: all processes start again, $((left - 1)) restarts are left"
 done

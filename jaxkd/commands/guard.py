@@ -77,7 +77,8 @@ def _unexpected(error: Exception) -> int:
     return _leave_at_once(2)
   if "JAXKD_PROCESSES" in os.environ:
     if _peer_is_gone(error):
-      reason = " ".join(str(error).split())[:200]
+      # JAX says it once for each call that it was passed through.
+      reason = " ".join(str(error).split()).replace("Error dispatching computation: ", "")[:200]
       return _end(TRY_AGAIN, f"error: another process of this run is gone ({reason}): {_AGAIN}")
     import traceback
 
