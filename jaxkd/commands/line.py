@@ -30,6 +30,7 @@ VERBS = {
   "distil": Verb("distil", "Distils a teacher into a small recogniser, with audio alone."),
   "teach": Verb("teach", "Stores what a teacher says, to learn from without it."),
   "train": Verb("train", "Trains a student, its teacher first if need be, and evaluates both."),
+  "shard": Verb("shard", "Packs data into shards with an index, for millions of utterances."),
   "transcribe": Verb("transcribe", "Writes down what is said in recordings."),
   "evaluate": Verb("evaluate", "Evaluates a finished run on other data."),
   "search": Verb("search", "Searches with lexicon and language model, tuned on dev."),

@@ -378,7 +378,11 @@ FIELDS = Block(
         ),
         "split_by": Field("index", "of the digits corpus", choices=("index", "speaker")),
         "workers": _count(
-          0, "processes that decode audio; 0 decodes in threads of this one", 0, 256, bound=False
+          0,
+          "processes that decode audio; 0 decodes in a thread of this one for each core",
+          0,
+          256,
+          bound=False,
         ),
       }
     ),

@@ -1,6 +1,7 @@
 """Audio files → 16 kHz mono float32, at the amplitude that the file has."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 
@@ -27,23 +28,31 @@ _MOST_SAMPLES_A_BYTE = 2000
 _CANCELLED = 0.1
 
 
+def cores() -> int:
+  """CPU cores that this process may use: so many threads decode."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class BrokenAudio(Exception):
   """A recording that cannot be used; the message says why."""
 
 
-def duration(path: str | os.PathLike) -> float:
-  """Seconds of a file, from its header; counted where that does not know.
+Recording = str | os.PathLike | bytes  # a file's path, or the encoded recording itself
+
+
+def duration(path: Recording) -> float:
+  """Seconds of a recording, from its header; counted where that does not know.
 
   Raises:
     BrokenAudio: absent, unreadable or too short.
   """
   try:
-    with _opened(path, whole=False) as (file, size):
+    with opened(path, whole=False) as (file, size):
       frames, rate = file.frames, file.samplerate
-      if _is_wrong(frames, size):
-        frames = sum(len(block) for block in _blocks(file, None))
+      if is_wrong(frames, size):
+        frames = sum(len(block) for block in blocks(file, None))
   except (OSError, RuntimeError, ValueError) as error:
-    raise BrokenAudio(_reason(path, error)) from error
+    raise BrokenAudio(reason(path, error)) from error
   seconds = frames / max(rate, 1)
   if seconds < MIN_SECONDS:
     raise BrokenAudio(f"empty or too short ({frames} samples)")
@@ -51,14 +60,14 @@ def duration(path: str | os.PathLike) -> float:
 
 
 def read(
-  path: str | os.PathLike, offset_seconds: float = 0.0, duration_seconds: float | None = None
+  path: Recording, offset_seconds: float = 0.0, duration_seconds: float | None = None
 ) -> np.ndarray:
   """f32[S] at 16 kHz: one channel of all of them, resampled by soxr.
 
   Samples keep the amplitude that the file has, above 1 too: models that normalise lose nothing.
 
   Args:
-    path: of the file.
+    path: of the file, or its bytes.
     offset_seconds: where the wanted part starts.
     duration_seconds: its length; None for all that follows.
 
@@ -66,34 +75,34 @@ def read(
     BrokenAudio: absent, unreadable, too short, silent, or ending before the wanted part does.
   """
   try:
-    with _opened(path) as (file, size):
+    with opened(path) as (file, size):
       rate = file.samplerate
       skipped = round(offset_seconds * rate)
       wanted = None if duration_seconds is None else round(duration_seconds * rate)
-      if skipped and not _is_wrong(file.frames, size):
+      if skipped and not is_wrong(file.frames, size):
         file.seek(min(skipped, file.frames))
         skipped = 0
-      blocks = _blocks(file, wanted and skipped + wanted)
-      samples = np.concatenate([np.empty((0, file.channels), np.float32), *blocks])[skipped:]
+      parts = blocks(file, wanted and skipped + wanted)
+      samples = np.concatenate([np.empty((0, file.channels), np.float32), *parts])[skipped:]
       spare = _MISSING_SECONDS_OF.get(file.format, _MISSING_SECONDS)
   except (OSError, RuntimeError, ValueError) as error:
-    raise BrokenAudio(_reason(path, error)) from error
+    raise BrokenAudio(reason(path, error)) from error
   if wanted is not None and wanted - len(samples) > spare * rate:
     raise BrokenAudio(f"holds {len(samples) / rate:.2f} s of the {duration_seconds:.2f} s expected")
   return as_model_hears(_one_channel(samples), rate)
 
 
-def stream(path: str | os.PathLike) -> Iterator[np.ndarray]:
+def stream(path: Recording) -> Iterator[np.ndarray]:
   """f32[S] at 16 kHz, a file's samples in parts of some seconds, of which memory holds one.
 
   Raises:
     BrokenAudio: absent, unreadable, or with samples that are not numbers.
   """
   try:
-    with _opened(path) as (file, _):
+    with opened(path) as (file, _):
       rate = file.samplerate
       resampler = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32")
-      for block in _blocks(file, None):
+      for block in blocks(file, None):
         samples = _one_channel(block)
         if not np.isfinite(samples).all():
           raise BrokenAudio("samples that are not numbers")
@@ -101,7 +110,7 @@ def stream(path: str | os.PathLike) -> Iterator[np.ndarray]:
       if rate != SAMPLE_RATE_HZ:
         yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
   except (OSError, RuntimeError, ValueError) as error:
-    raise BrokenAudio(_reason(path, error)) from error
+    raise BrokenAudio(reason(path, error)) from error
 
 
 def as_model_hears(samples: np.ndarray, rate_hz: int) -> np.ndarray:
@@ -122,13 +131,17 @@ def as_model_hears(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike, *, whole: bool = True):
+def opened(path: Recording, *, whole: bool = True):
   """A file, by the bytes of its name, which need be no UTF-8, and its size; OSError or ValueError.
 
   Args:
-    path: of a file, or of an object in a bucket.
+    path: of a file, or of an object in a bucket; or the bytes of one.
     whole: all of an object will be read; else what is asked for is fetched.
   """
+  if isinstance(path, bytes):
+    with soundfile.SoundFile(io.BytesIO(path)) as file:
+      yield file, len(path)
+    return
   if buckets.is_url(path):
     object_ = buckets.read(path) if whole else buckets.opened(path)
     with object_, soundfile.SoundFile(object_) as file:
@@ -139,12 +152,12 @@ def _opened(path: str | os.PathLike, *, whole: bool = True):
     yield file, size
 
 
-def _is_wrong(frames: int, size: int) -> bool:
+def is_wrong(frames: int, size: int) -> bool:
   """Whether a header cannot be right: FLAC from a pipe does not know its length."""
   return frames > _MOST_SAMPLES_A_BYTE * size
 
 
-def _blocks(file: soundfile.SoundFile, wanted: int | None):
+def blocks(file: soundfile.SoundFile, wanted: int | None):
   """f32[≤ _BLOCK, channels] up to the wanted number of samples, or to the end of the file."""
   # soundfile seeks to where it is after each read, which fails in a file of unknown length.
   file.seekable = lambda: False
@@ -169,10 +182,14 @@ def _one_channel(samples: np.ndarray) -> np.ndarray:
   return mean
 
 
-def _reason(path: str | os.PathLike, error: Exception) -> str:
-  absent = (
-    isinstance(error, FileNotFoundError) if buckets.is_url(path) else not os.path.exists(path)
-  )
+def reason(path: Recording, error: Exception) -> str:
+  """Why a recording cannot be read."""
+  if isinstance(path, bytes):
+    absent = False
+  elif buckets.is_url(path):
+    absent = isinstance(error, FileNotFoundError)
+  else:
+    absent = not os.path.exists(path)
   if absent:
     return "no such file"
   text = " ".join(str(error).split())

@@ -112,14 +112,20 @@ def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
 
 def _of_names(name: str, files_: Iterable[str], whole: Callable[[str], str]) -> list[Entry]:
   """Those of a folder's files that are recordings; `whole` makes a path of a file's name."""
-  found, unread = [], collections.Counter()
+  found, unread, tarred = [], collections.Counter(), 0
   for below in files_:
     suffix = os.path.splitext(below)[1].lower()
     if suffix in audio.EXTENSIONS:
       found.append(pathlib.PurePath(below))
     elif suffix in audio.UNREAD_EXTENSIONS:
       unread[suffix] += 1
+    tarred += suffix == ".tar"
   told = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
+  if not found and tarred:
+    raise UserError(
+      f"{name}: {tarred} tar files and no audio: jaxkd shard {name} --out=DIR writes an index of "
+      "them, which is data"
+    )
   if not found:
     there = f"; {told} there: {_cure(unread.most_common()[0][0])}" if unread else ""
     raise UserError(f"{name}: no audio in this folder ({', '.join(audio.EXTENSIONS)}){there}")

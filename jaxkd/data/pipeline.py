@@ -1,4 +1,4 @@
-"""Planned batches → arrays: decode, change speed, join, add noise, pad. Grain does the waiting."""
+"""Planned batches → arrays: decoded utterances joined, noise, padding. Grain does the waiting."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -6,19 +6,16 @@ from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
-import soxr
-from absl import flags
 
+from jaxkd.data import decoding
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.plan import PlannedBatch
 from jaxkd.data.sources import Source
 from jaxkd.data.texts import Spelling
 from jaxkd.devices.mesh import padded_rows
-from jaxkd.errors import TryAgain
-from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS, Batch, StoredFrames, batch_like
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, StoredFrames, batch_like
 
-_THREADS = 2
-_AHEAD = 4  # batches
+_AHEAD = 4  # batches that are prepared at a time, by threads that wait for their utterances
 
 
 class Targets(Protocol):
@@ -90,7 +87,7 @@ def batches(
     seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
     start: first batch.
-    workers: processes that decode; 0 for threads of this one.
+    workers: processes that decode; 0 for a thread of this one for each core.
     shards: which of how many equal parts of the rows are wanted (`mesh.my_shards`); rows are filled
       up so that the parts are equal.
   """
@@ -106,34 +103,15 @@ def batches(
     seed=(seed, epoch),
     noise_db=noise_db,
     shards=shards,
+    workers=workers,
   )
   dataset = grain.MapDataset.range(start, len(planned)).map(make)
-  if workers:
-    if not flags.FLAGS.is_parsed():  # Grain looks up flags of its own there
-      flags.FLAGS.mark_as_parsed()
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return _from_workers(iter(dataset))
-  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
   return iter(dataset.to_iter_dataset(options))
 
 
-def _from_workers(dataset: Iterator) -> Iterator[HostBatch]:
-  """The same; a worker that was killed is one line."""
-  try:
-    yield from dataset
-  except RuntimeError as error:
-    if "Worker process" not in str(error):
-      raise
-    reason = str(error).splitlines()[0]
-    raise TryAgain(
-      f"a process that decodes audio (config.data.workers) has died, perhaps for want of memory: "
-      f"{reason} The same command goes on from the last save"
-    ) from error
-
-
 def _host_batch(
-  number, *, planned, source, spelling, hypotheses, taught, seed, noise_db, shards
+  number, *, planned, source, spelling, hypotheses, taught, seed, noise_db, shards, workers
 ) -> HostBatch:
   planned = planned[number]
   wanted, count = shards
@@ -148,11 +126,13 @@ def _host_batch(
     sizes |= dict(frames=samples // taught.frame_samples, slots=taught.slots)
   batch = batch_like(np.zeros, needs, **sizes)
   names, broken = [], []
+  heard = _heard(source, planned, [row for row in mine if row < rows], workers)
   for place, row in enumerate(mine):
     if row >= rows:
       names.append(())
       continue
-    used, speeds, parts = _decoded(source, planned.rows[row], planned.speeds[row], broken)
+    used, speeds, parts, lost = heard[row]
+    broken += lost
     names.append(tuple(source.ids[u] for u in used))
     if not used:
       continue
@@ -178,23 +158,43 @@ def _host_batch(
       else:
         _put(spelling(texts), batch.labels, batch.label_len, place)
     if hypotheses is not None:
-      heard = hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1]))
-      _put(heard, batch.hypothesis, batch.hypothesis_len, place)
+      drawn = hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1]))
+      _put(drawn, batch.hypothesis, batch.hypothesis_len, place)
   return HostBatch(batch, tuple(names), broken)
 
 
-def _decoded(source: Source, utterances, speeds, broken: list) -> tuple[list, list, list]:
-  """The utterances of a row that can be decoded, their speeds, and their samples at these."""
-  used, played, parts = [], [], []
-  for utterance, speed in zip(utterances, speeds, strict=True):
-    try:
-      parts.append(_at_speed(source.read(utterance), speed))
-    except BrokenAudio as error:
-      broken.append((source.ids[utterance], str(error)))
-    else:
-      used.append(utterance)
-      played.append(speed)
-  return used, played, parts
+class _Heard(NamedTuple):
+  """What is heard of a row.
+
+  Attributes:
+    used: its utterances that can be decoded.
+    speeds: theirs.
+    parts: their samples at these.
+    broken: (id, reason) of the others.
+  """
+
+  used: list[int]
+  speeds: list[float]
+  parts: list[np.ndarray]
+  broken: list[tuple[str, str]]
+
+
+def _heard(source: Source, planned: PlannedBatch, rows: list[int], workers: int):
+  """Of each of the rows, by its number; all their utterances are decoded side by side."""
+  of_row = {row: list(zip(planned.rows[row], planned.speeds[row], strict=True)) for row in rows}
+  samples = iter(decoding.decoded(source, [one for row in rows for one in of_row[row]], workers))
+  found = {}
+  for row in rows:
+    found[row] = _Heard([], [], [], [])
+    for utterance, speed in of_row[row]:
+      part = next(samples)
+      if isinstance(part, BrokenAudio):
+        found[row].broken.append((source.ids[utterance], str(part)))
+        continue
+      found[row].used.append(utterance)
+      found[row].speeds.append(speed)
+      found[row].parts.append(part)
+  return found
 
 
 def _on_grid(parts: list[np.ndarray], grid: int) -> list[int]:
@@ -216,13 +216,6 @@ def _put(labels: np.ndarray, into: np.ndarray, lengths: np.ndarray, row: int) ->
   room = into.shape[1]
   into[row, : len(labels)] = labels[:room]
   lengths[row] = len(labels)
-
-
-def _at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-  """f32[S], played `speed` times as fast: pitch and tempo change together."""
-  if speed == 1.0:
-    return samples
-  return soxr.resample(samples, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="LQ")
 
 
 def _peak_normalised(samples: np.ndarray) -> np.ndarray:

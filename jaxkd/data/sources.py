@@ -2,24 +2,24 @@
 
 import collections
 import dataclasses
-import hashlib
-import json
 import logging
 import math
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxkd import buckets, console
-from jaxkd.data import audio, corpora, digits, manifest, tfds
+from jaxkd.data import audio, corpora, digits, encoded, manifest, shards, tfds
+from jaxkd.data import index as index_lib
 from jaxkd.data.corpora import CORPORA, SPLITS
 from jaxkd.data.manifest import Entry
 from jaxkd.data.tfds import TFDS_CORPORA
 from jaxkd.errors import UserError, did_you_mean
+from jaxkd.types import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
 # Decoded audio of smaller sources is kept in memory: 2 h are 460 MB.
@@ -42,16 +42,18 @@ class Source:
   def __init__(
     self,
     name: str,
-    ids: list[str],
+    ids: Sequence[str],
     durations: np.ndarray,
-    texts: list[str | None],
+    texts: Sequence[str | None],
     skipped: list[tuple[str, str]],
     read: Callable[[int], np.ndarray],
+    fingerprint: str = "",
   ):
     """Takes its attributes, and what reads the audio.
 
     Args:
       read: index → f32[S] at 16 kHz, or audio.BrokenAudio. It goes to worker processes by pickle.
+      fingerprint: where it is known; "" where it is not.
     """
     self.name = name
     self.ids = ids
@@ -59,33 +61,31 @@ class Source:
     self.texts = texts
     self.skipped = skipped
     self._read = read
+    self._fingerprint = fingerprint
     self._kept: dict[int, np.ndarray] | None = {} if durations.sum() < _KEEP_SECONDS else None
 
   def __getstate__(self) -> dict:
-    """All but the audio in memory: that would be sent to every worker process."""
-    return self.__dict__ | {"_kept": None if self._kept is None else {}}
+    """Without the audio in memory, and durations, which plans are made of: workers only read."""
+    kept = None if self._kept is None else {}
+    return self.__dict__ | {"_kept": kept, "durations": self.durations[:0]}
 
   def __len__(self) -> int:
     return len(self.ids)
 
   def without(self, reasons: dict[int, str]) -> "Source":
     """The same but for some utterances: index → why they are left out."""
-    kept = [i for i in range(len(self)) if i not in reasons]
+    kept = np.ones(len(self), bool)
+    kept[list(reasons)] = False
     skipped = [(self.ids[i], reason) for i, reason in reasons.items()]
-    found = self.only(kept)
+    found = self.only(np.flatnonzero(kept))
     found.skipped = [*self.skipped, *skipped]
     return found
 
-  def only(self, kept: list[int]) -> "Source":
+  def only(self, kept: Sequence[int]) -> "Source":
     """The utterances at these places, and none of what was left out."""
-    return Source(
-      self.name,
-      [self.ids[i] for i in kept],
-      self.durations[kept],
-      [self.texts[i] for i in kept],
-      [],
-      _Part(self, kept),
-    )
+    kept = np.asarray(kept, np.int64)
+    ids, texts = index_lib.taken(self.ids, kept), index_lib.taken(self.texts, kept)
+    return Source(self.name, ids, self.durations[kept], texts, [], _Part(self, kept))
 
   def read(self, index: int) -> np.ndarray:
     """f32[S], 16 kHz, at the amplitude of the recording.
@@ -100,16 +100,53 @@ class Source:
       self._kept[index] = samples
     return samples
 
+  def fingerprint(self) -> str:
+    """16 hexadecimal digits that are others where ids, durations or transcripts are."""
+    if not self._fingerprint:
+      self._fingerprint = index_lib.fingerprint(self.ids, self.durations, self.texts)
+    return self._fingerprint
+
+  def encoded(self, index: int) -> bytes:
+    """A recording of which `audio.read` makes what `read` returns.
+
+    Raises:
+      audio.BrokenAudio: the message says why.
+    """
+    return _encoded(self._read, index)
+
+  def pieces(self, index: int, longest: float) -> Iterator[tuple[float, float, bytes]]:
+    """(start, seconds, bytes) of its parts, cut at silences; raises as `encoded` does."""
+    return _pieces(self._read, index, float(self.durations[index]), longest)
+
+
+def _encoded(read, index: int) -> bytes:
+  """What a reader of utterances has of one; of those that have samples alone, FLAC of these."""
+  if hasattr(read, "encoded"):
+    return read.encoded(index)
+  return encoded.of_samples(read(index), SAMPLE_RATE_HZ)
+
+
+def _pieces(read, index: int, seconds: float, longest: float):
+  if hasattr(read, "pieces"):
+    return read.pieces(index, longest)
+  return encoded.pieces(_encoded(read, index), 0.0, seconds, longest)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
   """Reads some utterances of another source."""
 
   whole: Source
-  kept: list[int]
+  kept: np.ndarray
 
   def __call__(self, index: int) -> np.ndarray:
-    return self.whole.read(self.kept[index])
+    return self.whole.read(int(self.kept[index]))
+
+  def encoded(self, index: int) -> bytes:
+    return self.whole.encoded(int(self.kept[index]))
+
+  def pieces(self, index: int, longest: float):
+    return self.whole.pieces(int(self.kept[index]), longest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +162,12 @@ class _Files:
   def __call__(self, index: int) -> np.ndarray:
     return audio.read(*self.parts[index])
 
+  def encoded(self, index: int) -> bytes:
+    return encoded.part(*self.parts[index])
+
+  def pieces(self, index: int, longest: float):
+    return encoded.pieces(*self.parts[index], longest)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Several:
@@ -133,9 +176,22 @@ class _Several:
   sources: list[Source]
 
   def __call__(self, index: int) -> np.ndarray:
+    source, index = self._of(index)
+    return source.read(index)
+
+  def encoded(self, index: int) -> bytes:
+    source, index = self._of(index)
+    return source.encoded(index)
+
+  def pieces(self, index: int, longest: float):
+    source, index = self._of(index)
+    return source.pieces(index, longest)
+
+  def _of(self, index: int) -> tuple[Source, int]:
+    """The source that an utterance is in, and its place there."""
     for source in self.sources:
       if index < len(source):
-        return source.read(index)
+        return source, index
       index -= len(source)
     raise IndexError(index)
 
@@ -201,8 +257,9 @@ def open_source(spec: str, options: corpora.Options, limits: Limits = NO_LIMITS)
   """Opens data by name.
 
   Args:
-    spec: a manifest (JSON lines), a folder of audio or a recording (no transcripts), corpus:split,
-      where the splits of TFDS_CORPORA are as TFDS writes them, or several with commas between.
+    spec: a manifest (JSON lines), a folder of audio or a recording (no transcripts), a folder of
+      shards (`jaxkd shard`), corpus:split, where the splits of TFDS_CORPORA are as TFDS writes
+      them, or several with commas between.
     options: of the named corpora.
     limits: of an utterance's length; what is beyond them is left out, but a longer one without a
       transcript is heard in pieces.
@@ -244,6 +301,11 @@ def _open(spec: str, options: corpora.Options, limits: Limits) -> Source:
     reasons = ((i, limits.reason(s)) for i, s in enumerate(source.durations.tolist()))
     reasons = {i: reason for i, reason in reasons if reason}
     return source.without(reasons) if reasons else source
+  path = pathlib.Path(os.path.expanduser(spec))
+  if index_lib.is_one(path):
+    return Source(spec, *shards.opened(path, limits))
+  if shards.is_unfinished(path):
+    raise UserError(f"{spec} holds shards without an index: the jaxkd shard that writes it goes on")
   return _opened(spec, entries(spec, options), limits)
 
 
@@ -263,6 +325,10 @@ def entries(spec: str, options: corpora.Options) -> list[Entry]:
   if buckets.is_url(spec):
     return manifest.of_bucket(spec)
   path = pathlib.Path(os.path.expanduser(spec))
+  if index_lib.is_one(path):
+    raise UserError(
+      f"{spec} is a folder of shards, of which none is held out: give --dev=DATA, too"
+    )
   if path.is_dir():
     return manifest.of_folder(spec, path)
   if path.is_file() and path.suffix.lower() in (*audio.EXTENSIONS, *audio.UNREAD_EXTENSIONS):
@@ -294,11 +360,7 @@ def fingerprint(source: Source) -> str:
 
   Where ids are absolute paths, the folder that they share does not count: data may be moved.
   """
-  ids = source.ids
-  if all(map(os.path.isabs, ids)):
-    ids = [os.path.relpath(name, os.path.commonpath(ids)) for name in ids]
-  lines = zip(ids, source.durations.round(3).tolist(), source.texts, strict=True)
-  return hashlib.sha256(json.dumps(list(lines)).encode()).hexdigest()[:16]
+  return source.fingerprint()
 
 
 def _check_one_can_be_read(source: Source) -> None:

@@ -118,7 +118,7 @@ def _row(vocabulary: Vocabulary, sequences, lengths, log_p) -> list[dict]:
 def _read(path: pathlib.Path, source: Source, vocabulary: Vocabulary) -> Hypotheses:
   try:
     rows = files.read_jsonl(path)
-    if [row["id"] for row in rows] != source.ids:
+    if [row["id"] for row in rows] != list(source.ids):
       raise ValueError("other utterances than the training data's")
     weights = [np.array([h["weight"] for h in row["nbest"]], np.float64) for row in rows]
     sequences = tuple(tuple(np.array(h["labels"], np.int32) for h in row["nbest"]) for row in rows)

@@ -45,6 +45,7 @@ from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 log = logging.getLogger(__name__)
 NBEST = "nbest.jsonl"
 # Training on more with the smallest models is worth a line.
+_LONGEST_SECONDS = 600.0
 _TINY_HOURS = 10.0
 _MUCH_PADDING = 0.2
 
@@ -230,8 +231,20 @@ def _open_data(config: ConfigDict, opened: dict) -> Data:
 
   limits = Limits(config.data.min_seconds, config.data.max_seconds)
   train = split(config_lib.train_data(config), limits)
+  _check_longest(train, limits)
   _advise_size(config.recipe, train)
   return Data(train, split(config.data.dev), split(config.data.test))
+
+
+def _check_longest(train: Source, limits: Limits) -> None:
+  """Training hears an utterance at once, and its memory grows with the square of its length."""
+  longest = float(train.durations.max())
+  if longest > _LONGEST_SECONDS:
+    raise UserError(
+      f"config.data.max_seconds is {limits.max_seconds:g}, and {train.name} has an utterance of "
+      f"{longest:.0f} s, which training would hear at once: at most {_LONGEST_SECONDS:g} s; with a "
+      "lower one, what is longer is left out, or heard in pieces where it has no transcript"
+    )
 
 
 def _advise_size(recipe: str, train: Source) -> None:
@@ -270,7 +283,8 @@ def _check_held_out(data: Data) -> None:
     source = getattr(data, name)
     if source is None:
       continue
-    if set(source.ids) == set(data.train.ids) and fingerprint(source) == fingerprint(data.train):
+    same = len(source) == len(data.train) and set(source.ids) == set(data.train.ids)
+    if same and fingerprint(source) == fingerprint(data.train):
       log.warning("data.%s and data.train are the same utterances: its figures are too good", name)
     told = [text for text in source.texts if text is not None]
     if told and not any(map(normalise, told)):

@@ -1,0 +1,204 @@
+"""Sources packed into shards are the same sources."""
+
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from corpus import make_split, tone, write_manifest
+from jaxkd.data import audio, encoded, index, pipeline, plan, shards, sources
+from jaxkd.data.corpora import Options
+from jaxkd.data.sources import Limits
+from jaxkd.errors import UserError
+
+FORMS = {"flac": "PCM_16", "wav": "PCM_24", "ogg": "OPUS", "mp3": "MPEG_LAYER_III"}
+
+
+def opened(path, limits=sources.NO_LIMITS) -> sources.Source:
+  return sources.open_source(str(path), Options(), limits)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+  """Recordings of several kinds, rates and channels; parts of one; some with transcripts."""
+  folder = tmp_path_factory.mktemp("mixed")
+  rng, rows = np.random.default_rng(0), []
+  for number, (form, subtype) in enumerate(FORMS.items()):
+    for rate, channels in ((16_000, 1), (48_000, 2)):
+      name = f"{number}-{rate}.{form}"
+      samples = np.stack([tone("abc", rate, 0.3)] * channels, -1)
+      samples += 1e-2 * rng.standard_normal(samples.shape, dtype=np.float32)
+      soundfile.write(str(folder / name), samples, rate, subtype=subtype)
+      text = {"text": f"ä {number}"} if number % 2 else {}
+      rows.append({"audio_filepath": name, "duration": 0.9} | text)
+  long = tone("abcabcabca", seconds=0.5)
+  long[30_000:34_000] *= 1e-3
+  soundfile.write(str(folder / "long.flac"), long, 16_000)
+  parts = [(0.0, 1.0), (1.0, 2.25)]
+  rows += [{"audio_filepath": "long.flac", "offset": o, "duration": d} for o, d in parts]
+  rows += [{"audio_filepath": "long.flac", "text": "all of it"}, {"audio_filepath": "gone.flac"}]
+  return write_manifest(folder / "mixed.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def packed(mixed, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("packed") / "shards"
+  shards.write(opened(mixed), folder, longest=40.0, shard_seconds=3.0)
+  return folder
+
+
+def assert_same(found: sources.Source, wanted: sources.Source) -> None:
+  assert list(found.ids) == list(wanted.ids) and list(found.texts) == list(wanted.texts)
+  np.testing.assert_array_equal(found.durations, wanted.durations)
+  assert sorted(found.skipped) == sorted(wanted.skipped)
+  assert found.fingerprint() == wanted.fingerprint()
+  for i in range(len(wanted)):
+    try:
+      samples = wanted.read(i)
+    except audio.BrokenAudio as error:
+      with pytest.raises(audio.BrokenAudio) as raised:
+        found.read(i)
+      assert str(raised.value) == str(error)
+    else:
+      np.testing.assert_array_equal(found.read(i), samples)
+
+
+@pytest.mark.parametrize("limits", [sources.NO_LIMITS, Limits(0.95, 2.0), Limits(0.1, 1.3)])
+def test_packed_is_the_same_as_the_manifest(mixed, packed, limits):
+  assert len(shards.Index(packed).header["shards"]) > 2
+  found, wanted = opened(packed, limits), opened(mixed, limits)
+  assert_same(found, wanted)
+  assert_same(found.only([2, 0]), wanted.only([2, 0]))
+  assert_same(found.without({1: "x"}), wanted.without({1: "x"}))
+  copy = pickle.loads(pickle.dumps(found))
+  np.testing.assert_array_equal(copy.read(1), wanted.read(1))
+
+
+def test_batches_are_the_same(mixed, packed):
+  wanted = opened(mixed)
+  shapes = plan.shapes(wanted.durations, batch_seconds=6, buckets=2, frame_samples=640)
+  planned = plan.epoch_plan(wanted.durations, shapes, seed=0, epoch=0)
+  first, found = [list(pipeline.batches(s, planned)) for s in (wanted, opened(packed))]
+  assert [host.ids for host in found] == [host.ids for host in first]
+  for a, b in zip(first, found, strict=True):
+    np.testing.assert_array_equal(a.batch.audio, b.batch.audio)
+
+
+def test_joined_sources_and_shards_themselves_can_be_packed(mixed, packed, tmp_path):
+  both = f"{packed},{mixed}"
+  shards.write(opened(both), tmp_path, longest=40.0)
+  assert_same(opened(tmp_path), opened(both))
+
+
+def test_long_recordings_are_cut_where_it_is_quiet(mixed, tmp_path):
+  longs = tmp_path / "longs"
+  longs.mkdir()
+  (longs / "long.flac").write_bytes((mixed.parent / "long.flac").read_bytes())
+  shards.write(opened(longs), tmp_path / "cut", longest=2.4)
+  found, wanted = opened(tmp_path / "cut"), opened(longs).read(0)
+  assert found.durations.max() <= 2.4 and len(found) == 3
+  assert 30_000 < round(found.durations[0] * 16_000) < 34_000
+  assert found.ids[:2] == ["long.flac@0.00s", f"long.flac@{found.durations[0]:.2f}s"]
+  np.testing.assert_array_equal(np.concatenate([found.read(i) for i in range(3)]), wanted)
+
+
+@pytest.mark.parametrize("gain", [0.5, 3.0])
+def test_samples_are_encoded_without_loss_where_that_is_possible(gain):
+  exact = np.random.default_rng(0).integers(-4000, 4000, 4000).astype(np.float32) / 32768
+  for samples in (exact, exact / 256, gain * exact[:, None].repeat(9, 1)):
+    found = audio.read(encoded.of_samples(samples, 16_000))
+    np.testing.assert_array_equal(found, samples.reshape(4000, -1)[:, 0])
+  lossy = gain * np.sin(np.arange(4000, dtype=np.float32) / 9)
+  found = audio.read(encoded.of_samples(lossy, 16_000))
+  np.testing.assert_allclose(found, lossy, rtol=0, atol=2**-16)
+
+
+PACK = """
+import sys
+from jaxkd.data import audio, encoded, index, pipeline, plan, shards, sources
+from jaxkd.data.corpora import Options
+shards.write(sources.open_source(sys.argv[1], Options()), shards.pathlib.Path(sys.argv[2]),
+             longest=40.0, shard_seconds=1.0)
+"""
+
+
+def test_kill_in_the_middle_and_resume(tmp_path):
+  manifest, folder = make_split(tmp_path, "train", 40), tmp_path / "packed"
+  line = [sys.executable, "-c", PACK, str(manifest), str(folder)]
+  lists = lambda: sorted((folder / shards.SHARDS).glob("*.jsonl"))
+  process = subprocess.Popen(line)
+  while len(lists()) < 3:
+    assert process.poll() is None
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  whole = {path: path.stat().st_mtime_ns for path in lists()}
+  with pytest.raises(UserError, match="shards without an index: the jaxkd shard that writes it"):
+    opened(folder)
+  shards.write(opened(manifest), folder, longest=40.0, shard_seconds=1.0)
+  assert_same(opened(folder), opened(manifest))
+  assert {path: path.stat().st_mtime_ns for path in whole} == whole and len(lists()) > len(whole)
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+  folder = shutil.copytree(packed, tmp_path / "copy")
+  return folder, folder / shards.Index(folder).header["shards"][1]["path"]
+
+
+def test_shard_cut_short_is_named_and_can_be_left_out(damaged, mixed):
+  folder, path = damaged
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(UserError, match=f"{path} is cut short: .* --drop leaves"):
+    opened(folder)
+  before = len(shards.Index(folder))
+  found, problems = shards.verify(folder, drop=True)
+  lost = sum(reason == "its shard is damaged" for _, reason in opened(folder).skipped)
+  assert len(problems) == 1 and found["utterances"] == len(opened(folder)) == before - lost
+  shards.write(opened(mixed), folder, longest=40.0, shard_seconds=3.0)
+  assert_same(opened(folder), opened(mixed))
+
+
+def test_shard_of_other_data_is_known(damaged):
+  folder, path = damaged
+  data = bytearray(path.read_bytes())
+  data[200] ^= 1
+  path.write_bytes(data)
+  source = opened(folder)
+  with pytest.raises(UserError, match=f"{path}"):
+    for i in range(len(source)):
+      source.read(i)
+  assert shards.verify(folder)[1] == [f"{path} has other bytes than were indexed"]
+
+
+def test_replaced_shard_is_known(damaged):
+  folder, path = damaged
+  shutil.copy(folder / shards.Index(folder).header["shards"][0]["path"], path)
+  with pytest.raises(UserError, match=f"{path} is (not what was indexed|cut short)"):
+    opened(folder)
+
+
+def test_other_data_is_not_written_into_a_folder_of_shards(packed, tmp_path):
+  other = make_split(tmp_path, "other", 2)
+  with pytest.raises(UserError, match="holds shards of other data or settings"):
+    shards.write(opened(other), packed, longest=40.0)
+  column = packed / index.COLUMNS / "crc.bin"
+  whole = column.read_bytes()
+  column.write_bytes(whole[:-1])
+  with pytest.raises(UserError, match="crc.bin has .* bytes and"):
+    opened(packed)
+  column.write_bytes(whole)
+
+
+def test_strings_of_an_index(packed):
+  there = index.Index(packed)
+  ids, texts = there.strings("ids"), there.strings("texts")
+  assert len(ids) == len(there) and ids[-1] == list(ids)[-1] and ids[1:3] == list(ids)[1:3]
+  assert ids == list(ids) and ids != list(ids)[:-1] and ids.index(ids[2]) == 2
+  assert None in texts and None not in texts.take(np.flatnonzero(there.told))
+  with pytest.raises(IndexError):
+    ids[len(ids)]

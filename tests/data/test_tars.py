@@ -1,0 +1,168 @@
+"""Tar files of other toolkits, indexed as they lie."""
+
+import gzip
+import io
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+
+from corpus import tone
+from jaxkd.commands import line
+from jaxkd.data import audio, shards, sources
+from jaxkd.data.corpora import Options
+from jaxkd.errors import UserError
+
+SAID = ["a", "ab", "abc", "cab"]
+
+
+def recording(text: str) -> bytes:
+  file = io.BytesIO()
+  soundfile.write(file, tone(text), 16_000, format="FLAC", subtype="PCM_16")
+  return file.getvalue()
+
+
+def tar(path: pathlib.Path, members: dict[str, bytes]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as opened:
+    for name, data in members.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      opened.addfile(member, io.BytesIO(data))
+
+
+def webdataset(folder: pathlib.Path) -> None:
+  for number in range(2):
+    members = {}
+    for i in (2 * number, 2 * number + 1):
+      told = (
+        {"txt": SAID[i].encode()} if i % 2 else {"json": json.dumps({"text": SAID[i]}).encode()}
+      )
+      members |= {f"u{i}.{kind}": data for kind, data in told.items()}
+      members[f"u{i}.flac"] = recording(SAID[i])
+    tar(folder / f"{number:06}.tar", members)
+
+
+def nemo(folder: pathlib.Path) -> None:
+  rows = []
+  for i, text in enumerate(SAID[:3]):
+    row = {"audio_filepath": f"u{i}.flac", "duration": 0.2 * len(text), "text": text}
+    rows.append(row | {"shard_id": i % 2})
+  # Two utterances of one recording, as NeMo names them.
+  both = {"shard_id": 1, "duration": 0.4, "text": "ca"}
+  rows.append({"audio_filepath": "u3.flac", **both})
+  rows.append({"audio_filepath": "u3-sub1.flac", **both, "offset": 0.4, "text": "b"})
+  rows[-1]["duration"] = 0.2
+  for number in range(2):
+    there = [i for i in range(4) if (i % 2 if i < 3 else 1) == number]
+    tar(folder / f"audio_{number}.tar", {f"u{i}.flac": recording(SAID[i]) for i in there})
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (folder / "tarred_audio_manifest.json").write_text(lines)
+
+
+def shar(folder: pathlib.Path) -> None:
+  for number in range(2):
+    members, cuts = {}, []
+    for i in (2 * number, 2 * number + 1):
+      members |= {f"u{i}.flac": recording(SAID[i]), f"u{i}.json": b'{"id": "r"}'}
+      seconds = 0.2 * len(SAID[i])
+      cuts.append({"id": f"u{i}", "start": 0, "duration": seconds, "type": "MonoCut"})
+      cuts[-1]["supervisions"] = [{"text": SAID[i], "start": 0}]
+    tar(folder / f"recording.{number:06}.tar", members)
+    with gzip.open(folder / f"cuts.{number:06}.jsonl.gz", "wt") as file:
+      file.write("".join(json.dumps(cut) + "\n" for cut in cuts))
+
+
+def indexed(folder: pathlib.Path, *flags: str) -> sources.Source:
+  status = line.main(["shard", str(folder), f"--out={folder.parent / 'index'}", *flags])
+  assert status == 0
+  return sources.open_source(str(folder.parent / "index"), Options())
+
+
+@pytest.mark.parametrize("make", [webdataset, nemo, shar])
+def test_tars_are_read_where_they_lie(tmp_path, make, capsys):
+  make(tmp_path / "tars")
+  found = indexed(tmp_path / "tars")
+  texts = dict(zip(found.ids, found.texts, strict=True))
+  wanted = {f"u{i}{'.flac' if make is nemo else ''}": text for i, text in enumerate(SAID)}
+  if make is nemo:
+    wanted |= {"u3.flac": "ca", "u3-sub1.flac": "b"}
+  assert texts == wanted and found.skipped == []
+  assert json.loads(capsys.readouterr().out)["utterances"] == len(wanted)
+  for i, (name, text) in enumerate(texts.items()):
+    assert found.durations[i] == pytest.approx(0.2 * len(text))
+    part = tone(SAID[3])[6400:] if name == "u3-sub1.flac" else tone(text)
+    np.testing.assert_allclose(found.read(i), part, atol=2**-15)
+  assert not [p for p in (tmp_path / "index").rglob("*") if p.suffix == ".array_record"]
+  assert shards.verify(tmp_path / "index")[1] == []
+  # What is indexed can be packed, too.
+  shards.write(found, tmp_path / "packed", longest=40.0)
+  packed = sources.open_source(str(tmp_path / "packed"), Options())
+  assert list(packed.ids) == list(found.ids)
+  np.testing.assert_array_equal(packed.read(len(found) - 1), found.read(len(found) - 1))
+
+
+def test_tar_that_was_read_is_not_read_again(tmp_path, monkeypatch):
+  webdataset(tmp_path / "tars")
+  indexed(tmp_path / "tars")
+  monkeypatch.setattr(shards.tars, "contents", None)
+  indexed(tmp_path / "tars")
+
+
+def test_tar_cut_short(tmp_path, capsys):
+  webdataset(tmp_path / "tars")
+  short = tmp_path / "tars" / "000001.tar"
+  short.write_bytes(short.read_bytes()[:3000])
+  with pytest.raises(UserError, match=f"{short} is cut short.* --drop leaves it out"):
+    indexed(tmp_path / "tars")
+  assert len(indexed(tmp_path / "tars", "--drop")) == 2
+
+
+def test_tar_that_was_replaced_or_is_gone(tmp_path):
+  webdataset(tmp_path / "tars")
+  source = indexed(tmp_path / "tars")
+  first, second = sorted((tmp_path / "tars").glob("*.tar"))
+  data = bytearray(first.read_bytes())
+  data[int(shards.Index(tmp_path / "index").offset[0]) + 50] ^= 1
+  first.write_bytes(data)
+  with pytest.raises(UserError, match=f"{first}: u0 is not the recording"):
+    sources.open_source(source.name, Options())
+  second.unlink()
+  with pytest.raises(UserError, match=f"{second}: No such file"):
+    sources.open_source(str(tmp_path / "index"), Options())
+
+
+def test_recording_that_is_listed_and_not_there(tmp_path):
+  shar(tmp_path / "tars")
+  tar(tmp_path / "tars" / "recording.000001.tar", {"u2.flac": recording("abc")})
+  assert ("u3", "not in recording.000001.tar") in indexed(tmp_path / "tars").skipped
+
+
+def test_tars_are_no_data_before_they_are_indexed(tmp_path):
+  webdataset(tmp_path / "tars")
+  with pytest.raises(UserError, match="2 tar files and no audio: jaxkd shard .* --out=DIR"):
+    sources.open_source(str(tmp_path / "tars"), Options())
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["x"], "DATA and --out=DIR are needed"),
+    (["x", "--verify=y"], "--verify=DIR takes --drop alone"),
+    (["gone", "--out=z"], "gone: no such file or folder"),
+    (["--verify=gone"], "gone/index.json cannot be read"),
+    (["shared", "--out=z", "--drop"], "--drop goes with"),
+  ],
+)
+def test_mistakes_are_one_line(flags, words, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=words):
+    line.main(["shard", *flags])
+
+
+def test_bytes_that_are_no_audio_say_so():
+  with pytest.raises(audio.BrokenAudio, match="not readable as audio"):
+    audio.read(b"no audio")
