@@ -18,6 +18,7 @@ UTTERANCE_SECONDS = 15.0  # where nothing is known of the corpus
 # Panayotov et al. 2015, table 1 and section 4 (cut to at most 35 s); Rousseau et al. 2014 (TED-LIUM
 # 2; the length is an assumption).
 CORPORA = {"librispeech": (960.9, 35.0), "tedlium": (207.0, 25.0)}
+_SMALL_BYTES = 1e6  # of an operation that is not named on its own
 _BOUNDS = ("arithmetic", "HBM", "the interconnect")
 
 
@@ -154,6 +155,8 @@ def _lines(step, program, shape, chip, devices, hours) -> list[str]:
     f"a step        {short(least)} at least, bound by {_BOUNDS[times.index(least)]}; "
     f"{short(scheduled)} by the compiler's count of cycles",
   ]
+  if cost.unknown:
+    lines.append(f"not counted   {_unknown(cost.unknown)}: the count of cycles is a lower bound")
   if hours is not None:
     epochs = step.config.training.epochs
     steps = epochs * hours * 3600 / (shape.rows * shape.seconds)
@@ -162,6 +165,15 @@ def _lines(step, program, shape, chip, devices, hours) -> list[str]:
       f"{steps * least / 3600:.3g} h at least, {steps * scheduled / 3600:.3g} h by the compiler"
     )
   return [*lines, f"compiled in {program.compile_seconds:.0f} s"]
+
+
+def _unknown(kinds: dict[str, float]) -> str:
+  """Operations of which the compiler tells no cycles, by the bytes that they make."""
+  ordered = sorted(kinds, key=kinds.get, reverse=True)
+  named = [f"{name} {kinds[name] / 1e6:.3g} MB" for name in ordered if kinds[name] >= _SMALL_BYTES]
+  if rest := [kinds[name] for name in ordered if kinds[name] < _SMALL_BYTES]:
+    named.append(f"{len(rest)} kinds of less than 1 MB each")
+  return ", ".join(named)
 
 
 def _advice(step, program, shape, devices) -> str:

@@ -10,6 +10,8 @@ import functools
 import math
 import re
 
+from jaxkd.errors import UserError
+
 _ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = (.*)")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9-]*)\(")
@@ -21,6 +23,11 @@ _BRANCHES = re.compile(
 _WHILE = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+# Lines that are no instruction: between computations, and the tables of source lines.
+_OTHER = re.compile(
+  r"\s*\}?\s*$|HloModule |(FileNames|FunctionNames|FileLocations|StackFrames)$|\d+ [\"{]"
+)
 _TRIPS = re.compile(r'known_trip_count[^\d}]*"?n"?:"?(\d+)')
 _COLLECTIVES = (
   "all-gather",
@@ -51,6 +58,8 @@ _FREE = frozenset(
   + [f"{kind}-done" for kind in _COLLECTIVES]
 )
 _FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"', '"Sharding"', '"SPMDFullToShardShape"')
+# What engines of their own move, beside the core: their bytes count as traffic, their cycles not.
+_TRANSFERS = ("copy-start", "slice-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "reshape", "convert", "copy", "transpose")
 
@@ -64,20 +73,27 @@ class Cost:
     collectives: kind, such as all-gather, → bytes of the whole arrays: those that are gathered,
       or that are reduced.
     cycles: of the core, as TPU's compiler expects them of each instruction; 0 of other compilers.
+    unknown: operation, such as "gather (take_along_axis)", → bytes that it makes: those that work
+      on more than single numbers and of which the compiler tells no cycles. Where there are any,
+      `cycles` is a lower bound.
   """
 
   hbm: float = 0.0
   collectives: dict[str, float] = dataclasses.field(default_factory=dict)
   cycles: float = 0.0
+  unknown: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def __add__(self, other: "Cost") -> "Cost":
-    kinds = self.collectives.keys() | other.collectives.keys()
-    both = {k: self.collectives.get(k, 0.0) + other.collectives.get(k, 0.0) for k in kinds}
-    return Cost(self.hbm + other.hbm, both, self.cycles + other.cycles)
+    return Cost(
+      self.hbm + other.hbm,
+      _sums(self.collectives, other.collectives),
+      self.cycles + other.cycles,
+      _sums(self.unknown, other.unknown),
+    )
 
   def __mul__(self, times: int) -> "Cost":
-    kinds = {k: times * n for k, n in self.collectives.items()}
-    return Cost(times * self.hbm, kinds, times * self.cycles)
+    often = lambda kinds: {k: times * n for k, n in kinds.items()}
+    return Cost(times * self.hbm, often(self.collectives), times * self.cycles, often(self.unknown))
 
   @property
   def sent(self) -> float:
@@ -85,10 +101,15 @@ class Cost:
     return sum(n * (2 if kind == "all-reduce" else 1) for kind, n in self.collectives.items())
 
 
+def _sums(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+  return {k: a.get(k, 0.0) + b.get(k, 0.0) for k in a | b}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Array:
   nbytes: float
   in_hbm: bool
+  size: int  # elements
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +157,9 @@ def cost(text: str) -> Cost:
 
   Args:
     text: optimised HLO.
+
+  Raises:
+    UserError: a line that is not understood.
   """
   return _Program(text).cost()
 
@@ -147,15 +171,17 @@ class _Program:
     self.computations: dict[str, _Computation] = {}
     self.entry, self.costs, self.channels = "", {}, set()
     current = None
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
       if line.endswith("{") and line.startswith(("%", "ENTRY")):
         name = _NAME.search(line)[1]
         current = self.computations[name] = _Computation()
         self.entry = name if line.startswith("ENTRY") else self.entry
       elif current is not None and (found := _INSTRUCTION.match(line)):
-        current[found[2]] = _instruction(found[2], found[3])
+        current[found[2]] = _instruction(found[2], found[3], number)
         if found[1]:
           current.root = found[2]
+      elif not _OTHER.match(line):
+        raise _not_understood(number, line)
 
   def cost(self, name: str = "") -> Cost:
     """Of one run of a computation, the whole program by default."""
@@ -179,13 +205,33 @@ class _Program:
       return self.cost(_CALLED.search(rest)[1])
     if opcode in _FREE or (opcode == "custom-call" and any(t in rest for t in _FREE_CALLS)):
       return Cost()
-    cycles = float(found[1]) if (found := _CYCLES.search(rest)) else 0.0
     if opcode == "fusion":
       fused = self.computations[_CALLED.search(rest)[1]]
-      kinds = [self._collective(fused, inner) for inner in fused.values()]
-      return sum(kinds, Cost(self._fusion(computation, instruction, fused), {}, cycles))
-    moved = self._collective(computation, instruction)
-    return moved + Cost(_traffic(computation, instruction), {}, cycles)
+      sent = sum((self._collective(fused, inner) for inner in fused.values()), Cost())
+      moved = self._fusion(computation, instruction, fused)
+    else:
+      sent = self._collective(computation, instruction)
+      moved = _traffic(computation, instruction)
+    return sent + Cost(moved) + self._of_core(computation, instruction)
+
+  def _of_core(self, computation: _Computation, instruction: _Instruction) -> Cost:
+    """Cycles of an instruction, or that they are not known."""
+    if found := _CYCLES.search(instruction.rest):
+      return Cost(cycles=float(found[1]))
+    inside, opcode = [instruction], instruction.opcode
+    if opcode == "fusion":
+      fused = self.computations[_CALLED.search(instruction.rest)[1]]
+      inside, opcode = list(fused.values()), f"fusion to {fused[fused.root].opcode}"
+    beside = (*_TRANSFERS, *_COLLECTIVES, *(f"{kind}-start" for kind in _COLLECTIVES))
+    values = [*instruction.arrays]
+    for name in instruction.operands:
+      values += computation[name].arrays
+    if any(i.opcode in beside for i in inside) or all(array.size <= 1 for array in values):
+      return Cost()
+    source = _SOURCE.search(instruction.rest)
+    of = [part for part in re.split(r"[/;]", source[1]) if part] if source else []
+    where = f" ({'/'.join(of[-2:])})" if of else ""
+    return Cost(unknown={opcode + where: instruction.nbytes})
 
   def _collective(self, computation: _Computation, instruction: _Instruction) -> Cost:
     """Of an instruction that may be a collective.
@@ -240,9 +286,18 @@ class _Program:
     return total
 
 
-def _instruction(name: str, text: str) -> _Instruction:
-  end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+def _not_understood(number: int, line: str) -> UserError:
+  return UserError(
+    f"line {number} of the compiled program is not understood, so its cost is not known "
+    f"({line.strip()[:120]!r}): another version of jax or libtpu may write it as before"
+  )
+
+
+def _instruction(name: str, text: str, number: int) -> _Instruction:
+  end = _closing(text, 0) if text.startswith("(") else text.find(" ")
   opcode = _OPCODE.match(text, end)
+  if end < 0 or not opcode:
+    raise _not_understood(number, f"%{name} = {text}")
   close = _closing(text, opcode.end() - 1)
   arrays = tuple(_array(*found) for found in _ARRAY.findall(text[:end]))
   operands = tuple(_NAME.findall(text[opcode.end() : close]))
@@ -264,13 +319,13 @@ def _array(kind: str, sizes: str, layout: str) -> _Array:
   bits = _BITS.get(kind, int(digits[1]) if digits else 0)
   space = re.search(r"S\((\d+)\)", layout)
   count = math.prod(int(n) for n in sizes.split(",") if n)
-  return _Array(count * bits / 8, space is None or space[1] == "0")
+  return _Array(count * bits / 8, space is None or space[1] == "0", count)
 
 
 def _traffic(computation: _Computation, instruction: _Instruction) -> float:
   """Bytes of HBM that an instruction outside of fusions reads and writes."""
   opcode = instruction.opcode
-  if opcode in ("copy-start", "slice-start"):
+  if opcode in _TRANSFERS:
     source, target = instruction.arrays[:2]
     return target.nbytes * (source.in_hbm + target.in_hbm)
   if opcode in _SLICES:

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxkd.commands import line as command_line
+from jaxkd.commands import plan_tpu
 from jaxkd.config import overrides, recipes
 from jaxkd.devices import flops, hlo, mesh, slices
 from jaxkd.errors import UserError
@@ -154,6 +155,27 @@ def test_a_loop_costs_its_rounds_a_slice_its_size_and_the_cores_own_memory_nothi
   assert found.cycles == 12 * 101
   # Begin and its constant; in a round the slice is read (and i), the sum written; i + 1 is read.
   assert found.hbm == layer + 4 + 12 * (layer + 4 + layer + 4)
+
+
+def test_what_the_compiler_tells_no_cycles_of_is_named_and_not_free():
+  line = "  %sum.1 = f32[8,128]{1,0:T(8,128)} all-reduce("
+  moved = (
+    '  %moved = f32[8,128]{1,0} reverse(%near), dimensions={0}, metadata={op_name="jit(f)/a/rev"}\n'
+  )
+  assert hlo.cost(PROGRAM).unknown == {"broadcast": 4 * 8 * 128}
+  found = hlo.cost(PROGRAM.replace(line, moved + line))
+  assert found.unknown == {"broadcast": 4 * 8 * 128, "reverse (a/rev)": 12 * 4 * 8 * 128}
+  said = plan_tpu._unknown({"small (b)": 3.0, "reverse (a/rev)": 2e6, "less": 1.0})
+  assert said == "reverse (a/rev) 2 MB, 2 kinds of less than 1 MB each"
+
+
+@pytest.mark.parametrize(
+  "line", ["  %x, %y = f32[] pair(%a)", "  %x = f32[8]{0}", "something else"]
+)
+def test_a_line_that_is_not_understood_is_an_error(line):
+  place = "  ROOT %result"
+  with pytest.raises(UserError, match="line 4[0-9] of the compiled program is not understood"):
+    hlo.cost(PROGRAM.replace(place, f"{line}\n{place}"))
 
 
 def test_gathers_in_a_loop_are_counted_for_every_layer():
