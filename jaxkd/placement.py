@@ -44,6 +44,19 @@ def on_nvidia(compute: Callable, elsewhere: Callable, *arrays):
   return jax.lax.platform_dependent(*arrays, cuda=compute, default=elsewhere)
 
 
+def on_tpu(compute: Callable, elsewhere: Callable, *arrays):
+  """compute(*arrays) in a program for TPUs, elsewhere(*arrays) in any other.
+
+  Both are traced, and a gradient would keep what either asks for: the functions are to be inside of
+  a `jax.custom_vjp`, or without gradient.
+
+  Args:
+    compute, elsewhere: of trees of arrays, with results of the same shapes and dtypes.
+    *arrays: trees of arrays.
+  """
+  return jax.lax.platform_dependent(*arrays, tpu=compute, default=elsewhere)
+
+
 def is_whole() -> bool:
   """Whether arrays are known to lie on one device: there is no other, and no `jax.shard_map`."""
   return jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes

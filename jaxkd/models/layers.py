@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd.masks import length_mask, lift, strided_len, zero_padding
+from jaxkd.placement import on_tpu
 
 _glorot = nnx.initializers.glorot_uniform()
 ACTIVATIONS = {
@@ -253,9 +254,26 @@ class RelativeAttention(nnx.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
   """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, clip(i - j)]."""
-  i = jnp.arange(frames)
-  distance = jnp.clip(i[:, None] - i[None], -clip, clip) + clip
-  return jnp.take_along_axis(scores, lift(distance, scores.ndim), -1)
+  # A gather is slow on TPU, and shifts are slow on CPU.
+  sheared = functools.partial(_spread_by_shifts, frames=frames, clip=clip)
+  gathered = functools.partial(_spread_by_gather, frames=frames, clip=clip)
+  return on_tpu(sheared, gathered, scores)
+
+
+def _spread_by_gather(scores: jax.Array, frames: int, clip: int) -> jax.Array:
+  distance = jnp.clip(_distances(frames, scores.ndim), -clip, clip) + clip
+  return jnp.take_along_axis(scores, distance, -1)
+
+
+def _spread_by_shifts(scores: jax.Array, frames: int, clip: int) -> jax.Array:
+  """Row i moves to the right by i: by 1, 2, 4, ... where that bit of i is set."""
+  x = scores[..., ::-1]
+  for bit in range((frames - 1).bit_length()):
+    right, left = _widened(x, 1 << bit, 0), _widened(x, 0, 1 << bit)
+    x = jnp.where(_has_bit(frames, bit, x.ndim), right, left)
+  distance = _distances(frames, x.ndim)
+  x = jnp.where(distance < -clip, scores[..., :1], x[..., clip : clip + frames])
+  return jnp.where(distance > clip, scores[..., -1:], x)
 
 
 def _spread_forward(scores, frames, clip):
@@ -263,20 +281,34 @@ def _spread_forward(scores, frames, clip):
 
 
 def _spread_backward(frames, clip, _, cotangent):
-  """Sums of diagonals: a shear by reshaping, since a scatter is slow on every device."""
-  lead = cotangent.shape[:-2]
+  """Sums of diagonals: by the same shifts back, since a scatter is slow on every device."""
+  distance = _distances(frames, cotangent.ndim)
+  bits = (frames - 1).bit_length()
+  x = jnp.where(abs(distance) < clip, cotangent, 0)
+  x = _widened(x, clip, clip + (1 << bits) - frames)
+  for bit in reversed(range(bits)):
+    by = 1 << bit
+    x = jnp.where(_has_bit(frames, bit, x.ndim), x[..., by:], x[..., :-by])
+  low = jnp.where(distance <= -clip, cotangent, 0).sum(-1, keepdims=True)
+  high = jnp.where(distance >= clip, cotangent, 0).sum(-1, keepdims=True)
+  place = lift(jnp.arange(2 * clip + 1), x.ndim)
+  return (jnp.where(place == 0, low, jnp.where(place == 2 * clip, high, x[..., ::-1])),)
+
+
+def _distances(frames: int, ndim: int) -> jax.Array:
+  """i32[..., T, T]: of query i and key j, i - j."""
   i = jnp.arange(frames)
-  distance = lift(i[:, None] - i[None], cotangent.ndim)
-  middle = jnp.where(abs(distance) < clip, cotangent, 0)
-  # Key j = i - d of row i becomes column d + clip: pad the keys by clip, then row i starts at i.
-  padded = jnp.pad(middle, [(0, 0)] * len(lead) + [(0, 0), (clip, clip)])
-  flat = padded.reshape(*lead, -1)
-  flat = jnp.pad(flat, [(0, 0)] * len(lead) + [(0, frames)])
-  sheared = flat.reshape(*lead, frames, frames + 2 * clip + 1)[..., : 2 * clip + 1]
-  near = sheared[..., ::-1]
-  low = jnp.where(distance <= -clip, cotangent, 0).sum(-1)
-  high = jnp.where(distance >= clip, cotangent, 0).sum(-1)
-  return (near.at[..., 0].add(low).at[..., -1].add(high),)
+  return lift(i[:, None] - i[None], ndim)
+
+
+def _has_bit(frames: int, bit: int, ndim: int) -> jax.Array:
+  """bool[..., T, 1]: whether a bit of the row's number is set."""
+  return lift((jnp.arange(frames)[:, None] >> bit) % 2 == 1, ndim)
+
+
+def _widened(x: jax.Array, before: int, after: int) -> jax.Array:
+  """x[..., N] with so many zeros at its ends."""
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
 
 
 spread.defvjp(_spread_forward, _spread_backward)

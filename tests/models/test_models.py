@@ -183,6 +183,8 @@ def test_gradient_of_spread_equals_that_of_a_gather(frames, clip):
   plain = lambda scores: scores[..., i[:, None], distance]
   scores, weights = normal(2, 3, frames, 2 * clip + 1), normal(2, 3, frames, frames, seed=1)
   np.testing.assert_array_equal(layers.spread(scores, frames, clip), plain(scores))
+  by_shifts = layers._spread_by_shifts(jnp.array(scores), frames, clip)  # as on TPU
+  np.testing.assert_array_equal(by_shifts, plain(scores))
   got, expected = (
     jax.grad(lambda s, f=f: (f(s) * weights).sum())(jnp.array(scores))
     for f in (lambda s: layers.spread(s, frames, clip), plain)
