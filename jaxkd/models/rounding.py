@@ -1,28 +1,41 @@
 """Which parameters of a frozen model may lie in memory as its arithmetic reads them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
 from jaxkd.devices import sharding
+from jaxkd.models.acoustic import AcousticModel
 from jaxkd.types import SAMPLE_RATE_HZ
 
 # What changes no number of the first operand.
 _MOVES = ("broadcast_in_dim", "dynamic_slice", "reshape", "rev", "slice", "squeeze", "transpose")
 
 
-def rounded(graphdef, like, dtype):
+def lightened(model: AcousticModel, dtype: str) -> AcousticModel:
+  """The model with its parameters as `rounded` has them."""
+  like = rounded(model.graphdef, model.params, dtype)
+  params = jax.tree.map(lambda x, to: x.astype(to.dtype), model.params, like)
+  return dataclasses.replace(model, params=params)
+
+
+def rounded(graphdef, like, dtype: str):
   """`like` with every matrix in `dtype` that a call of the model only ever reads rounded to that.
 
   Its results are the same to the last bit, and it takes half of the memory where that is bfloat16.
   Norms and biases, and what is computed with in float32, stay as they are.
 
   Args:
-    graphdef, like: structure and abstract parameters of a model that is called with audio and its
-      lengths.
-    dtype: of its arithmetic.
+    graphdef, like: structure and parameters, abstract or not, of a model that is called with audio
+      and its lengths.
+    dtype: of its arithmetic; what is computed in another stays as it is.
   """
+  dtype = jnp.dtype(dtype)
+  if dtype == jnp.float32:
+    return like
   audio = jax.ShapeDtypeStruct((1, SAMPLE_RATE_HZ), jnp.float32)
   audio_len = jax.ShapeDtypeStruct((1,), jnp.int32)
   call = lambda params, *audio: nnx.merge(graphdef, params)(*audio)

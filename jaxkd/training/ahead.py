@@ -19,7 +19,7 @@ from jaxkd.data import plan
 from jaxkd.devices import flops, hlo, mesh, sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import BLANK, Vocabulary, choose
-from jaxkd.models import registry
+from jaxkd.models import registry, rounding
 from jaxkd.models.huggingface import known
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
@@ -171,6 +171,7 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
     average_decay=block.decay if block.source == "average" else None,
   )
   asked = teacher if made.asks_teacher else None
+  frozen = asked and rounding.rounded(asked.graphdef, asked.like, config.dtype)
   return Step(
     name=name,
     block=block,
@@ -178,7 +179,7 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
     graphdef=model.graphdef,
     like=model.like,
     teacher=asked and asked.graphdef,
-    teacher_like=asked and asked.like,
+    teacher_like=frozen,
     objective=made,
     optimizer=optim.of_training(config.training, 1, model.architecture.frozen)[0],
     frame_samples=model.architecture.frame_samples,

@@ -31,7 +31,7 @@ from jaxkd.inference import priors
 from jaxkd.inference.frames import evaluation_shapes
 from jaxkd.inference.hypotheses import Hypotheses
 from jaxkd.labels import Choice, Vocabulary, choose, normalise
-from jaxkd.models import kept, parameters, registry
+from jaxkd.models import kept, parameters, registry, rounding
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
@@ -325,6 +325,8 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   """
   config, devices, data = made.config, made.devices, made.data
   training = config.training
+  if isinstance(teacher, AcousticModel):
+    teacher = rounding.lightened(teacher, config.dtype)
   objective = _objective(made, teacher, teacher_source)
   blueprint = _blueprint(made, objective, teacher)
   nbest = None

@@ -21,7 +21,8 @@ from jaxkd.config import recipes
 from jaxkd.devices import layout, mesh, sharding
 from jaxkd.labels import characters
 from jaxkd.models import registry
-from jaxkd.models.rounding import rounded
+from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.rounding import lightened, rounded
 from jaxkd.teacher import sources
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -173,6 +174,22 @@ def test_only_what_is_always_rounded_is_kept_so():
   # Of what is not used at all nothing is known but that it does not matter.
   assert half == {"rounded", "moved", "layers", "unused"}
   assert found.keys() - half == {"both", "exact", "scaled", "summed", "carried", "vector", "blocks"}
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_a_teacher_of_ours_says_the_same_in_half_of_the_memory():
+  block = recipes.conformer(1, 16, 2, 0.1, (4, 4, 4, 4), ((2, 2), (2, 2)))
+  made = registry.architecture(block, dict(mels=16), dtype="bfloat16")
+  vocabulary = characters("abc")
+  graphdef, like = made.structure(len(vocabulary.symbols))
+  draw = lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+  model = AcousticModel(graphdef, jax.tree.map(draw, like), vocabulary, made.frame_samples)
+  light = lightened(model, "bfloat16")
+  for name in ("qkv", "positions", "out"):
+    kernel = jax.tree.leaves(light.params["blocks"]["attention"][name])
+    assert max(kernel, key=lambda x: x.ndim).dtype == jnp.bfloat16
+  np.testing.assert_array_equal(light(AUDIO, LENGTHS).logits, model(AUDIO, LENGTHS).logits)
+  assert jax.tree.leaves(lightened(model, "float32").params)[0].dtype == jnp.float32
 
 
 def test_the_models_of_transformers_are_read_as_bfloat16(saved, tmp_path):

@@ -4,7 +4,6 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -42,9 +41,7 @@ def structure(config, classes: int, *, frozen: bool = False):
   """
   model = FAMILIES[config.family].model
   graphdef, like = nnx.split(nnx.eval_shape(lambda: model(config, classes, rngs=nnx.Rngs(0))))
-  if frozen and config.dtype != "float32":
-    like = rounded(graphdef, like, jnp.dtype(config.dtype))
-  return graphdef, like
+  return graphdef, rounded(graphdef, like, config.dtype) if frozen else like
 
 
 def load(
