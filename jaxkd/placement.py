@@ -57,6 +57,13 @@ def on_tpu(compute: Callable, elsewhere: Callable, *arrays):
   return jax.lax.platform_dependent(*arrays, tpu=compute, default=elsewhere)
 
 
+def for_tpu() -> bool:
+  """Whether what is traced is for TPUs: by JAX's mesh context, else by its default device."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  kind = device.device_kind if device else jax.local_devices()[0].device_kind
+  return kind.startswith("TPU")
+
+
 def is_whole() -> bool:
   """Whether arrays are known to lie on one device: there is no other, and no `jax.shard_map`."""
   return jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes

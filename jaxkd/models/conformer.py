@@ -12,6 +12,7 @@ from jaxkd.masks import length_mask, strided_len
 from jaxkd.models import layers as layers_lib
 from jaxkd.models.augment import SpecAugment, spec_augment_if
 from jaxkd.models.features import HOP, LogMel, log_mel
+from jaxkd.models.frontend import FrontEnd
 from jaxkd.types import FrameOutput
 
 
@@ -99,7 +100,7 @@ class ConformerCTC(nnx.Module):
       rngs: with a stream `params`.
       project_to: width of a teacher's frames, for a `projection` to compare them in; None for none.
     """
-    self.frontend = layers_lib.FrontEnd(
+    self.frontend = FrontEnd(
       features.mels, config.frontend_channels, config.frontend_pool, config.width, rngs=rngs
     )
     keys = jax.random.split(rngs.params(), config.layers)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.masks import length_mask, lift, strided_len, zero_padding
+from jaxkd.masks import lift, zero_padding
+from jaxkd.models import draws
 from jaxkd.placement import on_tpu
 
 _glorot = nnx.initializers.glorot_uniform()
@@ -31,8 +32,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """x with each element 0 at probability `rate`, the others scaled up; x itself without a key."""
   if key is None or rate == 0:
     return x
-  # 16 random bits an element: half the cost of a uniform float.
-  kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+  kept = draws.sixteen_bits(key, x.shape) >= round(rate * 2**16)
   return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -331,55 +331,6 @@ def rotated(x: jax.Array, base: float) -> jax.Array:
   a, b = jnp.split(x.astype(jnp.float32), 2, -1)
   sines, cosines = jnp.sin(angles), jnp.cos(angles)
   return jnp.concatenate([a * cosines - b * sines, b * cosines + a * sines], -1).astype(x.dtype)
-
-
-class FrontEnd(nnx.Module):
-  """Four 3×3 convolutions with ReLU, max pooling after the second and the fourth, a projection.
-
-  [B, N, F] of 10 ms becomes [B, ceil(N / 4), width] of 40 ms.
-  """
-
-  def __init__(self, mels: int, channels, pools, width: int, *, rngs: nnx.Rngs):
-    sizes = (1, *channels)
-    he = nnx.initializers.he_uniform()
-    self.kernels = nnx.List(
-      [nnx.Param(he(rngs.params(), (3, 3, sizes[i], sizes[i + 1]))) for i in range(4)]
-    )
-    self.biases = nnx.List([nnx.Param(jnp.zeros(c)) for c in channels])
-    for _, mel_pool in pools:
-      mels = strided_len(mels, mel_pool)
-    self.project = Linear(mels * channels[-1], width, rngs=rngs)
-    self.pools = tuple(pools)
-
-  def __call__(self, features: jax.Array, feature_len: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Frames [B, T, width] and i32[B] `frame_len`; padding in between is set to 0."""
-    x, length = features[..., None], feature_len
-    for layer in range(4):
-      mask = length_mask(length, x.shape[1])[..., None, None]
-      x = jnp.where(mask, x, 0)
-      x = jax.nn.relu(add_bias(conv3x3(x, self.kernels[layer][...]), self.biases[layer]))
-      if layer in (1, 3):
-        time, mel = self.pools[layer // 2]
-        # Zero is below nothing that follows a ReLU, so padding never wins.
-        x = max_pool(jnp.where(mask, x, 0), time, mel)
-        length = strided_len(length, time)
-    return self.project(x.reshape(*x.shape[:2], -1)), length
-
-
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Same-padded convolution of x[B, N, F, C] with kernel[3, 3, C, D]."""
-  return jax.lax.conv_general_dilated(
-    x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-
-
-def max_pool(x: jax.Array, time: int, mel: int) -> jax.Array:
-  """Largest of each (time, mel) block of x[B, N, F, C] ≥ 0; the last blocks may be smaller."""
-  rows, columns = -x.shape[1] % time, -x.shape[2] % mel
-  x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
-  shape = x.shape[0], x.shape[1] // time, time, x.shape[2] // mel, mel, x.shape[3]
-  blocks = x.reshape(shape)
-  return largest([blocks[:, :, i, :, j] for i in range(time) for j in range(mel)])
 
 
 def largest(arrays: list[jax.Array]) -> jax.Array:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.random import threefry_2x32
 
 import padding
 import reference
 from jaxkd.masks import length_mask
-from jaxkd.models import conformer, layers
+from jaxkd.models import conformer, draws, frontend, layers
 from jaxkd.models.augment import SpecAugment
 from jaxkd.models.features import LogMel
 from jaxkd.types import FrameOutput
@@ -100,7 +101,7 @@ def test_padding_is_not_read(name):
 
 @pytest.mark.parametrize("pools", [((2, 2), (2, 1)), ((1, 2), (3, 2))])
 def test_front_end_does_not_read_padding(pools):
-  front_end = layers.FrontEnd(12, (3, 4, 4, 2), pools, WIDTH, rngs=rngs())
+  front_end = frontend.FrontEnd(12, (3, 4, 4, 2), pools, WIDTH, rngs=rngs())
   graphdef, params = padding.randomised(front_end)
 
   def apply(params, x, mask):
@@ -192,6 +193,25 @@ def test_gradient_of_spread_equals_that_of_a_gather(frames, clip):
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_the_front_end_in_the_shapes_of_a_tpu_is_the_same():
+  front_end = frontend.FrontEnd(8, (2, 3, 3, 2), ((2, 1), (2, 1)), WIDTH, rngs=rngs())
+  graphdef, params = padding.randomised(front_end)
+  x, lengths = normal(2, 11, 8), jnp.array([11, 6])
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(params, name):
+    def loss(params):
+      frames, frame_len = getattr(nnx.merge(graphdef, params), name)(x, lengths)
+      frames = jnp.where(length_mask(frame_len, frames.shape[1])[..., None], frames, 0)
+      return (frames**2).sum(), (frames, frame_len)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  found, expected = (jax.tree.leaves(run(params, name)) for name in ("folded", "plain"))
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("taps, frames", [(1, 5), (5, 12), (31, 9)])
 def test_depthwise_equals_a_grouped_convolution(taps, frames):
   x, kernel = normal(2, frames, 6), normal(taps, 6, seed=1)
@@ -204,7 +224,7 @@ def test_depthwise_equals_a_grouped_convolution(taps, frames):
 @pytest.mark.parametrize("time, mel", [(2, 2), (3, 2), (1, 4)])
 def test_max_pool_keeps_a_smaller_last_block(time, mel):
   x = np.abs(normal(2, 7, 9, 3))
-  got = layers.max_pool(x, time, mel)
+  got = frontend.max_pool(x, time, mel)
   assert got.shape == (2, -(-7 // time), -(-9 // mel), 3)
   for i, j in np.ndindex(got.shape[1:3]):
     block = x[:, i * time : (i + 1) * time, j * mel : (j + 1) * mel]
@@ -278,6 +298,19 @@ def test_bfloat16_is_close_to_float32():
   difference = np.asarray(half.logits - full.logits)[full.mask]
   spread = np.asarray(full.logits)[full.mask].std()
   assert 0 < np.sqrt((difference**2).mean()) < 0.05 * spread
+
+
+def test_bits_of_dropout_are_threefrys_and_each_is_used_once(monkeypatch):
+  key, shape = jax.random.key(3), (3, 5, 7)
+  monkeypatch.setattr(draws, "_ROUNDS", 20)
+  numbers = jnp.arange(3 * 5 * 7, dtype=jnp.uint32)
+  counters = jnp.concatenate([numbers, jnp.zeros_like(numbers)])
+  expected = threefry_2x32(jax.random.key_data(key), counters).reshape(2, *shape)
+  np.testing.assert_array_equal(jnp.stack(draws._words(key, shape)), expected)
+  for shape in ((2, 3, 8), (2, 8, 3, 3), (6,), (2, 3, 3)):  # also where 4 does not divide
+    bits = np.asarray(draws.sixteen_bits(key, shape))
+    assert bits.shape == shape and bits.max() < 2**16
+    assert len(np.unique(bits)) > 0.97 * bits.size
 
 
 def test_dropout_rate_scale_and_key():
