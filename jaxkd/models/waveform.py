@@ -11,6 +11,9 @@ from flax import nnx
 
 from jaxkd.masks import length_mask
 from jaxkd.models.layers import ACTIVATIONS, LayerNorm, add_bias
+from jaxkd.placement import for_tpu
+
+_CHUNK_FRAMES = 16  # of 20 ms in a row, where the program is for TPUs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,10 +131,39 @@ def frames(
     dtype: of the arithmetic.
     audio_len: i32[B], samples that count for a norm over time; None for all, padding too.
   """
+  layers = list(layers)
+  if for_tpu() and all(layer.over != "group" for layer in layers):
+    return frames_in_chunks(layers, audio, dtype)
+  return _frames(layers, audio, dtype, audio_len)
+
+
+def _frames(layers, audio, dtype, audio_len=None):
   x = audio[..., None].astype(dtype)
   for index, layer in enumerate(layers):
     x = layer(x, None if index else audio_len)
   return x
+
+
+def frames_in_chunks(layers: list[ConvLayer], audio: jax.Array, dtype: str) -> jax.Array:
+  """The same, of layers without a norm over time: many short rows for a few long ones.
+
+  TPU's compiler divides long rows of a small batch itself, for each convolution anew, and half of
+  the time goes into taking them apart and putting them together.
+  """
+  stride, reads, count = 1, 1, audio.shape[1]
+  for layer in layers:
+    kernel = layer.kernel.shape[0]
+    reads, stride = reads + (kernel - 1) * stride, stride * layer.stride
+    count = (count - kernel) // layer.stride + 1
+  hop, more = _CHUNK_FRAMES * stride, max(0, reads - stride)
+  chunks = -(-count // _CHUNK_FRAMES)
+  size = (chunks + -(-more // hop)) * hop
+  audio = jnp.pad(audio, ((0, 0), (0, max(0, size - audio.shape[1]))))[:, :size]
+  hops = audio.reshape(audio.shape[0], -1, hop)
+  parts = [hops[:, i : i + chunks] for i in range(hops.shape[1] - chunks + 1)]
+  rows = jnp.concatenate(parts, 2)[:, :, : hop + more].reshape(-1, hop + more)
+  x = _frames(layers, rows, dtype)
+  return x.reshape(audio.shape[0], chunks * _CHUNK_FRAMES, -1)[:, :count]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride=1, padding=0, groups=1) -> jax.Array:

@@ -12,7 +12,7 @@ import hf_models
 import padding
 from hf_models import torch
 from jaxkd import teacher as teacher_lib
-from jaxkd.models import wav2vec2
+from jaxkd.models import wav2vec2, waveform
 from jaxkd.models.huggingface import families
 from jaxkd.models.huggingface import folder as huggingface
 from jaxkd.models.wav2vec2 import ACTIVATIONS, Wav2Vec2CTC
@@ -198,6 +198,26 @@ def test_waveform_equals_the_feature_extractor(saved, do_normalize):
       # A mean in float32 is off by some 1e-9, and a constant's deviation is over sqrt(1e-7).
       np.testing.assert_allclose(got[row, :length], expected, rtol=1e-4, atol=1e-5)
       assert not got[row, length:].any()
+
+
+def test_convolutions_in_chunks_as_on_tpu_are_the_same():
+  config = waveform.WaveformConfig(
+    conv_activation="gelu",
+    conv_channels=(4, 6, 3),
+    conv_kernels=(10, 3, 2),
+    conv_strides=(5, 2, 2),
+    conv_bias=True,
+    conv_norm="layer",
+    normalise=True,
+    pool=1,
+  )
+  layers = waveform.conv_layers(config, rngs=nnx.Rngs(0))
+  ends = [config.min_samples, config.min_samples + 16 * 20]
+  for samples in ends:  # a frame; a chunk and a frame
+    audio = jax.random.normal(KEY, (2, samples))
+    expected = waveform.frames(layers, audio, "float32")
+    found = waveform.frames_in_chunks(list(layers), audio, "float32")
+    np.testing.assert_allclose(found, expected, atol=ATOL)
 
 
 def test_int16_and_float_waveforms_are_the_same(saved):
