@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable, Iterator
 
 from jaxkd.errors import UserError
 
@@ -28,6 +29,8 @@ _SOURCE = re.compile(r'op_name="([^"]*)"')
 _OTHER = re.compile(
   r"\s*\}?\s*$|HloModule |(FileNames|FunctionNames|FileLocations|StackFrames)$|\d+ [\"{]"
 )
+_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
 _TRIPS = re.compile(r'known_trip_count[^\d}]*"?n"?:"?(\d+)')
 _COLLECTIVES = (
   "all-gather",
@@ -164,6 +167,45 @@ def cost(text: str) -> Cost:
   return _Program(text).cost()
 
 
+def cycles_by(text: str, part_of: Callable[[str, list[str]], str]) -> dict[str, float]:
+  """Part of a program → its cycles.
+
+  Args:
+    text: optimised HLO.
+    part_of: (what follows an instruction's opcode, such as its metadata; "file.py:function" of the
+      calls that it came from, innermost first) → a part's name.
+
+  Raises:
+    UserError: a line that is not understood.
+  """
+  program, calls, found = _Program(text), _calls(text), collections.Counter()
+  for instruction, times in program.runs(program.entry):
+    if cycles := _CYCLES.search(instruction.rest):
+      frame = _FRAME.search(instruction.rest)
+      part = part_of(instruction.rest, calls.get(frame[1], []) if frame else [])
+      found[part] += times * float(cycles[1])
+  return dict(found)
+
+
+def _calls(text: str) -> dict[str, list[str]]:
+  """Number of a stack frame → "file.py:function" of its calls, innermost first."""
+  tables, table = collections.defaultdict(dict), {}
+  for line in text.splitlines():
+    table = tables[line] if line in _TABLES else table if line else {}
+    number, _, rest = line.partition(" ")
+    table[number] = rest
+  numbers = lambda rest: dict(re.findall(r"(\w+)=(\d+)", rest))
+  found = {}
+  for number, rest in tables["StackFrames"].items():
+    if frame := numbers(rest):
+      place = numbers(tables["FileLocations"][frame["file_location_id"]])
+      file = tables["FileNames"][place["file_name_id"]].strip('"').rpartition("/")[2]
+      function = tables["FunctionNames"][place["function_name_id"]].strip('"')
+      outer = str(int(frame.get("parent_frame_id", 1)) - 1)  # 1 is none
+      found[number] = [f"{file}:{function}", *found.get(outer, [])]
+  return found
+
+
 class _Program:
   """Parsed text, and what is known of its parts."""
 
@@ -192,15 +234,32 @@ class _Program:
       self.costs[name] = sum(parts, Cost())
     return self.costs[name]
 
+  def runs(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
+    """All instructions of a computation that run, in loops and branches too, and how often."""
+    for instruction in self.computations[name].values():
+      opcode, rest = instruction.opcode, instruction.rest
+      if opcode == "while":
+        condition, body = _WHILE.search(rest).groups()
+        yield from self.runs(body, times * _rounds(rest, self.computations[condition]))
+      elif opcode == "conditional":
+        yield from self.runs(self._dearest(rest), times)
+      elif opcode in ("call", "async-start"):
+        yield from self.runs(_CALLED.search(rest)[1], times)
+      else:
+        yield instruction, times
+
+  def _dearest(self, rest: str) -> str:
+    """Of a conditional the branch that moves most."""
+    names = _NAME.findall(" ".join(g for g in _BRANCHES.search(rest).groups() if g))
+    return max(names, key=lambda name: self.cost(name).hbm + self.cost(name).sent)
+
   def _of_instruction(self, computation: _Computation, instruction: _Instruction) -> Cost:
     opcode, rest = instruction.opcode, instruction.rest
     if opcode == "while":
       condition, body = _WHILE.search(rest).groups()
       return self.cost(body) * _rounds(rest, self.computations[condition])
     if opcode == "conditional":
-      found = _BRANCHES.search(rest)
-      names = _NAME.findall(" ".join(g for g in found.groups() if g))
-      return max((self.cost(n) for n in names), key=lambda c: c.hbm + c.sent)
+      return self.cost(self._dearest(rest))
     if opcode in ("call", "async-start"):
       return self.cost(_CALLED.search(rest)[1])
     if opcode in _FREE or (opcode == "custom-call" and any(t in rest for t in _FREE_CALLS)):
