@@ -103,7 +103,7 @@ def test_main_has_the_help_of_train(arguments, capsys):
     (["convert"] + ["x"] * 3, ["'x' is not a flag"]),
     (["convert", "absent"], ["absent is neither a finished workdir"]),
     (["report", "--out=x"], ["missing: WORKDIR; see"]),
-    (["grid", "smal"], ["smal: no such file or grid", "'small'", "grids: paper, small"]),
+    (["grid", "smal"], ["smal: no such file or grid", "'small'", "grids: evidence, paper, small"]),
     (["grid", "small", "--config.kd.scael=1", "--dry_run"], ["config.kd.scael: no such field"]),
     (["plan-tpu", "--config=trim"], ["missing: --topology; see"]),
   ],
