@@ -27,6 +27,7 @@ def kd(**changes) -> ConfigDict:
     blank_scale=1.0,
     targets="hypotheses",
     consistency=0.0,
+    inner_scale=0.0,
     selection=dict(name="all_frames"),
     start_epoch=0,
     stop_epoch=0,

@@ -272,11 +272,30 @@ def _check_objective(config: ConfigDict) -> None:
     name = config.student.name
     drawn = "conformer or fastconformer with kd.warmup"
     _require(name != "huggingface", "student.name", name, drawn)
+  _check_inner(config)
   if kd.consistency:
     masks = config.training.spec_augment or config.student.name == "huggingface"
     wanted = "True with kd.consistency, whose views differ by masks"
     _require(masks, "training.spec_augment", config.training.spec_augment, wanted)
   _check_source(config)
+
+
+def _check_inner(config: ConfigDict) -> None:
+  """Heads behind inner layers, and the share of the loss that they have."""
+  kd, layers = config.kd, config.student.get("inner_layers", ())
+  if kd.inner_scale:
+    conformer = config.student.name == "conformer"
+    _require(conformer, "student.name", config.student.name, "conformer with kd.inner_scale")
+    _require(layers != (), "student.inner_layers", layers, "given with kd.inner_scale")
+    _require(not kd.warmup, "kd.warmup", kd.warmup, "0 with kd.inner_scale")
+    deep = config.student.layers
+    inside = sorted(set(layers)) == list(layers) and layers[-1] < deep
+    _require(inside, "student.inner_layers", layers, f"in order, each once and below {deep}")
+  else:
+    _require(layers == (), "student.inner_layers", layers, "() where kd.inner_scale is 0")
+  path = "teacher.model.inner_layers"
+  layers = config.teacher.model.get("inner_layers", ())
+  _require(layers == (), path, layers, "(): inner heads are the student's")
 
 
 def _check_ramp(path: str, ramp: tuple, low: float, high: float) -> None:

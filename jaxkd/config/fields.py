@@ -173,6 +173,12 @@ MODELS = {
     "rel_clip": _count(
       16, "positions farther apart share one embedding", 1, 100_000, unit="output frames"
     ),
+    "inner_layers": Field(
+      (),
+      "blocks, counted from 1, behind which heads of their own learn the same (kd.inner_scale)",
+      each=_count(1, "", 1, 1000),
+      sizes=(0, 1, 2, 3),
+    ),
     "frontend_channels": Field(
       (32, 64, 64, 32),
       "of the four convolutions before the blocks",
@@ -524,6 +530,9 @@ FIELDS = Block(
           "view",
           low=0.0,
           high=100.0,
+        ),
+        "inner_scale": _share(
+          0.0, "of the losses of heads behind student.inner_layers; the last one has the rest", 0.99
         ),
         "selection": Kinds(
           Field("all_frames", "which frames carry the loss", choices=tuple(SELECTIONS)), SELECTIONS

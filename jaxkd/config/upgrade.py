@@ -102,9 +102,13 @@ def _from_4(tree: dict) -> None:
         "targets": "hypotheses",
         "consistency": 0.0,
         "n_ramp": [],
+        "inner_scale": 0.0,
       },
     },
   )
+  for model in (tree.get("student"), tree["teacher"].get("model")):
+    if isinstance(model, dict) and model.get("name") == "conformer":
+      model.setdefault("inner_layers", [])
   training = {"batch_seconds_per_device": 0.0, "row_multiple": 1}
   _fill(tree, {"training": training, "teacher": {"training": training}})
   _fill(tree, {"checkpoint": {"every_minutes": 0.0}})

@@ -1,7 +1,9 @@
 """The Conformer of Hilmes et al. 2025: ff-conv-mhsa-ff, layer norm, relative positions, CTC."""
 
 import dataclasses
+import itertools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ class ConformerConfig:
     rel_clip: frames beyond which relative positions are one.
     frontend_channels: of the four convolutions.
     frontend_pool: (time, mel) after convolutions 2 and 4.
+    inner_layers: blocks, counted from 1, behind which a head of its own tells classes in training.
     dtype: of the arithmetic, "float32" or "bfloat16"; parameters and logits are float32.
     remat: in training a block's products, too, are computed again for its gradient.
   """
@@ -43,6 +46,7 @@ class ConformerConfig:
   rel_clip: int
   frontend_channels: tuple[int, int, int, int]
   frontend_pool: tuple[tuple[int, int], tuple[int, int]]
+  inner_layers: tuple[int, ...] = ()
   dtype: str = "float32"
   remat: bool = False
 
@@ -91,6 +95,7 @@ class ConformerCTC(nnx.Module):
     *,
     rngs: nnx.Rngs,
     project_to: int | None = None,
+    inner_heads: bool = False,
   ):
     """Draws parameters from `rngs.params`.
 
@@ -99,6 +104,7 @@ class ConformerCTC(nnx.Module):
       classes: of the head, the blank included.
       rngs: with a stream `params`.
       project_to: width of a teacher's frames, for a `projection` to compare them in; None for none.
+      inner_heads: whether the heads behind `config.inner_layers` are there.
     """
     self.frontend = FrontEnd(
       features.mels, config.frontend_channels, config.frontend_pool, config.width, rngs=rngs
@@ -109,6 +115,11 @@ class ConformerCTC(nnx.Module):
     self.head = layers_lib.Linear(config.width, classes, rngs=rngs)
     if project_to is not None:
       self.projection = layers_lib.Linear(config.width, project_to, rngs=rngs)
+    if inner_heads:
+      make_head = lambda key: layers_lib.Linear(config.width, classes, rngs=nnx.Rngs(params=key))
+      self.inner_heads = nnx.vmap(make_head)(
+        jax.random.split(rngs.params(), len(config.inner_layers))
+      )
     self.config, self.features = config, features
 
   def __call__(
@@ -135,6 +146,19 @@ class ConformerCTC(nnx.Module):
     options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on)
     return self.classify(*self.encode(audio, audio_len, **options))
 
+  def with_inner(
+    self, audio: jax.Array, audio_len: jax.Array, **options
+  ) -> tuple[FrameOutput, list[FrameOutput]]:
+    """What a call with the same arguments gives, and the same of each inner head."""
+    encoded, mask = self._encode(audio, audio_len, self.config.inner_layers, **options)
+    graphdef, heads = nnx.split(self.inner_heads)
+    told = [
+      nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], heads))(x)
+      for i, x in enumerate(encoded[:-1])
+    ]
+    inner = [FrameOutput(logits.astype(jnp.float32), mask) for logits in told]
+    return self.classify(encoded[-1], mask), inner
+
   def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
     """Logits of what `encode` returns."""
     return FrameOutput(self.head(x).astype(jnp.float32), mask)
@@ -149,6 +173,14 @@ class ConformerCTC(nnx.Module):
     augment_on: jax.Array | bool = True,
   ) -> tuple[jax.Array, jax.Array]:
     """Encoder output [B, T, D] and mask bool[B, T]; arguments as for a call."""
+    options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on)
+    (encoded,), mask = self._encode(audio, audio_len, (), **options)
+    return encoded, mask
+
+  def _encode(
+    self, audio, audio_len, stops, *, key=None, spec_augment=None, augment_on=True
+  ) -> tuple[list[jax.Array], jax.Array]:
+    """[B, T, D] behind each of the blocks `stops` and behind the last, and bool[B, T]."""
     augment_key, dropout_key = (None, None) if key is None else jax.random.split(key)
     features, mask = log_mel(audio, audio_len, self.features)
     if spec_augment is not None and key is not None:
@@ -156,10 +188,10 @@ class ConformerCTC(nnx.Module):
     lengths = mask.sum(-1, dtype=jnp.int32)
     x, lengths = self.frontend(features.astype(self.config.dtype), lengths)
     mask = length_mask(lengths, x.shape[1])
-    return self._run_blocks(x, mask, dropout_key), mask
+    return self._run_blocks(x, mask, dropout_key, stops), mask
 
-  def _run_blocks(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-    """One scan over the stacked blocks: compile time does not grow with depth."""
+  def _run_blocks(self, x, mask, key: jax.Array | None, stops: tuple[int, ...]) -> list[jax.Array]:
+    """One scan over the stacked blocks up to each stop: compile time does not grow with depth."""
     graphdef, params = nnx.split(self.blocks)
     keys = None if key is None else jax.random.split(key, self.config.layers)
 
@@ -169,4 +201,9 @@ class ConformerCTC(nnx.Module):
 
     if key is not None:
       layer = layers_lib.recomputed(layer, everything=self.config.remat)
-    return jax.lax.scan(layer, x, (params, keys))[0]
+    found = []
+    for first, last in itertools.pairwise((0, *stops, self.config.layers)):
+      part = jax.tree.map(operator.itemgetter(slice(first, last)), (params, keys))
+      x = jax.lax.scan(layer, x, part)[0]
+      found.append(x)
+    return found

@@ -70,33 +70,40 @@ class Architecture:
     """Top-level parts whose parameters are not trained."""
     return ("conv",) if getattr(self.settings, "freeze_conv", False) else ()
 
-  def structure(self, classes: int, project_to: int | None = None) -> tuple[Any, Any]:
+  def structure(
+    self, classes: int, project_to: int | None = None, *, inner_heads: bool = False
+  ) -> tuple[Any, Any]:
     """Graph definition and abstract parameters (`nnx.split`).
 
     Args:
       classes: of the head, the blank included.
       project_to: width of a teacher's frames, for a projection to compare them in.
+      inner_heads: whether a Conformer has those of its `inner_layers`, which only training needs.
     """
     if self.features is None:
       return weights.structure(self.settings, classes)
-    return nnx.split(nnx.eval_shape(lambda: self._drawn(classes, project_to, jax.random.key(0))))
+    drawn = lambda: self._drawn(classes, project_to, inner_heads, jax.random.key(0))
+    return nnx.split(nnx.eval_shape(drawn))
 
   def first_params(
     self,
     vocabulary: Vocabulary,
     project_to: int | None = None,
     devices: jax.sharding.Mesh | None = None,
+    *,
+    inner_heads: bool = False,
   ) -> Callable[[jax.Array], Any]:
     """Typed key → parameters: drawn, or read from the folder, with a fresh head where need be.
 
     Args:
       vocabulary: classes of the head.
-      project_to: as of `structure`.
+      project_to, inner_heads: as of `structure`.
       devices: where what is read is laid out; None for the default one.
     """
     classes = len(vocabulary.symbols)
     if self.features is not None:
-      return jax.jit(lambda key: nnx.state(self._drawn(classes, project_to, key), nnx.Param))
+      drawn = lambda key: self._drawn(classes, project_to, inner_heads, key)
+      return jax.jit(lambda key: nnx.state(drawn(key), nnx.Param))
     keeps_head = self.head is not None and self.head[1] == vocabulary
 
     def read(key):
@@ -107,11 +114,11 @@ class Architecture:
 
     return read
 
-  def _drawn(self, classes: int, project_to: int | None, key: jax.Array) -> nnx.Module:
+  def _drawn(self, classes: int, project_to, inner_heads: bool, key: jax.Array) -> nnx.Module:
     options = dict(rngs=nnx.Rngs(params=key), project_to=project_to)
     if isinstance(self.settings, FastConformerConfig):
       return FastConformerCTC(self.settings, classes, **options)
-    return ConformerCTC(self.settings, self.features, classes, **options)
+    return ConformerCTC(self.settings, self.features, classes, inner_heads=inner_heads, **options)
 
 
 def architecture(
@@ -175,9 +182,10 @@ def encoder_width(graphdef, like) -> int:
   return jax.eval_shape(encode, like, audio, audio_len).shape[-1]
 
 
-def without_projection(params):
+def as_kept(params):
   """Parameters of a model as it is kept: nothing that only its training needs."""
-  return nnx.State({name: part for name, part in params.items() if name != "projection"})
+  training_only = ("projection", "inner_heads")
+  return nnx.State({name: part for name, part in params.items() if name not in training_only})
 
 
 def _tuples(block: ConfigDict) -> dict:

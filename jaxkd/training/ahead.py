@@ -26,7 +26,7 @@ from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import batches, objective, optim
 from jaxkd.training import step as step_lib
-from jaxkd.training.objective import TEACHER_ENCODINGS, Objective
+from jaxkd.training.objective import INNER_HEADS, TEACHER_ENCODINGS, Objective
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS
 
 _LABELS_PER_SECOND = 20.0  # characters; the fastest utterance decides
@@ -145,7 +145,8 @@ def _model(config: ConfigDict, path: str, teacher=None) -> _Model:
   width = None
   if TEACHER_ENCODINGS in objective.needs(config.kd):
     width = registry.encoder_width(teacher.graphdef, teacher.like)
-  structure = architecture.structure(len(vocabulary.symbols), width)
+  inner = INNER_HEADS in objective.needs(config.kd)
+  structure = architecture.structure(len(vocabulary.symbols), width, inner_heads=inner)
   return _Model(architecture, vocabulary, *structure)
 
 

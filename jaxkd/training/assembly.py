@@ -38,7 +38,7 @@ from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import batches, optim, workdir
 from jaxkd.training import objective as objective_lib
-from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES, Objective
+from jaxkd.training.objective import INNER_HEADS, TEACHER_ENCODINGS, TEACHER_FRAMES, Objective
 from jaxkd.training.run import Blueprint, Data, Run
 from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 
@@ -407,25 +407,30 @@ def _objective(
 
 
 def _blueprint(made: Plan, objective: Objective, teacher: AcousticModel | None) -> Blueprint:
-  """The model that is trained, with a projection where its encodings are compared."""
+  """The model that is trained, with what only its objective asks for."""
   width = None
   if TEACHER_ENCODINGS in objective.needs:
     width = registry.encoder_width(teacher.graphdef, teacher.params)
   architecture, vocabulary = made.architecture, made.vocabulary
-  graphdef, like = architecture.structure(len(vocabulary.symbols), width)
+  inner = INNER_HEADS in objective.needs
+  graphdef, like = architecture.structure(len(vocabulary.symbols), width, inner_heads=inner)
   return Blueprint(
-    graphdef, like, vocabulary, _first_params(made, width), architecture, architecture.frozen
+    graphdef, like, vocabulary, _first_params(made, width, inner), architecture, architecture.frozen
   )
 
 
-def _first_params(made: Plan, project_to: int | None) -> Callable[[jax.Array], Any]:
+def _first_params(
+  made: Plan, project_to: int | None, inner_heads: bool
+) -> Callable[[jax.Array], Any]:
   """Typed key → parameters that training starts from."""
-  fresh = made.architecture.first_params(made.vocabulary, project_to, made.devices)
+  fresh = made.architecture.first_params(
+    made.vocabulary, project_to, made.devices, inner_heads=inner_heads
+  )
   if not made.config.student.init:
     return fresh
   start = kept.read(buckets.here(made.config.student.init))
   log.info("starts from the parameters of %s", start.folder)
-  # Only a projection, which no finished run keeps, is fresh.
+  # What only training needs, which no finished run keeps, is fresh.
   return lambda key: fresh(key) | start.load(made.devices).params
 
 

@@ -174,7 +174,7 @@ class _Loop:
       with self._signals():
         self._train()
       params, chosen = self._final_params()
-      params = registry.without_projection(params)
+      params = registry.as_kept(params)
       parameters.save_params(self.run_.workdir / kept.FINAL, params)
       self._keep_log_prior(params)
       evaluated = {

@@ -3,8 +3,9 @@
 A new distillation loss is one function here, a line in LOSSES, and its name in config's LOSSES.
 
 L = kd.scale · L_KD + (1 - kd.scale) · L_CTC + kd.consistency · L_views; in a warm-up's first epochs
-its loss stands in L_KD's place. A term whose scale is 0 for good is not there, and nothing that
-only it needs is computed.
+its loss stands in L_KD's place. With inner heads the first two are (1 - kd.inner_scale) of the
+model's own and kd.inner_scale of the mean of theirs. A term whose scale is 0 for good is not there,
+and nothing that only it needs is computed.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ TEACHER_FRAMES = "teacher's frames"
 TEACHER_ENCODINGS = "teacher's encodings"
 # The model runs on every row twice, with two draws of masks and dropout.
 TWO_VIEWS = "two views"
+# What heads behind inner layers tell.
+INNER_HEADS = "inner heads"
 # CR-CTC (Yao et al. 2025) has 2.5 times as many time masks as one view would.
 _MORE_TIME_MASKS = 2.5
 
@@ -46,6 +49,7 @@ class View(NamedTuple):
       `teacher` do not tell (`teacher.stored`); None where they do.
     student_encoded, teacher_encoded: [B, T, D], what the encoders say of these frames; the
       student's is projected to the teacher's width.
+    inner: the same view with the output of each inner head in the place of the model's.
     batch: audio and targets.
     key: typed key of this update for draws in selections; all terms have the same.
     epoch: i32[], counted from 0.
@@ -60,6 +64,7 @@ class View(NamedTuple):
   softened: jax.Array | None = None
   student_encoded: jax.Array | None = None
   teacher_encoded: jax.Array | None = None
+  inner: tuple["View", ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +216,10 @@ def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
   if least < 1:
     rest = (lambda epoch: 1 - scale(epoch)) if callable(scale) else 1 - scale
     terms.append(_ctc("ctc", rest, TRANSCRIPTS, blank_id))
+  if inner := kd.inner_scale:
+    behind = [_inner(term, inner) for term in terms]
+    terms = [dataclasses.replace(term, scale=_times(term.scale, 1 - inner)) for term in terms]
+    terms += behind
   if kd.consistency:
     terms.append(_consistency(kd.consistency, largest == 0))
   return tuple(terms)
@@ -227,6 +236,25 @@ def _ramped(ramp: tuple, value: float) -> float | Schedule:
 
 def _as_schedule(value: float | Schedule) -> Schedule:
   return value if callable(value) else lambda epoch: jnp.float32(value)
+
+
+def _times(scale: float | Schedule, factor: float) -> float | Schedule:
+  return (lambda epoch: factor * scale(epoch)) if callable(scale) else factor * scale
+
+
+def _inner(term: Term, share: float) -> Term:
+  """The same of the inner heads together: intermediate CTC (Lee and Watanabe 2021), Inter-KD.
+
+  Args:
+    term: of the model's output.
+    share: of the loss that they have; 1 - share is left for the term.
+  """
+
+  def compute(view: View) -> WeightedSum:
+    return sum((term.compute(of_head) for of_head in view.inner), WeightedSum.zero())
+
+  needs = term.needs | {INNER_HEADS}
+  return Term(f"inner/{term.name}", _times(term.scale, share), needs, compute)
 
 
 def _of_frames(name: str, scale, compute, asked=frozenset()) -> Term:

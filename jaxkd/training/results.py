@@ -24,7 +24,7 @@ def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen:
     evaluated: split → result of the final model.
     chosen: {"steps": checkpoints in the final model}.
   """
-  params = {"student": parameter_count(registry.without_projection(run.blueprint.like))}
+  params = {"student": parameter_count(registry.as_kept(run.blueprint.like))}
   if run.teacher:
     params["teacher"] = run.teacher.parameter_count
   source, train = run.teacher_source, run.data.train

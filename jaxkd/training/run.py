@@ -69,7 +69,7 @@ class Blueprint:
 
   def with_params(self, params) -> AcousticModel:
     """The model in evaluation mode, as it is kept."""
-    params = registry.without_projection(params)
+    params = registry.as_kept(params)
     frame_samples = self.architecture.frame_samples
     return AcousticModel(self._kept, params, self.vocabulary, frame_samples)
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxkd.devices import sharding
 from jaxkd.masks import same_frames
 from jaxkd.teacher import store, stored
-from jaxkd.training.objective import TEACHER_ENCODINGS, Objective, View
+from jaxkd.training.objective import INNER_HEADS, TEACHER_ENCODINGS, Objective, View
 from jaxkd.types import Batch, FrameOutput, WeightedSum
 
 
@@ -97,7 +97,8 @@ def observe(
 
   Args:
     model: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput; where encodings are
-      asked for also with `encode`, `classify` and `projection`.
+      asked for also with `encode`, `classify` and `projection`, where inner heads are, with
+      `with_inner`.
     taught: what the teacher says of the batch; None where the teacher is not asked.
     batch: with the fields that the objective needs, each row as often as there are views.
     key: typed key of this update.
@@ -110,8 +111,10 @@ def observe(
     spec_augment=objective.spec_augment,
     augment_on=epoch >= objective.spec_augment_from_epoch,
   )
-  encoded = None
-  if TEACHER_ENCODINGS in objective.needs:
+  encoded, inner = None, []
+  if INNER_HEADS in objective.needs:
+    output, inner = model.with_inner(batch.audio, batch.audio_len, **inputs)
+  elif TEACHER_ENCODINGS in objective.needs:
     encoded, mask = model.encode(batch.audio, batch.audio_len, **inputs)
     output = model.classify(encoded, mask)
     encoded = model.projection(encoded)
@@ -119,16 +122,21 @@ def observe(
     output = model(batch.audio, batch.audio_len, **inputs)
   view = View(output, batch, select_key, epoch)
   if taught is None:
-    return view
-  teacher, student = same_frames(taught.output, output)
-  cut = lambda x: None if x is None else x[:, : teacher.mask.shape[1]]
+    return view._replace(inner=tuple(view._replace(output=x) for x in inner))
+  view = _beside(view, taught)
+  cut = lambda x: None if x is None else x[:, : view.teacher.mask.shape[1]]
   return view._replace(
-    student=student,
-    teacher=teacher,
-    softened=taught.soften and taught.soften(student.logits),
     student_encoded=cut(encoded),
     teacher_encoded=cut(taught.encoded),
+    inner=tuple(_beside(view._replace(output=x), taught) for x in inner),
   )
+
+
+def _beside(view: View, taught: Taught) -> View:
+  """The view with its output and the teacher's cut to the same frames."""
+  teacher, student = same_frames(taught.output, view.output)
+  softened = taught.soften and taught.soften(student.logits)
+  return view._replace(student=student, teacher=teacher, softened=softened)
 
 
 def make_train_step(

@@ -259,6 +259,26 @@ def test_scan_equals_a_loop_over_blocks():
     np.testing.assert_allclose(got[mask], expected[mask], atol=2e-5)
 
 
+@pytest.mark.parametrize("key", [None, jax.random.key(1)])
+def test_inner_heads_are_those_of_a_shallower_model(key):
+  """And change nothing in what the whole model says, in training either."""
+  deep = dataclasses.replace(CONFIG, layers=3, inner_layers=(1, 2))
+  made = conformer.ConformerCTC(deep, FEATURES, 5, rngs=rngs(), inner_heads=True)
+  audio, audio_len = make_audio()
+  output, inner = made.with_inner(audio, audio_len, key=key)
+  np.testing.assert_allclose(output.logits, made(audio, audio_len, key=key).logits, atol=1e-5)
+  if key is None:
+    for number, found in enumerate(inner):
+      parts = nnx.to_pure_dict(nnx.state(made))
+      parts["blocks"] = jax.tree.map(lambda x, n=number: x[: n + 1], parts["blocks"])
+      heads = parts.pop("inner_heads")
+      parts["head"] = jax.tree.map(lambda x, n=number: x[n], heads)
+      shallow = dataclasses.replace(CONFIG, layers=number + 1)
+      like = conformer.ConformerCTC(shallow, FEATURES, 5, rngs=rngs())
+      nnx.update(like, parts)
+      np.testing.assert_allclose(found.logits, like(audio, audio_len).logits, atol=1e-5)
+
+
 def _equations(jaxpr) -> int:
   """Equations, those of inner functions included."""
   inner = [jax.tree.leaves(list(e.params.values()), is_leaf=_is_jaxpr) for e in jaxpr.eqns]

@@ -161,6 +161,34 @@ def test_two_views_learn_from_each_other(scale):
     np.testing.assert_allclose(terms["ctc"].mean(), sum(rows) / 2 / count, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_inner_heads_have_their_share_of_every_loss(scale):
+  """Two heads that say the same as the model leave the loss as it is."""
+  batch = objectives.make_batch()
+  teacher = objectives.Frames(2, WIDTH + 2)
+
+  class Deep(objectives.Frames):
+    def with_inner(self, audio, audio_len, **options):
+      output = self(audio, audio_len, **options)
+      other = objectives.Frames(5)(audio, audio_len)
+      return output, [output, other]
+
+  def found(made):
+    taught = step_lib.teach(teacher, batch, made.needs) if made.asks_teacher else None
+    args = batch, jax.random.key(0), jnp.int32(0), made
+    return made(step_lib.observe(Deep(1), taught, *args))
+
+  plain, terms = found(objectives.make(BLANK, scale=scale))
+  loss, inner = found(objectives.make(BLANK, scale=scale, inner_scale=0.4))
+  of_heads = 0.0
+  for name, share in (("kd/kl", scale), ("ctc", 1 - scale)):
+    if share:
+      np.testing.assert_allclose(inner[name].total, terms[name].total, rtol=1e-6)
+      assert float(inner[f"inner/{name}"].weight) == 2 * float(inner[name].weight)
+      of_heads += share * inner[f"inner/{name}"].mean()
+  np.testing.assert_allclose(loss, 0.6 * plain + 0.4 * of_heads, rtol=1e-5)
+
+
 def test_the_average_of_its_own_past_is_the_teacher():
   batch = objectives.make_batch()
   made = objectives.make(BLANK, scale=0.5, average_decay=0.9)
