@@ -248,7 +248,7 @@ def test_scan_equals_a_loop_over_blocks():
   x, mask = normal(5, 19, WIDTH), padding.length_masks(LENGTHS, 19)
   block_graphdef, stacked = nnx.split(nnx.merge(graphdef, params).blocks)
   apply = jax.jit(lambda params, x, key: nnx.merge(block_graphdef, params)(x, mask, key))
-  encode = jax.jit(lambda p, x, key: nnx.merge(graphdef, p)._run_blocks(x, mask, key))
+  encode = jax.jit(lambda p, x, key: nnx.merge(graphdef, p)._run_blocks(x, mask, key, ())[0])
   for key in (None, jax.random.key(0)):
     expected = x
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
