@@ -14,6 +14,7 @@ from jaxkd.errors import UserError
 log = logging.getLogger(__name__)
 _OF_JAX = "JAX_COMPILATION_CACHE_DIR"
 _MOST_BYTES = 4 * 2**30
+_ours = False  # whether `keep` has said where
 
 
 def keep(cache: Callable[[], pathlib.Path]) -> None:
@@ -25,11 +26,12 @@ def keep(cache: Callable[[], pathlib.Path]) -> None:
   Args:
     cache: the user's cache, whose folder programs/ is taken where nothing is said.
   """
+  global _ours
   given = os.environ.get("JAXKD_PROGRAMS", "")
   if given == "off" or _OF_JAX in os.environ:
     return
   if "://" in given:
-    os.environ[_OF_JAX] = given
+    os.environ[_OF_JAX], _ours = given, True
     return
   try:
     folder = pathlib.Path(given).expanduser() if given else cache() / "programs"
@@ -45,7 +47,7 @@ def keep(cache: Callable[[], pathlib.Path]) -> None:
       reason,
     )
     return
-  os.environ[_OF_JAX] = str(folder)
+  os.environ[_OF_JAX], _ours = str(folder), True
 
 
 def _machine() -> str:
@@ -70,10 +72,11 @@ def _tidy(folder: pathlib.Path) -> None:
 
 
 def check_shared(gather: Callable[[object], list], *, is_first: bool) -> None:
-  """Keeps nothing where the processes of a run do not see one folder.
+  """Keeps nothing where the processes of a run do not see one folder, nor on several CPUs.
 
   The first alone writes. If it found what the others must compile, it would not take part in what
-  compilers of several hosts do together.
+  compilers of several hosts do together; on CPU, where it alone finds it again, it would wait for
+  the others in its first update for 30 s and give up. What JAX itself was told stays.
 
   Args:
     gather: a value of each process → those of all.
@@ -82,7 +85,12 @@ def check_shared(gather: Callable[[object], list], *, is_first: bool) -> None:
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 
-  place = jax.config.jax_compilation_cache_dir or ""
+  place = (jax.config.jax_compilation_cache_dir or "") if _ours else ""
+  if jax.default_backend() == "cpu":
+    if place:
+      jax.config.update("jax_compilation_cache_dir", None)
+      compilation_cache.reset_cache()
+    return
   places = gather(place)
   if not any(places) or all("://" in place for place in places):
     return

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import threading
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -19,6 +20,7 @@ def told_nothing(monkeypatch):
   monkeypatch.setenv(OF_JAX, "")
   for name in (OF_JAX, "JAXKD_PROGRAMS"):
     monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(programs, "_ours", False)
 
 
 def test_they_are_kept_in_the_users_cache(tmp_path):
@@ -57,6 +59,16 @@ def test_the_oldest_go(monkeypatch, tmp_path):
   monkeypatch.setattr(programs, "_MOST_BYTES", 20)
   programs._tidy(tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_processes_on_cpu_keep_none_but_what_jax_was_told(monkeypatch):
+  changed = []
+  config = SimpleNamespace(jax_compilation_cache_dir="a", update=lambda *what: changed.append(what))
+  monkeypatch.setattr(jax, "config", config)
+  for ours in (False, True):
+    monkeypatch.setattr(programs, "_ours", ours)
+    programs.check_shared(lambda value: pytest.fail("not asked"), is_first=True)
+    assert changed == [("jax_compilation_cache_dir", None)] * ours
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,8 @@ def test_processes_keep_them_where_all_see_one_folder(monkeypatch, caplog, tmp_p
 
   changed = []
   monkeypatch.setattr(jax, "config", Config())
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  monkeypatch.setattr(programs, "_ours", True)
   threads = [threading.Thread(target=process, args=(number,)) for number in (0, 1)]
   for thread in threads:
     thread.start()
