@@ -17,6 +17,14 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 2.0
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's own would ask JAX's preemption service, too, whose one answer `stopping` waits for."""
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 class Checkpoints:
   """`last/`: state and position of the two newest saves. `best/`: parameters of the k best.
 
@@ -28,12 +36,12 @@ class Checkpoints:
     self._folder = folder.absolute()
     # On CPU a background save would read buffers that the next step reuses.
     in_background = jax.default_backend() != "cpu"
-    self._last = ocp.CheckpointManager(
+    self._last = _Manager(
       self._folder / "last",
       options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=in_background),
     )
     self._set_aside_unscored()
-    self._best = ocp.CheckpointManager(
+    self._best = _Manager(
       self._folder / "best",
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep_best,
