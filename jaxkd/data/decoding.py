@@ -86,7 +86,11 @@ def _folder() -> pathlib.Path:
 
 
 def _name(source: Source) -> str:
-  """The file by which worker processes know a source; it is written once."""
+  """The file by which worker processes know a source; it is written once.
+
+  A message to them, as multiprocessing would send it with every utterance: it is read by nobody
+  else, and lies in a folder that nobody else can write in.
+  """
   if source not in _names:
     path = _folder() / f"{next(_numbers)}.pickle"
     path.write_bytes(pickle.dumps(source))
