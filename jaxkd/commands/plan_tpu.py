@@ -1,4 +1,4 @@
-"""jaxkd plan-tpu: what the train steps of a config need of TPUs that need not be there."""
+"""jaxkd plan-tpu: what the train steps of a config need of TPUs or GPUs that need not be there."""
 
 import itertools
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ def add_arguments(parser) -> None:
 Compiles the train step of the student, and of the teacher where the config
 trains it, at full size; libtpu's compiler runs on any machine. Reads no data
 and fetches nothing. Prints memory, arithmetic, traffic and time. Status 2 where
-it does not fit. Needs pip install 'jaxkd[tpu]'.
+it does not fit. Needs pip install 'jaxkd[tpu]'. For GPUs (h100:8) it tells
+memory and arithmetic, and needs JAX's plugin for CUDA but no driver.
 
 Fields that decide whether it fits (the teacher's: --config.teacher.training.…):
   --config.training.batch_seconds=300  of audio in a batch, over all chips
@@ -141,15 +142,23 @@ def _lines(step, program, shape, chip, devices, hours) -> list[str]:
       f"arithmetic    {program.flops / 1e12:.2f} TFLOP",
     ]
   of_chip, cost = program.flops / devices.size, program.cost
+  memory = (
+    f"HBM           {gib(program.hbm)} of {gib(chip.hbm)} GiB: arguments {gib(program.arguments)}, "
+    f"temporaries {gib(program.temporaries)}, outputs {gib(program.outputs)} (and "
+    f"{gib(program.in_place)} in place of arguments), code {gib(program.code)}"
+  )
+  arithmetic = (
+    f"arithmetic    {program.flops / 1e12:.3g} TFLOP, {of_chip / 1e12:.3g} a chip: "
+    f"{short(of_chip / chip.flops)}"
+  )
+  if cost is None:
+    return [memory, arithmetic, f"compiled in {program.compile_seconds:.0f} s"]
   kinds = ", ".join(f"{k} {n / 1e9:.3g} GB" for k, n in sorted(cost.collectives.items())) or "none"
   times = of_chip / chip.flops, cost.hbm / chip.hbm_bandwidth, cost.sent / chip.interconnect
   least, scheduled = max(times), cost.cycles / chip.clock_hz + times[2]
   lines = [
-    f"HBM           {gib(program.hbm)} of {gib(chip.hbm)} GiB: arguments {gib(program.arguments)}, "
-    f"temporaries {gib(program.temporaries)}, outputs {gib(program.outputs)} (and "
-    f"{gib(program.in_place)} in place of arguments), code {gib(program.code)}",
-    f"arithmetic    {program.flops / 1e12:.3g} TFLOP, {of_chip / 1e12:.3g} a chip: "
-    f"{short(times[0])}",
+    memory,
+    arithmetic,
     f"HBM traffic   {cost.hbm / 1e9:.3g} GB a chip: {short(times[1])}",
     f"interconnect  {kinds} a chip: {short(times[2])}",
     f"a step        {short(least)} at least, bound by {_BOUNDS[times.index(least)]}; "

@@ -54,6 +54,11 @@ TPUS = {
 }
 
 
+# NVIDIA's data sheet of the SXM card; NVLink in both directions. The clock counts no program here.
+GPUS = {"h100": Chip("NVIDIA H100 80GB HBM3", 84_942_979_072, 3350e9, 900e9, 1.98e9, ("1", "8"))}
+
+
 def topology_names() -> list[str]:
-  """Slices of TPUs, as in "v5e:2x4"."""
-  return [f"{name}:{shape}" for name, chip in TPUS.items() for shape in chip.topologies]
+  """Slices of TPUs and numbers of GPUs, as in "v5e:2x4" and "h100:8"."""
+  chips = TPUS | GPUS
+  return [f"{name}:{shape}" for name, chip in chips.items() for shape in chip.topologies]

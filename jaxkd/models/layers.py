@@ -254,6 +254,8 @@ class RelativeAttention(nnx.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def spread(scores: jax.Array, frames: int, clip: int) -> jax.Array:
   """[..., T, 2·clip + 1] by distance to [..., T, T] by key: out[i, j] = scores[i, clip(i - j)]."""
+  if not isinstance(frames, int):  # an export for audio of any length
+    return _spread_by_gather(scores, frames, clip)
   # A gather is slow on TPU, and shifts are slow on CPU.
   sheared = functools.partial(_spread_by_shifts, frames=frames, clip=clip)
   gathered = functools.partial(_spread_by_gather, frames=frames, clip=clip)

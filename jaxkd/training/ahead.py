@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxkd import config as config_lib
 from jaxkd.data import plan
 from jaxkd.devices import flops, hlo, mesh, sharding
+from jaxkd.devices.slices import COMPILER_OPTIONS
 from jaxkd.errors import UserError
 from jaxkd.labels import BLANK, Vocabulary, choose
 from jaxkd.models import registry, rounding
@@ -67,7 +68,7 @@ class Program:
       of arguments.
     in_place: bytes of those.
     flops: of matrix products and convolutions, over all chips.
-    cost: of a run.
+    cost: of a run; None of GPUs, whose compiler counts no cycles.
     compile_seconds: it took on this machine.
     refusal: the compiler's reason where it does not fit, else "".
   """
@@ -244,7 +245,8 @@ def compiled(step: Step, shape: plan.Shape, devices: Mesh) -> Program:
   found = dict(arguments=_nbytes(arguments), flops=flops.count(traced.jaxpr))
   elapsed = lambda: time.monotonic() - started
   try:
-    program = traced.lower().compile()
+    gpus = devices.devices.flat[0].platform == "gpu"
+    program = traced.lower().compile(compiler_options=COMPILER_OPTIONS if gpus else None)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -257,7 +259,7 @@ def compiled(step: Step, shape: plan.Shape, devices: Mesh) -> Program:
     in_place=memory.alias_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
-    cost=hlo.cost(program.as_text()),
+    cost=None if gpus else hlo.cost(program.as_text()),
   )
 
 

@@ -27,6 +27,10 @@ needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
 
+needs_cuda = pytest.mark.skipif(
+  importlib.util.find_spec("jax_cuda13_plugin") is None, reason="no plugin for CUDA is installed"
+)
+
 
 def counted(f, *shapes) -> float:
   return flops.count(jax.make_jaxpr(f)(*(jnp.zeros(s) for s in shapes)))
@@ -262,6 +266,8 @@ def test_a_step_is_compiled_for_a_slice_and_what_does_not_fit_is_told(capsys):
   [
     (["--topology=v9:2x4"], ["--topology=v9:2x4", "v5e:2x4", "v4:2x2x2"]),
     (["--topology="], ["--topology=", "v6e:2x2"]),
+    (["--topology=h100:0"], ["h100:0", "CARD:NUMBER", "h100:8"]),
+    (["--topology=h100:2x2"], ["h100:2x2", "CARD:NUMBER"]),
     (["--topology=v5e:2x4", "--utterance_seconds=15,x"], ["--utterance_seconds", "not x", "3600"]),
     (["--topology=v5e:2x4", "--hours=many"], ["hours", "many"]),
     (["--topology=v5e:2x4", "--topolgy=1"], ["topolgy"]),
@@ -285,6 +291,25 @@ def test_without_libtpu_its_installation_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"pip install 'jaxkd\[tpu\]'"):
     slices.slice_of("v5e:2x4")
+
+
+def test_without_a_plugin_for_cuda_its_installation_is_named(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(UserError, match=r"pip install 'jaxkd\[cuda\]'.*jax-cuda13-pjrt=="):
+    slices.slice_of("h100:8")
+
+
+@needs_cuda
+@pytest.mark.slow
+def test_a_step_is_compiled_for_gpus_and_what_does_not_fit_is_told(capsys):
+  sizes = ["--topology=h100:2", *SMALL]
+  assert run(*sizes, "--utterance_seconds=1") == 0
+  printed = capsys.readouterr().out
+  for part in ("2 × h100", "of 79.11 GiB", "arithmetic", "compiled in"):
+    assert part in printed, part
+  assert "cycles" not in printed
+  with pytest.raises(UserError, match="79.*GiB|GiB are more than a chip has"):
+    run(*sizes, "--utterance_seconds=3600", "--config.training.batch_seconds=400000")
 
 
 def test_a_model_that_would_have_to_be_fetched_is_refused():
