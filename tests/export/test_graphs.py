@@ -106,6 +106,7 @@ def test_features_of_the_runtime(name, audio):
     np.testing.assert_allclose(row[:count], expected, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("samples", [400, 639, 641, 1280])
 def test_short_recordings(samples, audio):
   model = make_model()
@@ -140,6 +141,7 @@ def test_half_is_near_and_smaller(audio):
   assert half.ByteSize() < whole.ByteSize()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   ("vocabulary", "tokens"),
   [

@@ -70,6 +70,7 @@ def test_stopped_run_says_how_to_go_on_even_with_a_cut_checkpoint(lab):
   whole_runs.assert_same(lab / "straight", folder)
 
 
+@pytest.mark.exhaustive
 def test_sigkills_at_random_moments_cost_nothing(lab):
   """While it imports, compiles, trains, evaluates or writes."""
   line, folder = whole_runs.command(lab, "symmetric", "unlucky"), lab / "unlucky"
@@ -114,6 +115,7 @@ def test_killed_worker_process_ends_the_run_which_resumes(lab):
   assert "Traceback" not in log and whole_runs.steps(folder)
 
 
+@pytest.mark.exhaustive
 def test_full_disk_is_one_line_and_resumes(lab, tmp_path):
   disk = tmp_path / "disk"
   disk.mkdir()

@@ -20,7 +20,13 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 def kd(name: str, *, start: int = 0, stop: int = 0, grow: int = 0, **fields) -> ConfigDict:
   return ConfigDict(
-    dict(selection=dict(name=name, **fields), start_epoch=start, stop_epoch=stop, grow_epochs=grow)
+    dict(
+      selection=dict(name=name, **fields),
+      start_epoch=start,
+      stop_epoch=stop,
+      grow_epochs=grow,
+      n_ramp=(),
+    )
   )
 
 

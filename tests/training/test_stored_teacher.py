@@ -76,8 +76,10 @@ def final_params(folder: pathlib.Path):
 def test_the_figures_are_those_of_the_teacher_itself(live, cached):
   for one, other in zip(rows(live[1]), rows(cached[1]), strict=True):
     assert one.keys() == other.keys()
-    for name in one.keys() & {"kd/kl", "loss", "selected", "dev/kl", "lr"}:
+    for name in one.keys() & {"kd/kl", "loss", "dev/kl", "lr"}:
       assert other[name] == pytest.approx(one[name], rel=5e-3, abs=1e-5), name
+    # Of some two hundred frames, one whose best two classes are as good in half precision.
+    assert other.get("selected") == pytest.approx(one.get("selected"), abs=0.011)
   found, there = live[0], cached[0]
   assert there["test"]["teacher"] == found["test"]["teacher"]
   assert there["teacher_workdir"] == found["teacher_workdir"]
