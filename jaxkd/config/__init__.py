@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config.check import check, profile_steps
 from jaxkd.config.fields import ALPHABET, AUTO, FIELDS, LABELS, SELECTIONS, Block, Field, allowed
-from jaxkd.config.meaning import reads_transcripts, scales
+from jaxkd.config.meaning import average_decay, reads_transcripts, scales
 from jaxkd.config.recipes import DATA, RECIPES, SIZES, base, parts
 from jaxkd.config.upgrade import SCHEMA, binding, flat, stored, upgrade
 
@@ -23,6 +23,7 @@ __all__ = [
   "SELECTIONS",
   "SIZES",
   "Row",
+  "average_decay",
   "base",
   "binding",
   "check",

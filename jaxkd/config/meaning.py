@@ -9,6 +9,11 @@ def scales(kd: ConfigDict) -> tuple[float, float]:
   return min(ends), max(ends)
 
 
+def average_decay(teacher: ConfigDict) -> float | None:
+  """Of the moving average of the student's own past, where a `config.teacher` is that."""
+  return teacher.decay if teacher.source == "average" else None
+
+
 def reads_transcripts(kd: ConfigDict) -> bool:
   """Whether anything is learnt from the data's transcripts."""
   least, largest = scales(kd)

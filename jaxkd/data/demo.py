@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxkd.data.espeak import ACCENTS, HEARD, UNHEARD, Espeak
+from jaxkd.data.espeak import ACCENTS, Espeak, spoken_splits
 from jaxkd.data.rows import Row, background
 
 VERSION = "1"
@@ -23,11 +23,7 @@ def splits() -> dict[str, Iterator[Row]]:
   Raises:
     UserError: eSpeak NG is not installed.
   """
-  espeak = Espeak()
-  return {
-    split: _utterances(espeak, UNHEARD.get(split, HEARD), size, [_SEED, number])
-    for number, (split, size) in enumerate(_SIZES.items())
-  }
+  return spoken_splits(_SIZES, _SEED, _utterances)
 
 
 def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:

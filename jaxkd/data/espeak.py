@@ -1,9 +1,11 @@
 """eSpeak NG, which speaks the corpora that are made here."""
 
 import ctypes
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
 
 ACCENTS = ("en-us", "gmw/en", "gmw/en-GB-x-rp", "gmw/en-US-nyc")
@@ -14,6 +16,26 @@ HEARD = ("f1", "f3", "f4", "m1", "m2", "m4", "m5", "m6", "m8") + (
 )
 UNHEARD = {"dev": ("f5", "m7"), "test": ("f2", "m3", "Mike")}
 _SEED = 20250825
+
+
+def spoken_splits(
+  sizes: Mapping[str, int], seed: int, utterances: Callable
+) -> dict[str, Iterator[Row]]:
+  """Split → its utterances, spoken when they are asked for; dev and test by voices of their own.
+
+  Args:
+    sizes: utterances of each split.
+    seed: with the split's number it is that of the split.
+    utterances: (espeak, variants, size, seed) → the utterances of a split.
+
+  Raises:
+    UserError: eSpeak NG is not installed.
+  """
+  espeak = Espeak()
+  return {
+    split: utterances(espeak, UNHEARD.get(split, HEARD), size, [seed, number])
+    for number, (split, size) in enumerate(sizes.items())
+  }
 
 
 class Espeak:

@@ -164,13 +164,12 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
   """A step, with the objective and optimiser of its config; a prior has no data behind it."""
   classes = len(model.vocabulary.symbols)
   prior = jnp.zeros(classes) if objective.needs_log_prior(config.kd) else None
-  taught_by = config.teacher
   made = objective.make(
     config.kd,
     config.training,
     blank_id=model.vocabulary.blank_id,
     log_prior=prior,
-    average_decay=taught_by.decay if taught_by.source == "average" else None,
+    average_decay=config_lib.average_decay(config.teacher),
   )
   asked = teacher if made.asks_teacher else None
   frozen = asked and rounding.rounded(asked.graphdef, asked.like, config.dtype)

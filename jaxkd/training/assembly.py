@@ -44,8 +44,8 @@ from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 
 log = logging.getLogger(__name__)
 NBEST = "nbest.jsonl"
+_LONGEST_SECONDS = 600.0  # of an utterance that is heard at once
 # Training on more with the smallest models is worth a line.
-_LONGEST_SECONDS = 600.0
 _TINY_HOURS = 10.0
 _MUCH_PADDING = 0.2
 
@@ -396,13 +396,12 @@ def _objective(
   if objective_lib.needs_log_prior(kd):
     path = priors.place(teacher_source, made.folder)
     log_prior = priors.kept_log_prior(teacher, made.data.train, path, made.devices)
-  block = made.config.teacher
   return objective_lib.make(
     kd,
     made.config.training,
     blank_id=made.vocabulary.blank_id,
     log_prior=log_prior,
-    average_decay=block.decay if block.source == "average" else None,
+    average_decay=config_lib.average_decay(made.config.teacher),
   )
 
 
