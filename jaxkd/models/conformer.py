@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import operator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxkd.models import layers as layers_lib
 from jaxkd.models.augment import SpecAugment, spec_augment_if
 from jaxkd.models.features import HOP, LogMel, log_mel
 from jaxkd.models.frontend import FrontEnd
+from jaxkd.models.streaming import Stream
 from jaxkd.types import FrameOutput
 
 
@@ -33,6 +35,9 @@ class ConformerConfig:
     frontend_channels: of the four convolutions.
     frontend_pool: (time, mel) after convolutions 2 and 4.
     inner_layers: blocks, counted from 1, behind which a head of its own tells classes in training.
+    chunk_frames: sizes of the chunks that streams are heard in; training draws one of them for each
+      row. 0 is all of the audio; () only that.
+    left_frames: how many frames before its chunk a frame may attend to; drawn as `chunk_frames`.
     dtype: of the arithmetic, "float32" or "bfloat16"; parameters and logits are float32.
     remat: in training a block's products, too, are computed again for its gradient.
   """
@@ -47,6 +52,8 @@ class ConformerConfig:
   frontend_channels: tuple[int, int, int, int]
   frontend_pool: tuple[tuple[int, int], tuple[int, int]]
   inner_layers: tuple[int, ...] = ()
+  chunk_frames: tuple[int, ...] = ()
+  left_frames: tuple[int, ...] = ()
   dtype: str = "float32"
   remat: bool = False
 
@@ -74,14 +81,42 @@ class Block(nnx.Module):
     self.norm = layers_lib.LayerNorm(width)
     self.rate = config.dropout
 
-  def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array,
+    key: jax.Array | None,
+    heard: layers_lib.Heard | None = None,
+  ) -> jax.Array:
     """x[B, T, D] → the same shape; `mask` bool[B, T] is True for real frames."""
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
     x = x + 0.5 * self.ff_first(x, self.rate, keys[0])
-    x = x + self.conv(x, mask, self.rate, keys[1])
-    x = x + self.attention(x, mask, self.rate, keys[2])
+    x = x + self.conv(x, mask, self.rate, keys[1], heard)
+    x = x + self.attention(x, mask, self.rate, keys[2], heard)
     x = x + 0.5 * self.ff_last(x, self.rate, keys[3])
     return self.norm(x)
+
+  def step(self, x: jax.Array, mask: jax.Array, past: "BlockPast") -> tuple[jax.Array, "BlockPast"]:
+    """What a call gives for a chunk x[B, C, D] of a stream, and the new past."""
+    x = x + 0.5 * self.ff_first(x, self.rate, None)
+    convolved, inputs = self.conv.step(x, mask, past.inputs)
+    x = x + convolved
+    mixed, attention = self.attention.step(x, mask, past.attention)
+    x = x + mixed
+    x = x + 0.5 * self.ff_last(x, self.rate, None)
+    return self.norm(x), BlockPast(inputs, attention)
+
+
+class BlockPast(NamedTuple):
+  """What a block keeps of a stream.
+
+  Attributes:
+    inputs: [B, K // 2, D], what its convolution read last.
+    attention: keys and values.
+  """
+
+  inputs: jax.Array
+  attention: layers_lib.Past
 
 
 class ConformerCTC(nnx.Module):
@@ -130,6 +165,7 @@ class ConformerCTC(nnx.Module):
     key: jax.Array | None = None,
     spec_augment: SpecAugment | None = None,
     augment_on: jax.Array | bool = True,
+    heard: layers_lib.Heard | None = None,
   ) -> FrameOutput:
     """Logits of every 40 ms frame.
 
@@ -139,11 +175,12 @@ class ConformerCTC(nnx.Module):
       key: for dropout and SpecAugment; None is evaluation.
       spec_augment: masks on the features where there is a key; None for none.
       augment_on: bool[], whether they apply.
+      heard: what each frame hears of the others; None for everything.
 
     Returns:
       Logits f32[B, T, V] and mask bool[B, T], T = ceil(ceil(S / 160) / 4).
     """
-    options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on)
+    options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on, heard=heard)
     return self.classify(*self.encode(audio, audio_len, **options))
 
   def with_inner(
@@ -171,14 +208,15 @@ class ConformerCTC(nnx.Module):
     key: jax.Array | None = None,
     spec_augment: SpecAugment | None = None,
     augment_on: jax.Array | bool = True,
+    heard: layers_lib.Heard | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Encoder output [B, T, D] and mask bool[B, T]; arguments as for a call."""
-    options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on)
+    options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on, heard=heard)
     (encoded,), mask = self._encode(audio, audio_len, (), **options)
     return encoded, mask
 
   def _encode(
-    self, audio, audio_len, stops, *, key=None, spec_augment=None, augment_on=True
+    self, audio, audio_len, stops, *, key=None, spec_augment=None, augment_on=True, heard=None
   ) -> tuple[list[jax.Array], jax.Array]:
     """[B, T, D] behind each of the blocks `stops` and behind the last, and bool[B, T]."""
     augment_key, dropout_key = (None, None) if key is None else jax.random.split(key)
@@ -188,16 +226,47 @@ class ConformerCTC(nnx.Module):
     lengths = mask.sum(-1, dtype=jnp.int32)
     x, lengths = self.frontend(features.astype(self.config.dtype), lengths)
     mask = length_mask(lengths, x.shape[1])
-    return self._run_blocks(x, mask, dropout_key, stops), mask
+    return self._run_blocks(x, mask, dropout_key, stops, heard), mask
 
-  def _run_blocks(self, x, mask, key: jax.Array | None, stops: tuple[int, ...]) -> list[jax.Array]:
+  def stream(self, chunk: int, left: int) -> Stream:
+    """The model for audio that comes bit by bit.
+
+    Args:
+      chunk: frames that are heard together, 1 or more.
+      left: frames before them that attention reads, 0 or more.
+
+    Raises:
+      ValueError: features that need the whole utterance, or a number out of range.
+    """
+    return Stream(self, chunk, left)
+
+  def no_past(self, batch: int, left: int) -> "BlockPast":
+    """Of all blocks, before the first chunk of a stream that keeps `left` frames."""
+    config = self.config
+    zeros = lambda *shape: jnp.zeros((config.layers, batch, *shape), config.dtype)
+    keys = zeros(config.heads, left, config.width // config.heads)
+    real = jnp.zeros((config.layers, batch, left), bool)
+    inputs = zeros((config.conv_kernel - 1) // 2, config.width)
+    return BlockPast(inputs, layers_lib.Past(keys, keys, real))
+
+  def step_blocks(self, x: jax.Array, mask: jax.Array, past) -> tuple[jax.Array, "BlockPast"]:
+    """A chunk [B, C, D] through all blocks, and their new past, stacked over them."""
+    graphdef, params = nnx.split(self.blocks)
+
+    def layer(x, inputs):
+      block_params, block_past = inputs
+      return nnx.merge(graphdef, block_params).step(x, mask, block_past)
+
+    return jax.lax.scan(layer, x, (params, past))
+
+  def _run_blocks(self, x, mask, key, stops: tuple[int, ...], heard=None) -> list[jax.Array]:
     """One scan over the stacked blocks up to each stop: compile time does not grow with depth."""
     graphdef, params = nnx.split(self.blocks)
     keys = None if key is None else jax.random.split(key, self.config.layers)
 
     def layer(x, inputs):
       block_params, block_key = inputs
-      return nnx.merge(graphdef, sharding.layer(block_params))(x, mask, block_key), None
+      return nnx.merge(graphdef, sharding.layer(block_params))(x, mask, block_key, heard), None
 
     if key is not None:
       layer = layers_lib.recomputed(layer, everything=self.config.remat)

@@ -114,7 +114,7 @@ def log_mel(
   if settings.kind == "kaldi":
     spectrum = _kaldi_power(_frames(audio * 32768, size, 0))
   elif settings.kind == "sherpa":
-    left = (WINDOW - HOP) // 2
+    left = -window_start("sherpa")
     spectrum = _kaldi_power(_frames(_mirrored(audio, audio_len, left, size), size, 0))
   elif settings.kind == "granite":
     spectrum = _torchaudio_power(audio, audio_len, size)
@@ -126,16 +126,61 @@ def log_mel(
     spectrum = _power(frames * np.hanning(WINDOW).astype(np.float32)[None, None])
   else:
     spectrum = _paper_power(audio, real, size)
-  bank, floor = filters(settings)
   mask = length_mask(frame_len(audio_len, settings.kind), size)
   if settings.kind == "nemo":
-    features = jnp.log(spectrum @ bank + NEMO_GUARD)
+    features = jnp.log(spectrum @ filters(settings)[0] + NEMO_GUARD)
     features = _as_nemo_standardises(zero_padding(features, mask), mask)
   else:
-    features = zero_padding(jnp.log(jnp.maximum(spectrum @ bank, floor)), mask)
+    features = zero_padding(_log_filtered(spectrum, settings), mask)
   if settings.normalise == "utterance":
     features = standardise(features, mask)
   return features, mask
+
+
+# Kinds whose features of a frame depend on no audio but that of its window.
+LOCAL = ("kaldi", "sherpa")
+
+
+def window_start(kind: str) -> int:
+  """Samples from the first feature's hop to the start of its window, 0 or less."""
+  return -((WINDOW - HOP) // 2) if kind == "sherpa" else 0
+
+
+def log_mel_between(
+  audio: jax.Array, start: jax.Array, audio_len: jax.Array, first: jax.Array, size: int, settings
+) -> tuple[jax.Array, jax.Array]:
+  """Some of the features that `log_mel` makes, of audio that is known in part.
+
+  Args:
+    audio: f32[B, S] of full scale 1, with the samples that these features are made of.
+    start: i32[], the place of audio[:, 0] in the whole; below 0 nothing is read.
+    audio_len: i32[B], of the whole; where that is not known yet, more than these features read.
+    first: i32[], the first feature; those below 0 hold anything.
+    size: how many.
+    settings: of a kind in `LOCAL`, not normalised.
+
+  Returns:
+    f32[B, size, F] with what lies behind the end at 0, and i32[B], how many do not.
+  """
+  place = first * HOP + window_start(settings.kind)
+  place = place + jnp.arange(size * HOP + WINDOW - HOP, dtype=jnp.int32)[None]
+  if settings.kind == "sherpa":
+    place = _reflected(place, audio_len)
+  place = jnp.clip(place - start, 0, audio.shape[1] - 1)
+  frames = _frames(
+    jnp.take_along_axis(audio, jnp.broadcast_to(place, (audio.shape[0], place.shape[1])), 1),
+    size,
+    0,
+  )
+  scale = 32768 if settings.kind == "kaldi" else 1
+  length = jnp.clip(frame_len(audio_len, settings.kind) - first, 0, size)
+  features = _log_filtered(_kaldi_power(frames * scale), settings)
+  return zero_padding(features, length_mask(length, size)), length
+
+
+def _log_filtered(spectrum: jax.Array, settings: LogMel) -> jax.Array:
+  bank, floor = filters(settings)
+  return jnp.log(jnp.maximum(spectrum @ bank, floor))
 
 
 def _frames(audio: jax.Array, size: int, left: int) -> jax.Array:
@@ -170,10 +215,16 @@ def _mirrored(
   The first sample and the last are there `edges` times, twice or once.
   """
   position = jnp.arange(size * HOP + WINDOW - HOP)[None] - left
+  position = _reflected(position, audio_len, edges=edges)
+  return jnp.take_along_axis(audio, jnp.maximum(position, 0), 1)
+
+
+def _reflected(position: jax.Array, audio_len: jax.Array, *, edges: int = 2) -> jax.Array:
+  """i32[B, ·]: places before the first sample and behind the last as places of samples."""
   position = jnp.where(position < 0, 1 - edges - position, position)
   last = audio_len[:, None] - 1
   position = jnp.where(position > last, 2 * last + edges - 1 - position, position)
-  return jnp.take_along_axis(audio, jnp.clip(position, 0, jnp.maximum(last, 0)), 1)
+  return jnp.clip(position, 0, jnp.maximum(last, 0))
 
 
 def _torchaudio_power(audio: jax.Array, audio_len: jax.Array, size: int) -> jax.Array:

@@ -32,27 +32,35 @@ class FrontEnd(nnx.Module):
     self.project = Linear(mels * channels[-1], width, rngs=rngs)
     self.pools = tuple(pools)
 
-  def __call__(self, features: jax.Array, feature_len: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Frames [B, T, width] and i32[B] `frame_len`; padding in between is set to 0."""
+  def __call__(
+    self, features: jax.Array, feature_len: jax.Array, skipped: jax.Array | int = 0
+  ) -> tuple[jax.Array, jax.Array]:
+    """Frames [B, T, width] and i32[B] `frame_len`; padding in between is set to 0.
+
+    Args:
+      features: [B, N, F].
+      feature_len: i32[B].
+      skipped: i32[], of the first that are no features, either: a multiple of all that is pooled.
+    """
     foldable = features.shape[2] % FOLD == 0 and all(mel == 1 for _, mel in self.pools)
     run = self.folded if foldable and for_tpu() else self.plain
-    return run(features, feature_len)
+    return run(features, feature_len, skipped)
 
-  def plain(self, features: jax.Array, feature_len: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def plain(self, features, feature_len, skipped=0) -> tuple[jax.Array, jax.Array]:
     """Frames and lengths, convolution by convolution."""
     x, length = features[..., None], feature_len
     for layer in range(4):
-      mask = length_mask(length, x.shape[1])[..., None, None]
+      mask = _between(skipped, length, x.shape[1])[..., None, None]
       x = jnp.where(mask, x, 0)
       x = jax.nn.relu(add_bias(conv3x3(x, self.kernels[layer][...]), self.biases[layer]))
       if layer in (1, 3):
         time, mel = self.pools[layer // 2]
         # Zero is below nothing that follows a ReLU, so padding never wins.
         x = max_pool(jnp.where(mask, x, 0), time, mel)
-        length = strided_len(length, time)
+        length, skipped = strided_len(length, time), strided_len(skipped, time)
     return self.project(x.reshape(*x.shape[:2], -1)), length
 
-  def folded(self, features: jax.Array, feature_len: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def folded(self, features, feature_len, skipped=0) -> tuple[jax.Array, jax.Array]:
     """The same in the shapes of a TPU; FOLD divides the filters, and only time is pooled.
 
     Its vectors of 128 would be filled by 32 channels to a quarter, few rows make it divide the
@@ -64,7 +72,7 @@ class FrontEnd(nnx.Module):
     size = strided_len(features.shape[1], frames)
     more = size * frames - features.shape[1]
     x = jnp.pad(features, ((0, 0), (0, more), (0, 0)))
-    mask = length_mask(feature_len, size * frames).reshape(-1, size, frames, 1, 1)
+    mask = _between(skipped, feature_len, size * frames).reshape(-1, size, frames, 1, 1)
     x = x.reshape(-1, size, frames, features.shape[2] // FOLD, FOLD)
     for layer in range(4):
       if layer != 2:  # what was pooled is masked
@@ -79,6 +87,12 @@ class FrontEnd(nnx.Module):
         mask, feature_len = mask[:, :, ::time], strided_len(feature_len, time)
     kernel = self.project.kernel[...].astype(x.dtype).reshape(*x.shape[3:], -1)
     return add_bias(jnp.einsum("btgc,gcd->btd", x[:, :, 0], kernel), self.project.bias), feature_len
+
+
+def _between(first, length: jax.Array, size: int) -> jax.Array:
+  """bool[B, size], True at positions from `first` on and below `length` i32[B]."""
+  mask = length_mask(length, size)
+  return mask if isinstance(first, int) and first == 0 else mask & (jnp.arange(size) >= first)[None]
 
 
 def _folded_kernel(kernel: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ in padding is finite and unused.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,25 +188,76 @@ class ConvModule(nnx.Module):
     self.pointwise = Linear(width, width, rngs=rngs, bias=bias)
     self.activation = activation
 
-  def __call__(self, x: jax.Array, mask: jax.Array, rate: float, key) -> jax.Array:
-    y = jax.nn.glu(self.gated(self.norm(x)))
-    y = depthwise(zero_padding(y, mask), self.depthwise[...])
+  def __call__(
+    self, x: jax.Array, mask: jax.Array, rate: float, key, heard: "Heard | None" = None
+  ) -> jax.Array:
+    y = zero_padding(jax.nn.glu(self.gated(self.norm(x))), mask)
+    return dropout(self._convolved(depthwise(y, self.depthwise[...], heard=heard)), rate, key)
+
+  def step(self, x: jax.Array, mask: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a call gives for a chunk x[B, C, D], and the new past.
+
+    Args:
+      x: after those that the past is of.
+      mask: bool[B, C].
+      past: [B, K // 2, D], what the depthwise convolution read last; 0 at the start.
+    """
+    y = zero_padding(jax.nn.glu(self.gated(self.norm(x))), mask)
+    y, before = jnp.concatenate([past, y], 1), past.shape[1]
+    convolved = depthwise(y, self.depthwise[...])[:, before:]
+    return self._convolved(convolved), y[:, y.shape[1] - before :]
+
+  def _convolved(self, y: jax.Array) -> jax.Array:
+    """What follows the depthwise convolution."""
     if hasattr(self, "depthwise_bias"):
       y = add_bias(y, self.depthwise_bias)
-    y = self.pointwise(ACTIVATIONS[self.activation](self.inner_norm(y)))
-    return dropout(y, rate, key)
+    return self.pointwise(ACTIVATIONS[self.activation](self.inner_norm(y)))
 
 
-def depthwise(x: jax.Array, kernel: jax.Array, before: int | None = None) -> jax.Array:
+class Heard(NamedTuple):
+  """What a frame of a stream may hear: its chunk to the end, and some frames before the chunk.
+
+  Attributes:
+    chunk: i32[B], frames of a chunk, 1 or more; as many as there are, or more, for all.
+    left: i32[B], frames before the chunk that attention reads.
+  """
+
+  chunk: jax.Array
+  left: jax.Array
+
+  def by(self, frames: int) -> jax.Array:
+    """bool[B, T, T], whether query i may attend to key j (Zhang et al. 2020, "WeNet")."""
+    place = jnp.arange(frames, dtype=jnp.int32)[None]
+    start = (place // self.chunk[:, None] * self.chunk[:, None])[..., None]
+    key, chunk, left = place[:, None], self.chunk[:, None, None], self.left[:, None, None]
+    # What is compared cannot overflow.
+    return (start - key <= left) & (key - start < chunk)
+
+  def ahead(self, frames: int, by: int) -> jax.Array:
+    """bool[B, T], whether the frame so many behind a frame is in its chunk."""
+    place = jnp.arange(frames, dtype=jnp.int32)[None]
+    return self.chunk[:, None] - place % self.chunk[:, None] > by
+
+
+def depthwise(
+  x: jax.Array, kernel: jax.Array, before: int | None = None, heard: Heard | None = None
+) -> jax.Array:
   """Convolution over time of x[B, T, D] with kernel[K, D], each channel on its own, to T frames.
 
-  `before` of a frame's taps lie before it; where None, as many as behind it, or one less. A sum of
-  shifted copies: one fused loop, where a grouped convolution is slow on CPU.
+  `before` of a frame's taps lie before it; where None, as many as behind it, or one less. With
+  `heard` no tap lies behind the frame's chunk. A sum of shifted copies: one fused loop, where a
+  grouped convolution is slow on CPU.
   """
   taps, frames = kernel.shape[0], x.shape[1]
   before = (taps - 1) // 2 if before is None else before
   padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
-  taken = lambda i: padded[:, i : i + frames] * kernel[i][None, None].astype(x.dtype)
+
+  def taken(i):
+    values = padded[:, i : i + frames]
+    if heard is not None and i > before:
+      values = zero_padding(values, heard.ahead(frames, i - before))
+    return values * kernel[i][None, None].astype(x.dtype)
+
   return sum(taken(i) for i in range(taps))
 
 
@@ -226,29 +277,70 @@ class RelativeAttention(nnx.Module):
     self.out = Linear(width, width, rngs=rngs)
     self.heads, self.clip = heads, clip
 
-  def __call__(self, x: jax.Array, mask: jax.Array, rate: float, key) -> jax.Array:
-    batch, frames, width = x.shape
+  def __call__(
+    self, x: jax.Array, mask: jax.Array, rate: float, key, heard: Heard | None = None
+  ) -> jax.Array:
     attention_key, out_key = _split(key, 2)
-    qkv = self.qkv(self.norm(x)).reshape(batch, frames, 3, self.heads, -1)
-    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # [B, H, T, D / H]
-    bias = lambda p: p[...].astype(x.dtype)[None, :, None]
-    scores = (q + bias(self.content_bias)) @ k.swapaxes(2, 3)
-    scores += self._by_distance(q + bias(self.position_bias), frames)
-    scores = scores.astype(jnp.float32) * (width // self.heads) ** -0.5
-    # A finite low value: a row without any real key must not become NaN.
-    scores = jnp.where(mask[:, None, None], scores, -1e9)
-    weights = dropout(jax.nn.softmax(scores), rate, attention_key).astype(x.dtype)
-    mixed = (weights @ zero_padding(v, mask[:, None])).swapaxes(1, 2).reshape(x.shape)
+    q, k, v = self._projected(x, mask)
+    by_distance = spread(self._by_distance(q), x.shape[1], self.clip)
+    allowed = mask[:, None]
+    if heard is not None:
+      allowed = allowed & heard.by(x.shape[1])
+    mixed = self._mixed(q, k, v, by_distance, allowed, rate, attention_key)
     return dropout(self.out(mixed), rate, out_key)
 
-  def _by_distance(self, q: jax.Array, frames: int) -> jax.Array:
-    """q_i · r_(i-j), [B, H, T, T], from the 2·clip + 1 distances that differ."""
+  def step(self, x: jax.Array, mask: jax.Array, past: "Past") -> tuple[jax.Array, "Past"]:
+    """What a call gives for a chunk x[B, C, D] with its mask bool[B, C], and the new past."""
+    q, k, v = self._projected(x, mask)
+    k, v = (jnp.concatenate(pair, 2) for pair in ((past.keys, k), (past.values, v)))
+    real, left = jnp.concatenate([past.real, mask], 1), past.real.shape[1]
+    distance = left + jnp.arange(x.shape[1])[:, None] - jnp.arange(real.shape[1])[None]
+    distance = lift(jnp.clip(distance, -self.clip, self.clip) + self.clip, q.ndim)
+    by_distance = jnp.take_along_axis(self._by_distance(q), distance, -1)
+    mixed = self._mixed(q, k, v, by_distance, real[:, None], 0.0, None)
+    last = slice(real.shape[1] - left, None)
+    return self.out(mixed), Past(k[:, :, last], v[:, :, last], real[:, last])
+
+  def _projected(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values, [B, H, T, D / H]."""
+    qkv = self.qkv(self.norm(x)).reshape(*x.shape[:2], 3, self.heads, -1)
+    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
+    return q, k, zero_padding(v, mask[:, None])
+
+  def _mixed(self, q, k, v, by_distance, allowed, rate: float, key) -> jax.Array:
+    """[B, T, D] of values, for queries that may attend where bool[B, T or 1, keys] allows."""
+    scores = (q + self._bias(self.content_bias, q)) @ k.swapaxes(2, 3) + by_distance
+    scores = scores.astype(jnp.float32) * q.shape[-1] ** -0.5
+    # A finite low value: a row without any real key must not become NaN.
+    scores = jnp.where(allowed[:, None], scores, -1e9)
+    weights = dropout(jax.nn.softmax(scores), rate, key).astype(q.dtype)
+    mixed = (weights @ v).swapaxes(1, 2)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+  def _bias(self, bias: nnx.Param, q: jax.Array) -> jax.Array:
+    return bias[...].astype(q.dtype)[None, :, None]
+
+  def _by_distance(self, q: jax.Array) -> jax.Array:
+    """q_i · r_d, [B, H, T, 2·clip + 1], of the distances d from -clip to clip."""
+    q = q + self._bias(self.position_bias, q)
     width = self.positions.shape[0]
     table = _sinusoids(jnp.arange(-self.clip, self.clip + 1), width).astype(q.dtype)
     table = table @ self.positions[...].astype(q.dtype)
     table = table.reshape(-1, self.heads, width // self.heads)
-    scores = jnp.einsum("bhtd,phd->bhtp", q, table)
-    return spread(scores, frames, self.clip)
+    return jnp.einsum("bhtd,phd->bhtp", q, table)
+
+
+class Past(NamedTuple):
+  """What attention keeps of the last L frames of a stream.
+
+  Attributes:
+    keys, values: [B, H, L, D / H]; 0 at the start.
+    real: bool[B, L], False where there was no frame.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  real: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
