@@ -27,6 +27,7 @@ def kd(**changes) -> ConfigDict:
     blank_scale=1.0,
     targets="hypotheses",
     consistency=0.0,
+    co_teacher=0.0,
     inner_scale=0.0,
     selection=dict(name="all_frames"),
     start_epoch=0,
@@ -41,13 +42,20 @@ def kd(**changes) -> ConfigDict:
 
 
 def make(
-  blank_id: int, *, spec_augment: bool = False, average_decay=None, **changes
+  blank_id: int,
+  *,
+  spec_augment: bool = False,
+  average_decay=None,
+  chunk_frames=(),
+  left_frames=(),
+  **changes,
 ) -> objective.Objective:
   """The objective of a `kd` block with the changes."""
   training = ConfigDict(
     dict(spec_augment=spec_augment, spec_augment_from_epoch=0, time_mask_frames=5, freq_mask_bins=2)
   )
   options = dict(blank_id=blank_id, log_prior=None, average_decay=average_decay)
+  options |= dict(chunk_frames=chunk_frames, left_frames=left_frames)
   return objective.make(kd(**changes), training, **options)
 
 

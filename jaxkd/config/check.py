@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config import fields, recipes
 from jaxkd.config.fields import Block, Field, Kinds
-from jaxkd.config.meaning import reads_transcripts, scales
+from jaxkd.config.meaning import STREAMED, reads_transcripts, scales
 from jaxkd.errors import UserError, did_you_mean
 
 _SHOWN = 120  # characters of a value in a message
@@ -277,7 +277,29 @@ def _check_objective(config: ConfigDict) -> None:
     masks = config.training.spec_augment or config.student.name == "huggingface"
     wanted = "True with kd.consistency, whose views differ by masks"
     _require(masks, "training.spec_augment", config.training.spec_augment, wanted)
+  _check_chunks(config)
   _check_source(config)
+
+
+def _check_chunks(config: ConfigDict) -> None:
+  """What a student that hears streams needs."""
+  kd, student = config.kd, config.student
+  chunks, left = student.get("chunk_frames", ()), student.get("left_frames", ())
+  if any(chunks):
+    kinds = " or ".join(STREAMED)
+    told = f"{kinds} with student.chunk_frames: the others read the whole utterance"
+    _require(config.features.kind in STREAMED, "features.kind", config.features.kind, told)
+    normalise = config.features.normalise
+    _require(normalise == "none", "features.normalise", normalise, "none with student.chunk_frames")
+    _require(left != (), "student.left_frames", left, "given with student.chunk_frames")
+  else:
+    _require(left == (), "student.left_frames", left, "() where student.chunk_frames has no chunk")
+  if kd.co_teacher:
+    _require(any(chunks), "student.chunk_frames", chunks, "given with kd.co_teacher")
+    _require(not kd.consistency, "kd.consistency", kd.consistency, "0 with kd.co_teacher")
+    _require(not kd.warmup, "kd.warmup", kd.warmup, "0 with kd.co_teacher")
+  of_teacher = config.teacher.model.get("chunk_frames", ())
+  _require(of_teacher == (), "teacher.model.chunk_frames", of_teacher, "(): it hears everything")
 
 
 def _check_inner(config: ConfigDict) -> None:

@@ -179,6 +179,21 @@ MODELS = {
       each=_count(1, "", 1, 1000),
       sizes=(0, 1, 2, 3),
     ),
+    "chunk_frames": Field(
+      (),
+      "chunks that a stream is heard in, 0 for all of the audio; each row of a batch draws one; () "
+      "for no stream",
+      each=_count(0, "", 0, 10_000),
+      sizes=tuple(range(9)),
+      unit="output frames",
+    ),
+    "left_frames": Field(
+      (),
+      "before its chunk that a frame attends to; each row of a batch draws one",
+      each=_count(0, "", 0, 10_000),
+      sizes=tuple(range(9)),
+      unit="output frames",
+    ),
     "frontend_channels": Field(
       (32, 64, 64, 32),
       "of the four convolutions before the blocks",
@@ -528,6 +543,13 @@ FIELDS = Block(
           0.0,
           "of the KL between two views of each input with their own masks and dropout; 0 for one "
           "view",
+          low=0.0,
+          high=100.0,
+        ),
+        "co_teacher": Field(
+          0.0,
+          "of the KL from the student that hears everything to the one that hears chunks; both "
+          "learn; 0 for one of them in each row",
           low=0.0,
           high=100.0,
         ),

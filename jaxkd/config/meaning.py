@@ -2,6 +2,9 @@
 
 from ml_collections import ConfigDict
 
+# Kinds of features of which a frame depends on no audio but that of its window.
+STREAMED = ("kaldi", "sherpa")
+
 
 def scales(kd: ConfigDict) -> tuple[float, float]:
   """The least and the largest scale of the distillation loss in any epoch."""

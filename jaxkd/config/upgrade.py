@@ -9,7 +9,7 @@ from jaxkd.config import fields
 from jaxkd.config.check import check_values
 from jaxkd.errors import UserError
 
-SCHEMA = 5  # of config.json; those from before there were numbers are 0
+SCHEMA = 6  # of config.json; those from before there were numbers are 0
 
 # Fields that configs of schema 0 may lack, with the value that they had before they were fields.
 _MODEL = {"name": "conformer", "init": ""}
@@ -114,7 +114,14 @@ def _from_4(tree: dict) -> None:
   _fill(tree, {"checkpoint": {"every_minutes": 0.0}})
 
 
-_UPGRADES = (_from_0, _from_1, _from_2, _from_3, _from_4)
+def _from_5(tree: dict) -> None:
+  _fill(tree, {"kd": {"co_teacher": 0.0}})
+  for model in (tree.get("student"), tree["teacher"].get("model")):
+    if isinstance(model, dict) and model.get("name") == "conformer":
+      _fill(model, {"chunk_frames": [], "left_frames": []})
+
+
+_UPGRADES = (_from_0, _from_1, _from_2, _from_3, _from_4, _from_5)
 
 
 def _with_tuples(value):

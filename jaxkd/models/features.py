@@ -137,10 +137,6 @@ def log_mel(
   return features, mask
 
 
-# Kinds whose features of a frame depend on no audio but that of its window.
-LOCAL = ("kaldi", "sherpa")
-
-
 def window_start(kind: str) -> int:
   """Samples from the first feature's hop to the start of its window, 0 or less."""
   return -((WINDOW - HOP) // 2) if kind == "sherpa" else 0
@@ -157,7 +153,7 @@ def log_mel_between(
     audio_len: i32[B], of the whole; where that is not known yet, more than these features read.
     first: i32[], the first feature; those below 0 hold anything.
     size: how many.
-    settings: of a kind in `LOCAL`, not normalised.
+    settings: of a kind in `config.meaning.STREAMED`, not normalised.
 
   Returns:
     f32[B, size, F] with what lies behind the end at 0, and i32[B], how many do not.

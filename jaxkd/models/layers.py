@@ -214,11 +214,15 @@ class ConvModule(nnx.Module):
     return self.pointwise(ACTIVATIONS[self.activation](self.inner_norm(y)))
 
 
+# More frames than any audio has.
+EVERYTHING = 2**30
+
+
 class Heard(NamedTuple):
   """What a frame of a stream may hear: its chunk to the end, and some frames before the chunk.
 
   Attributes:
-    chunk: i32[B], frames of a chunk, 1 or more; as many as there are, or more, for all.
+    chunk: i32[B], frames of a chunk, 1 or more; EVERYTHING for all.
     left: i32[B], frames before the chunk that attention reads.
   """
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxkd.config.meaning import STREAMED
 from jaxkd.masks import length_mask
 from jaxkd.models import features
 from jaxkd.types import SAMPLE_RATE_HZ, FrameOutput
@@ -150,9 +151,9 @@ class Stream:
 
 def unfit(settings: features.LogMel) -> str | None:
   """Why a stream cannot have these features; None where it can."""
-  if settings.kind not in features.LOCAL:
-    local = " or ".join(features.LOCAL)
-    return f"features.kind is {settings.kind}, over the whole utterance; a stream has {local}"
+  if settings.kind not in STREAMED:
+    kinds = " or ".join(STREAMED)
+    return f"features.kind is {settings.kind}, over the whole utterance; a stream has {kinds}"
   if settings.normalise != "none":
     return (
       f"features.normalise is {settings.normalise}, over the whole utterance; a stream has none"

@@ -402,6 +402,8 @@ def _objective(
     blank_id=made.vocabulary.blank_id,
     log_prior=log_prior,
     average_decay=config_lib.average_decay(made.config.teacher),
+    chunk_frames=made.config.student.get("chunk_frames", ()),
+    left_frames=made.config.student.get("left_frames", ()),
   )
 
 

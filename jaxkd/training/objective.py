@@ -2,10 +2,10 @@
 
 A new distillation loss is one function here, a line in LOSSES, and its name in config's LOSSES.
 
-L = kd.scale · L_KD + (1 - kd.scale) · L_CTC + kd.consistency · L_views; in a warm-up's first epochs
-its loss stands in L_KD's place. With inner heads the first two are (1 - kd.inner_scale) of the
-model's own and kd.inner_scale of the mean of theirs. A term whose scale is 0 for good is not there,
-and nothing that only it needs is computed.
+L = kd.scale · L_KD + (1 - kd.scale) · L_CTC + kd.consistency · L_views + kd.co_teacher · L_chunks;
+in a warm-up's first epochs its loss stands in L_KD's place. With inner heads the first two are
+(1 - kd.inner_scale) of the model's own and kd.inner_scale of the mean of theirs. A term whose scale
+is 0 for good is not there, and nothing that only it needs is computed.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxkd import config as config_lib
 from jaxkd import losses, selection
 from jaxkd.models.augment import SpecAugment
+from jaxkd.models.layers import EVERYTHING, Heard
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput, WeightedSum
 
 # What terms ask for, beside the parts of a batch.
@@ -26,6 +27,8 @@ TEACHER_FRAMES = "teacher's frames"
 TEACHER_ENCODINGS = "teacher's encodings"
 # The model runs on every row twice, with two draws of masks and dropout.
 TWO_VIEWS = "two views"
+# The two views of a row are what a model says that hears everything, and one that hears chunks.
+CHUNKS_BESIDE_WHOLE = "chunks beside the whole"
 # What heads behind inner layers tell.
 INNER_HEADS = "inner heads"
 # CR-CTC (Yao et al. 2025) has 2.5 times as many time masks as one view would.
@@ -105,6 +108,8 @@ class Objective:
     spec_augment_from_epoch: first epoch with masks.
     average_decay: of the moving average of the model's own past that is the teacher; None where the
       teacher is another model.
+    chunk_frames, left_frames: of a model that learns to hear streams: what is drawn for each row,
+      as in its config; () where it hears everything.
   """
 
   terms: tuple[Term, ...]
@@ -112,6 +117,8 @@ class Objective:
   spec_augment: SpecAugment | None = None
   spec_augment_from_epoch: int = 0
   average_decay: float | None = None
+  chunk_frames: tuple[int, ...] = ()
+  left_frames: tuple[int, ...] = ()
 
   def __post_init__(self):
     if len(set(self.names)) < len(self.names):
@@ -138,6 +145,19 @@ class Objective:
     """How often the model runs on each row."""
     return 2 if TWO_VIEWS in self.needs else 1
 
+  def draw_heard(self, key: jax.Array, rows: int) -> Heard | None:
+    """What the frames of each row hear; with CHUNKS_BESIDE_WHOLE even rows hear everything."""
+    chunks, left = self.chunk_frames, self.left_frames
+    if not any(chunks):
+      return None
+    beside = CHUNKS_BESIDE_WHOLE in self.needs
+    sizes = jnp.array([c or EVERYTHING for c in chunks if c or not beside], jnp.int32)
+    of_chunk, of_left = jax.random.split(key)
+    chunk = jax.random.choice(of_chunk, sizes, (rows,))
+    if beside:
+      chunk = jnp.where(jnp.arange(rows) % 2 == 0, EVERYTHING, chunk)
+    return Heard(chunk, jax.random.choice(of_left, jnp.array(left, jnp.int32), (rows,)))
+
   def __call__(self, view: View) -> tuple[jax.Array, dict[str, WeightedSum]]:
     """The loss f32[] of a global batch, and every term and measure by its name."""
     loss, found = jnp.zeros(()), {}
@@ -154,6 +174,8 @@ def make(
   blank_id: int,
   log_prior: jax.Array | None,
   average_decay: float | None = None,
+  chunk_frames: tuple[int, ...] = (),
+  left_frames: tuple[int, ...] = (),
 ) -> Objective:
   """The objective of a config.
 
@@ -163,6 +185,7 @@ def make(
     blank_id: class of the blank.
     log_prior: f32[V] of the teacher; None where `needs_log_prior` is False.
     average_decay: of the average of the model's own past, where that is the teacher.
+    chunk_frames, left_frames: of `config.student`.
   """
   masks = None
   if training.spec_augment:
@@ -179,7 +202,15 @@ def make(
     measures.append(_infeasible(targets))
   if TEACHER_FRAMES in wanted:
     measures.append(_selected(select, kd.warmup))
-  return Objective(terms, tuple(measures), masks, training.spec_augment_from_epoch, average_decay)
+  return Objective(
+    terms,
+    tuple(measures),
+    masks,
+    training.spec_augment_from_epoch,
+    average_decay,
+    tuple(chunk_frames),
+    tuple(left_frames),
+  )
 
 
 def needs(kd: ConfigDict) -> frozenset[str]:
@@ -222,6 +253,8 @@ def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
     terms += behind
   if kd.consistency:
     terms.append(_consistency(kd.consistency, largest == 0))
+  if kd.co_teacher:
+    terms.append(_co_teacher(kd.co_teacher))
   return tuple(terms)
 
 
@@ -353,6 +386,17 @@ def _consistency(scale: float, alone: bool) -> Term:
 
   asked = {TWO_VIEWS, TRANSCRIPTS} if alone else {TWO_VIEWS}
   return Term("consistency", scale, frozenset(asked), compute)
+
+
+def _co_teacher(scale: float) -> Term:
+  """KL(whole ‖ chunks): the whole teaches, without gradient (Yu et al. 2021, "Dual-mode ASR")."""
+
+  def compute(view: View) -> WeightedSum:
+    of_row = lambda x: x.reshape(-1, 2, *x.shape[1:])
+    logits, mask = of_row(view.output.logits), of_row(view.output.mask)[:, 1]
+    return losses.kd_kl(logits[:, 1], logits[:, 0], mask, temperature=1.0)
+
+  return Term("co_teacher", scale, frozenset({TWO_VIEWS, CHUNKS_BESIDE_WHOLE}), compute)
 
 
 def _cosine(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:

@@ -96,9 +96,9 @@ def observe(
   """Runs the model on a global batch, in training mode, and lays out what the terms look at.
 
   Args:
-    model: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput; where encodings are
-      asked for also with `encode`, `classify` and `projection`, where inner heads are, with
-      `with_inner`.
+    model: (audio, audio_len, key, spec_augment, augment_on) -> FrameOutput, with `heard` where it
+      learns to hear streams; where encodings are asked for also with `encode`, `classify` and
+      `projection`, where inner heads are, with `with_inner`.
     taught: what the teacher says of the batch; None where the teacher is not asked.
     batch: with the fields that the objective needs, each row as often as there are views.
     key: typed key of this update.
@@ -111,6 +111,9 @@ def observe(
     spec_augment=objective.spec_augment,
     augment_on=epoch >= objective.spec_augment_from_epoch,
   )
+  heard = objective.draw_heard(jax.random.fold_in(key, 2), batch.audio.shape[0])
+  if heard is not None:
+    inputs["heard"] = heard
   encoded, inner = None, []
   if INNER_HEADS in objective.needs:
     output, inner = model.with_inner(batch.audio, batch.audio_len, **inputs)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import padding
+from jaxkd.config.meaning import STREAMED
 from jaxkd.models import conformer, features, layers, streaming
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -62,7 +63,7 @@ def assert_same(found, wanted, atol=2e-5):
   np.testing.assert_allclose(of(found), of(wanted), atol=atol)
 
 
-@pytest.mark.parametrize("kind", features.LOCAL)
+@pytest.mark.parametrize("kind", STREAMED)
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_a_stream_tells_what_the_masked_whole_tells(kind, chunk):
   audio, audio_len = make_audio()
@@ -110,7 +111,7 @@ def test_frames_come_as_soon_as_their_latency_says():
   assert stream.step(state, jnp.zeros((1, 1)))[1].mask.sum() == 3
 
 
-@pytest.mark.parametrize("kind", features.LOCAL)
+@pytest.mark.parametrize("kind", STREAMED)
 def test_no_sample_behind_the_lookahead_changes_a_frame(kind):
   chunk, net = 2, split(kind)
   stream = model(kind).stream(chunk, 7)
