@@ -11,7 +11,7 @@ from jaxkd import config as config_lib
 
 def get_config(recipe: str = "demo"):
   config = config_lib.base(recipe)
-  config.features.kind = "sherpa"
+  config.features.update(kind="sherpa", normalise="none")
   config.student.update(chunk_frames=(4, 8, 16, 32), left_frames=(64,))
   config.kd.update(co_teacher=0.5, delays=(0, 1, 2))
   config.kd.selection = dict(name="symmetric", n=2)

@@ -122,7 +122,7 @@ _NOUNS = {
   str: ("text", "texts"),
   tuple: ("a tuple", "tuples"),
 }
-_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 6: "six"}
 
 
 def _described(field: Field, *, many: bool) -> str:
@@ -130,7 +130,10 @@ def _described(field: Field, *, many: bool) -> str:
   if field.each is None:
     return noun + _range(field)
   sizes = [n for n in field.sizes if n]
-  count = " or ".join(_COUNTS[n] for n in sizes) or "one or more"
+  if len(sizes) > 2:
+    count = f"{_COUNTS[sizes[0]]} to {_COUNTS[sizes[-1]]}"
+  else:
+    count = " or ".join(_COUNTS[n] for n in sizes) or "one or more"
   empty = "() or " if 0 in field.sizes else ""
   return f"{empty}{noun} of {count} {_described(field.each, many=True)}"
 
@@ -184,14 +187,14 @@ MODELS = {
       "chunks that a stream is heard in, 0 for all of the audio; each row of a batch draws one; () "
       "for no stream",
       each=_count(0, "", 0, 10_000),
-      sizes=tuple(range(9)),
+      sizes=tuple(range(7)),
       unit="output frames",
     ),
     "left_frames": Field(
       (),
       "before its chunk that a frame attends to; each row of a batch draws one",
       each=_count(0, "", 0, 10_000),
-      sizes=tuple(range(9)),
+      sizes=tuple(range(7)),
       unit="output frames",
     ),
     "frontend_channels": Field(

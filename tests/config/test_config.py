@@ -115,7 +115,7 @@ def changed(config, path: str, value):
       [
         "config.student.",
         "'huggingface' has no such field",
-        "('conformer' and 'fastconformer' have it)",
+        "('conformer' has it)",
       ],
     ),
     ("kd.typo", 1, ["kd.typo", "no such field"]),
