@@ -3,6 +3,7 @@
 Prints the block that results.json has for a split as one JSON object on standard output.
 """
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -35,6 +36,12 @@ example: %(prog)s --workdir=runs/symmetric-demo --data=other.jsonl"""
     default="both",
     help="both compares the student with its teacher, where it has one",
   )
+  parser.add_argument(
+    "--stream",
+    metavar="MS",
+    type=line.milliseconds,
+    help="the student hears chunks of so many milliseconds, such as 320ms",
+  )
 
 
 def run(args) -> int:
@@ -42,30 +49,36 @@ def run(args) -> int:
   from jaxkd.devices import mesh
 
   mesh.start_processes()
-  found = evaluate(args.workdir, args.data, args.model)
+  found = evaluate(args.workdir, args.data, args.model, args.stream)
   if mesh.is_first():
     print(json.dumps(found))
   return 0
 
 
-def evaluate(folder: pathlib.Path, data: str, model: str = "both") -> dict:
+def evaluate(
+  folder: pathlib.Path, data: str, model: str = "both", stream: int | None = None
+) -> dict:
   """A split's block of results.json for other data.
 
   Args:
     folder: workdir of a finished run.
     data: manifest, folder of audio, recording, or corpus:split.
     model: "student", or "both" for the teacher too.
+    stream: milliseconds of the chunks that the student hears; None for whole recordings.
 
   Raises:
     UserError: the run is not finished, or the data is not there or broken.
   """
   from jaxkd.data.sources import left_out
-  from jaxkd.inference import scoring
+  from jaxkd.inference import live, scoring
   from jaxkd.inference.finished import MODELS, FinishedRun
   from jaxkd.training import results
 
   run = FinishedRun(folder)
   models = run.models(("student",) if model == "student" else MODELS)
+  if stream is not None:
+    chunks = live.chunks(models["student"], stream, str(folder))
+    models = models | {"student": dataclasses.replace(models["student"], chunks=chunks)}
   source = run.open(data)
   found = scoring.evaluate(
     models["student"],

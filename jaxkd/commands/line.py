@@ -275,6 +275,14 @@ def several(one: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
   return lambda given: tuple(dict.fromkeys(one(part) for part in given.split(",")))
 
 
+def milliseconds(given: str) -> int:
+  """Milliseconds of "320ms", as argparse reads it."""
+  number = given.removesuffix("ms")
+  if not (number.isascii() and number.isdigit()) or number == given:
+    raise argparse.ArgumentTypeError(f"it is {given!r}; give milliseconds, such as 320ms")
+  return int(number)
+
+
 def finished_run(given: str) -> pathlib.Path:
   """A type of arguments: the workdir of a finished run, looked at before JAX is loaded."""
   folder = buckets.here(given)

@@ -1,10 +1,12 @@
 """jaxkd transcribe: recordings in, words out."""
 
+import contextlib
 import os
 import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from jaxkd import buckets, console, files
 from jaxkd.commands import line
@@ -18,6 +20,10 @@ bytes, or raw 16-bit samples at 16 kHz.
 
 Without --format the text goes to standard output; with it, each recording's
 transcript goes to a file beside it, or in --out.
+
+With --stream each word is printed as soon as it is final, with its start and
+end in seconds: recordings as a stream would tell them, or a microphone,
+  arecord -q -f S16_LE -r 16000 -c 1 | %(prog)s RUN - --stream=320ms
 
 examples:
   %(prog)s runs/symmetric-demo talk.wav
@@ -36,6 +42,12 @@ def add_arguments(parser) -> None:
   add("--language", metavar="NAME", default="", help="of a model with an adapter for each (MMS)")
   add("--format", choices=_FORMATS, help="of files with times and confidences")
   add("--out", metavar="DIR", type=buckets.output, help="where these files go")
+  add(
+    "--stream",
+    metavar="MS",
+    type=line.milliseconds,
+    help="hear chunks of so many milliseconds, such as 320ms, and nothing that comes later",
+  )
   search = parser.add_argument_group("search")
   add = search.add_argument
   add(
@@ -55,6 +67,8 @@ def run(args) -> int:
 
   if args.out and not args.format:
     raise UserError(f"--out={args.out} is for files: say which with --format=txt, srt, …")
+  if args.stream:
+    return _stream(args)
   with tempfile.TemporaryDirectory() as spool:
     found = _recordings(args.inputs, spool)
     loaded = recogniser.load(args.model_source, args.model, language=args.language)
@@ -77,6 +91,49 @@ def run(args) -> int:
     told += f"; {len(broken)} of {len(found)} recordings could not be used"
   console.err.print(told, highlight=False, markup=False, soft_wrap=True)
   return 1 if broken else 0
+
+
+def _stream(args) -> int:
+  """Prints words as they become final; returns the exit status."""
+  from jaxkd.data.audio import BrokenAudio
+  from jaxkd.inference import live, recogniser
+
+  extra = ("format", "lexicon", "lm", "phrases")
+  if given := next((name for name in extra if getattr(args, name)), None):
+    raise UserError(f"--{given} needs what comes later: leave it out with --stream")
+  with contextlib.ExitStack() as stack:
+    found = _streams(args.inputs, stack)
+    loaded = recogniser.load(args.model_source, args.model, language=args.language)
+    heard = live.chunks(loaded.model, args.stream, args.model_source)
+    if not live.has_learnt(loaded.model):
+      told = "it was trained on whole recordings (student.chunk_frames): its words will suffer"
+      console.err.print(f"{args.model_source}: {told}", highlight=False, markup=False)
+    broken = 0
+    for name, packets in found:
+      if len(found) > 1:
+        console.out.file.write(f"{name}\n")
+      try:
+        for word in live.words(loaded.model, heard, packets):
+          console.out.file.write(f"{word.start_s:.2f}\t{word.end_s:.2f}\t{word.text}\n")
+          console.out.file.flush()
+      except BrokenAudio as error:
+        broken += 1
+        console.err.print(f"{name}: {error}", highlight=False, markup=False, soft_wrap=True)
+  return 1 if broken else 0
+
+
+def _streams(inputs: list[str], stack: contextlib.ExitStack) -> list[tuple[str, Iterator]]:
+  """(name, packets of samples) of all recordings; standard input as it comes."""
+  from jaxkd.data import audio, microphone
+
+  found = []
+  for given in inputs:
+    if given == "-":
+      found.append(("stdin", microphone.packets(sys.stdin.buffer)))
+      continue
+    spool = stack.enter_context(tempfile.TemporaryDirectory())
+    found += [(entry.id, audio.stream(entry.path)) for entry in _recordings([given], spool)]
+  return found
 
 
 def _recordings(inputs: list[str], spool: str):

@@ -96,7 +96,8 @@ def frame_confidence(log_probs: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="whole")
-def _said(logits: jax.Array, *, whole: bool) -> tuple:
+def said(logits: jax.Array, *, whole: bool) -> tuple:
+  """Best classes i32[...] of f32[..., V], their frames' confidence, and log p where wanted."""
   log_probs = jax.nn.log_softmax(logits)
   path = logits.argmax(-1).astype(jnp.int32)
   return path, frame_confidence(log_probs), log_probs if whole else None
@@ -167,10 +168,10 @@ class _Batches:
       lengths[row] = len(piece.samples)
     out = self.model(batch, lengths)
     real = np.asarray(out.mask.sum(-1))
-    said = jax.device_get(_said(out.logits, whole=self.log_probs))
+    told = jax.device_get(said(out.logits, whole=self.log_probs))
     for row, (piece, of, number) in enumerate(waiting):
       cut = lambda x, row=row, piece=piece: None if x is None else x[row, : real[row]][piece.kept]
-      of.parts[number] = tuple(map(cut, said))
+      of.parts[number] = tuple(map(cut, told))
 
 
 def _pieces(

@@ -86,9 +86,10 @@ class Recogniser:
 
   def _words(self, frames: Frames, search: Search | None) -> Iterator[Word]:
     blank_id, vocabulary = self.model.blank_id, self.model.vocabulary
+    seconds = self.model.frame_ms / 1000
     if search is None:
-      labels = _runs(frames.path, blank_id)
-      yield from self._timed(labels, vocabulary.words([label for label, _, _ in labels]), frames)
+      labels = runs(frames.path, blank_id)
+      yield from timed(labels, vocabulary.words([x for x, _, _ in labels]), frames, seconds)
       return
     longest = max(1, int(1000 * _STRETCH_SECONDS / self.model.frame_ms))
     for start, end in stretches(frames.path, blank_id, longest):
@@ -96,17 +97,7 @@ class Recogniser:
       text = search(log_probs)
       labels = _aligned(log_probs, text, vocabulary)
       shifted = [(label, first + start, last + start) for label, first, last in labels]
-      yield from self._timed(shifted, vocabulary.words([x for x, _, _ in shifted]), frames)
-
-  def _timed(self, labels: list[tuple[int, int, int]], words, frames: Frames) -> Iterator[Word]:
-    """Words of labels, from the first frame of their first label to the last of their last."""
-    seconds = self.model.frame_ms / 1000
-    for text, start, end in words:
-      first, last = labels[start][1], labels[end - 1][2]
-      # What the surest frame of the least sure label says: a word is as sure as its parts.
-      sure = min(frames.confidence[a : b + 1].max() for _, a, b in labels[start:end])
-      end_s = min((last + 1) * seconds, max(frames.seconds, first * seconds))
-      yield Word(text, first * seconds, end_s, float(sure))
+      yield from timed(shifted, vocabulary.words([x for x, _, _ in shifted]), frames, seconds)
 
 
 def load(source: str | os.PathLike, model: str = "student", *, language: str = "") -> Recogniser:
@@ -141,7 +132,7 @@ def _name(recording) -> str:
   return "" if isinstance(recording, np.ndarray) else os.fspath(recording)
 
 
-def _runs(path: np.ndarray, blank_id: int) -> list[tuple[int, int, int]]:
+def runs(path: np.ndarray, blank_id: int) -> list[tuple[int, int, int]]:
   """(label, first frame, last frame) of each run of a class but the blank."""
   if not len(path):
     return []
@@ -149,6 +140,28 @@ def _runs(path: np.ndarray, blank_id: int) -> list[tuple[int, int, int]]:
   ends = np.append(starts[1:], len(path)) - 1
   rows = zip(path[starts].tolist(), starts.tolist(), ends.tolist(), strict=True)
   return [row for row in rows if row[0] != blank_id]
+
+
+def timed(
+  labels: list[tuple[int, int, int]],
+  words: Iterable[tuple[str, int, int]],
+  frames: Frames,
+  frame_seconds: float,
+) -> Iterator[Word]:
+  """Words of labels, from the first frame of their first label to the last of their last.
+
+  Args:
+    labels: as `runs` finds them.
+    words: texts with half-open ranges of labels.
+    frames: that the labels are of.
+    frame_seconds: of one.
+  """
+  for text, start, end in words:
+    first, last = labels[start][1], labels[end - 1][2]
+    # What the surest frame of the least sure label says: a word is as sure as its parts.
+    sure = min(frames.confidence[a : b + 1].max() for _, a, b in labels[start:end])
+    end_s = min((last + 1) * frame_seconds, max(frames.seconds, first * frame_seconds))
+    yield Word(text, first * frame_seconds, end_s, float(sure))
 
 
 def stretches(path: np.ndarray, blank_id: int, longest: int) -> list[tuple[int, int]]:
@@ -196,7 +209,7 @@ def _aligned(log_probs: np.ndarray, text: str, vocabulary: Vocabulary) -> list:
   ids[0, :count] = labels
   lengths = np.array([frames], np.int32), np.array([count], np.int32)
   path = np.asarray(_path(padded, lengths[0], ids, lengths[1], vocabulary.blank_id))[:frames]
-  return [(int(labels[n]), first, last) for n, first, last in _runs(path, -1)]
+  return [(int(labels[n]), first, last) for n, first, last in runs(path, -1)]
 
 
 def with_beam(

@@ -19,6 +19,10 @@ class Word:
   end_s: float
   confidence: float
 
+  def later(self, seconds: float) -> "Word":
+    """The same word, so much later."""
+    return dataclasses.replace(self, start_s=self.start_s + seconds, end_s=self.end_s + seconds)
+
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:

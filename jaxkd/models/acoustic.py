@@ -41,6 +41,18 @@ class Windows(NamedTuple):
     return self.size - 2 * self.margin
 
 
+class Chunks(NamedTuple):
+  """How a stream is heard, in output frames.
+
+  Attributes:
+    chunk: that are heard together.
+    left: before them, that attention reads.
+  """
+
+  chunk: int
+  left: int
+
+
 @dataclasses.dataclass(frozen=True)
 class AcousticModel:
   """A model in evaluation mode for good: it is called without a key, so nothing in it is random.
@@ -50,12 +62,14 @@ class AcousticModel:
     params: its parameters.
     vocabulary: its classes.
     frame_samples: audio samples in an output frame.
+    chunks: in which it hears what it is given, as a stream does; None for all at once.
   """
 
   graphdef: Any
   params: Any
   vocabulary: Vocabulary
   frame_samples: int
+  chunks: Chunks | None = None
 
   @property
   def blank_id(self) -> int:
@@ -88,15 +102,20 @@ class AcousticModel:
     Returns:
       Logits f32[B, T, V] and mask bool[B, T].
     """
-    return _apply(self.graphdef, self.frame_samples, self.params, audio, audio_len)
+    static = self.graphdef, self.frame_samples, self.chunks
+    return _apply(*static, self.params, audio, audio_len)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(graphdef, frame_samples: int, params, audio: jax.Array, audio_len: jax.Array):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _apply(
+  graphdef, frame_samples: int, chunks: Chunks | None, params, audio, audio_len
+) -> FrameOutput:
   def whole(audio, audio_len):
     out = nnx.merge(graphdef, params)(audio, audio_len)
     return FrameOutput(out.logits.astype(jnp.float32), out.mask)
 
+  if chunks is not None:
+    return sharding.by_rows(nnx.merge(graphdef, params).stream(*chunks).whole(audio, audio_len))
   if audio.shape[1] <= LONGEST_SECONDS * SAMPLE_RATE_HZ:
     return sharding.by_rows(whole(audio, audio_len))
   return sharding.by_rows(_in_windows(whole, audio, audio_len, frame_samples))

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import corpus
 import drawn_run
 import jaxkd
 import jaxkd.inference.finished
-from jaxkd.commands import distil, train
+from jaxkd.commands import distil, evaluate, train
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.errors import UserError
@@ -32,6 +33,11 @@ def lab(tmp_path_factory):
   flags = corpus.flags(folder, "symmetric", folder / "run", "--config.labels.alphabet= abc")
   config, _ = overrides.parse(flags)
   drawn_run.save(folder / "run", config, {"teacher_workdir": None})
+  for stream in ("--config.features.kind=sherpa", "--config.features.normalise=none"):
+    flags.append(stream)
+  chunks = ["--config.student.chunk_frames=(4,)", "--config.student.left_frames=(9,)"]
+  config, _ = overrides.parse([*flags, *chunks])
+  drawn_run.save(folder / "streaming", config, {"teacher_workdir": None})
   return folder
 
 
@@ -66,6 +72,31 @@ def test_standard_input(lab, said, capfd, monkeypatch, raw):
   assert capfd.readouterr().out == said["test-01.flac"] + "\n"
 
 
+def test_words_of_a_stream(lab, capfd, monkeypatch, tmp_path):
+  paths = [str(lab / "audio" / f"test-0{n}.flac") for n in (0, 1)]
+  given = ["transcribe", str(lab / "streaming"), "--stream=160ms"]
+  (tmp_path / "x.wav").write_text("no sound")
+  assert command_line.main([*given, *paths, str(tmp_path / "x.wav")]) == 1
+  out, err = capfd.readouterr()
+  assert "x.wav: not readable as audio" in err and "will suffer" not in err
+  first, second, broken = re.split(r"^/.*\n", out, flags=re.MULTILINE)[1:]
+  assert not broken
+  rows = [line.split("\t") for line in second.splitlines()]
+  assert rows and all(0 <= float(start) < float(end) for start, end, _ in rows)
+  audio = soundfile.read(paths[1], dtype="int16")[0]
+  stream = types.SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(audio.tobytes())))
+  monkeypatch.setattr(sys, "stdin", stream)
+  assert command_line.main([*given, "-"]) == 0
+  assert capfd.readouterr().out == second
+
+
+def test_figures_of_a_stream_differ_from_those_of_the_whole(lab):
+  found = [
+    evaluate.evaluate(lab / "streaming", str(lab / "test.jsonl"), stream=x) for x in (80, None)
+  ]
+  assert found[0]["student"] != found[1]["student"]
+
+
 def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
   (tmp_path / "x.wav").write_text("no sound")
   good = [str(lab / "audio" / f"test-0{n}.flac") for n in (0, 1)]
@@ -94,6 +125,10 @@ def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
     (["{lab}/run", "{lab}/audio", "--lm=gone.arpa"], "gone.arpa cannot be read"),
     (["{lab}/run", "{lab}/audio", "--lm=a", "--phrases=b"], "leave out --lexicon and --lm"),
     (["{lab}/run"], "missing: INPUT"),
+    (["{lab}/run", "-", "--stream=320"], "'320'; give milliseconds, such as 320ms"),
+    (["{lab}/run", "-", "--stream=320ms"], "run cannot hear streams: features.kind is logmel"),
+    (["{lab}/streaming", "-", "--stream=30ms"], "must be a multiple of a frame, 40 ms"),
+    (["{lab}/streaming", "-", "--stream=40ms", "--format=srt"], "--format needs what comes later"),
   ],
 )
 def test_mistakes_are_one_line(lab, flags, words):

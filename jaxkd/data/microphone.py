@@ -1,0 +1,59 @@
+"""Audio that a pipe brings bit by bit, such as a recorder's."""
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from jaxkd.data.audio import BrokenAudio
+from jaxkd.types import SAMPLE_RATE_HZ
+
+_PCM, _EXTENSIBLE = 1, 0xFFFE
+
+
+def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
+  """f32[S] of full scale 1, whatever has come; raw 16-bit samples at 16 kHz, or WAV of them.
+
+  Args:
+    pipe: buffered, with `read1`.
+
+  Raises:
+    BrokenAudio: a WAV header of other samples.
+  """
+  held = pipe.read(4)
+  if held == b"RIFF":
+    _skip_header(pipe)
+    held = b""
+  while True:
+    whole = len(held) // 2 * 2
+    if whole:
+      yield np.frombuffer(held[:whole], "<i2").astype(np.float32) / 32768
+    more = pipe.read1(1 << 16)
+    if not more:
+      return
+    held = held[whole:] + more
+
+
+def _skip_header(pipe: BinaryIO) -> None:
+  """Reads to the first sample; the length that the header tells is not believed."""
+  pipe.read(8)
+  while True:
+    name, size = struct.unpack("<4sI", _exactly(pipe, 8))
+    if name == b"data":
+      return
+    body = _exactly(pipe, size + size % 2)
+    if name == b"fmt " and len(body) >= 16:
+      kind, channels, rate, _, _, bits = struct.unpack("<HHIIHH", body[:16])
+      if kind not in (_PCM, _EXTENSIBLE) or (channels, rate, bits) != (1, SAMPLE_RATE_HZ, 16):
+        raise BrokenAudio(
+          f"{channels} channels of {bits} bits at {rate} Hz: a stream must be one of 16 bits at "
+          f"{SAMPLE_RATE_HZ} Hz (arecord -f S16_LE -r {SAMPLE_RATE_HZ} -c 1)"
+        )
+
+
+def _exactly(pipe: BinaryIO, size: int) -> bytes:
+  found = pipe.read(size)
+  if len(found) < size:
+    raise BrokenAudio("its WAV header is cut short")
+  return found
