@@ -24,6 +24,7 @@ def kd(**changes) -> ConfigDict:
     temperature_ramp=(),
     delays=(0,),
     softness=1.0,
+    delay_of="frame",
     blank_scale=1.0,
     targets="hypotheses",
     consistency=0.0,

@@ -529,6 +529,12 @@ FIELDS = Block(
           high=1e3,
           read_by=_KL,
         ),
+        "delay_of": Field(
+          "frame",
+          "what has a delay of its own",
+          choices=("frame", "row"),
+          read_by=("kl",),
+        ),
         "blank_scale": Field(
           1.0,
           "of the part that tells blanks, in every real frame",

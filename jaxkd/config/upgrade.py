@@ -115,7 +115,7 @@ def _from_4(tree: dict) -> None:
 
 
 def _from_5(tree: dict) -> None:
-  _fill(tree, {"kd": {"co_teacher": 0.0}})
+  _fill(tree, {"kd": {"co_teacher": 0.0, "delay_of": "frame"}})
   for model in (tree.get("student"), tree["teacher"].get("model")):
     if isinstance(model, dict) and model.get("name") == "conformer":
       _fill(model, {"chunk_frames": [], "left_frames": []})

@@ -22,6 +22,7 @@ def delayed_kl(
   temperature: float,
   delays: Sequence[int] = (-1, 0, 1),
   softness: float = 1.0,
+  of_row: bool = False,
 ) -> WeightedSum:
   """T² · Σ -τ log mean over d of exp(-KL(teacher_t ‖ student_{t+d}) / τ) over the selected frames.
 
@@ -38,6 +39,8 @@ def delayed_kl(
     delays: whole numbers of frames, each once; above 0 the student is later.
     softness: τ > 0, in nats of the KL at the temperature, number or traced f32[]; near 0 the best
       delay counts alone.
+    of_row: the selected frames of a row have one delay: the mean of their KL takes the place of
+      each of them.
 
   Returns:
     As `kd_kl`; a selected frame whose delays all lead out of the mask is in neither sum. NaN, too,
@@ -50,20 +53,28 @@ def delayed_kl(
   mask = frame_mask(mask, student)
   temperature = check_temperature(temperature)
   delays, softness = check_delays(delays, softness)
-  compute = lambda *arrays: _delayed(*arrays, delays)
+  compute = lambda *arrays: _delayed(*arrays, delays, of_row)
   return split_alike(compute, 0, student, teacher, weights, mask, temperature, softness)
 
 
-def _delayed(student, teacher, weights, mask, temperature, softness, delays) -> WeightedSum:
+def _delayed(student, teacher, weights, mask, temperature, softness, delays, of_row):
   student = jnp.where(reached(weights != 0, mask, delays)[..., None], student, 0)
   teacher = jnp.where((weights != 0)[..., None], jax.lax.stop_gradient(teacher), 0)
   log_student, log_teacher = (log_softmax(x, temperature) for x in (student, teacher))
   of_delay = lambda d: divergence(log_teacher, jnp.roll(log_student, -d, -2))
-  found, exists = soft_minimum(of_delay, mask, delays, softness)
+  of_row_and_delay = lambda d: _mean_of_row(of_delay(d), jnp.where(_leads(mask, d), weights, 0))
+  found, exists = soft_minimum(of_row_and_delay if of_row else of_delay, mask, delays, softness)
   weights = jnp.where(exists, weights, 0)
   return WeightedSum(
     temperature**2 * (weights * jnp.where(weights != 0, found, 0)).sum(), weights.sum()
   )
+
+
+def _mean_of_row(found: jax.Array, weights: jax.Array) -> jax.Array:
+  """f32[..., T]: in every frame the weighted mean of f32[..., T] over its row."""
+  total = (weights * jnp.where(weights != 0, found, 0)).sum(-1, keepdims=True)
+  count = weights.sum(-1, keepdims=True)
+  return jnp.broadcast_to(total / jnp.where(count > 0, count, 1), found.shape)
 
 
 def frame_mask(mask, student) -> jax.Array:

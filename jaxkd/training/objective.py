@@ -312,7 +312,7 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
     selected = _weights(select, view)
     pair, options = _pair(kd, view)
     if kd.delays != (0,):
-      options |= dict(delays=kd.delays, softness=kd.softness)
+      options |= dict(delays=kd.delays, softness=kd.softness, of_row=kd.delay_of == "row")
       return losses.delayed_kl(*pair, selected, view.teacher.mask, **options)
     found = losses.kd_kl(*pair, selected, **options)
     if not by_labels:

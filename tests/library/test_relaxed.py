@@ -63,6 +63,28 @@ def test_a_student_that_is_late_by_a_frame_is_forgiven():
   assert delayed(late, teacher, inside, mask, delays=(0, 1), softness=1e-3).total < 0.02
 
 
+def test_one_delay_for_a_row_is_the_best_of_its_mean():
+  rng = np.random.default_rng(5)
+  teacher = 4 * rng.normal(size=(2, 12, CLASSES)).astype(np.float32)
+  # The first row is late everywhere, the second in its first half.
+  late = np.roll(teacher, 1, 1)
+  late[1, 6:] = teacher[1, 6:]
+  mask = np.ones((2, 12), bool)
+  weights = np.ones((2, 12), np.float32)
+  weights[:, [0, 11]] = 0
+  hard = dict(delays=(0, 1), softness=1e-3)
+  found = losses.delayed_kl(late, teacher, weights, mask, of_row=True, **options, **hard)
+  of = lambda row, d: (
+    losses.kd_kl(np.roll(late[row], -d, 0), teacher[row], weights[row], **options).total
+  )
+  best = [min(of(row, d) for d in (0, 1)) for row in range(2)]
+  assert best[0] < 1e-3 < 1 < best[1]
+  np.testing.assert_allclose(found.total, sum(best), rtol=1e-3, atol=0.1)
+  assert found.weight == 20
+  each = losses.delayed_kl(late, teacher, weights, mask, **options, **hard)
+  assert each.total < found.total - 1
+
+
 @pytest.mark.parametrize("loss", ["delayed", "split"])
 def test_gradients_equal_finite_differences(loss):
   student, teacher, weights, mask = (x[:1, :4] for x in make_batch())
