@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
-from jaxkd.config import fields, recipes
-from jaxkd.config.fields import Block, Field, Kinds
+from jaxkd.config import fields, recipes, schema
 from jaxkd.config.meaning import STREAMED, reads_transcripts, scales
+from jaxkd.config.schema import Block, Field, Kinds
 from jaxkd.errors import UserError, did_you_mean
 
 _SHOWN = 120  # characters of a value in a message
@@ -66,7 +66,7 @@ def _check_block(value, node: Block | Kinds, path: str) -> None:
       if isinstance(inner, Field) and inner.optional:
         continue
       needs = f": '{kind}' needs it" if kind else ""
-      more = f", {fields.allowed(inner)}" if isinstance(inner, Field) else ""
+      more = f", {schema.allowed(inner)}" if isinstance(inner, Field) else ""
       raise UserError(f"{path}.{name} is missing{needs}{more}")
     if isinstance(inner, Field):
       _check_field(f"{path}.{name}", value[name], inner)
@@ -79,7 +79,7 @@ def _known(value: ConfigDict, node: Block | Kinds, path: str) -> Mapping:
   if isinstance(node, Block):
     return node.fields
   if "name" not in value:
-    raise UserError(f"{path}.name is missing: {fields.allowed(node.name)}")
+    raise UserError(f"{path}.name is missing: {schema.allowed(node.name)}")
   _check_field(f"{path}.name", value["name"], node.name)
   return node.of(value["name"])
 
@@ -103,7 +103,7 @@ def _unknown(name: str, path: str, kind: str, node: Block | Kinds, known: Iterab
 def _check_field(path: str, value, field: Field) -> None:
   if not fits(value, field):
     close = did_you_mean(value, field.choices) if isinstance(value, str) else ""
-    raise UserError(f"{path} is {_shown(value)}{close}: it must be {fields.allowed(field)}")
+    raise UserError(f"{path} is {_shown(value)}{close}: it must be {schema.allowed(field)}")
 
 
 def fits(value, field: Field) -> bool:

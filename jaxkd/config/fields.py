@@ -3,236 +3,85 @@
 `check`, `jaxkd train --fields`, `base` and what binds a workdir are derived from it.
 """
 
-import dataclasses
-import math
 import string
-from collections.abc import Iterator, Mapping
-from typing import Any
+
+from jaxkd.config.schema import Block, Field, Kinds, count, share
 
 AUTO = "auto"
 ALPHABET = " '" + string.ascii_lowercase
-_INT_LIMIT = 2**31 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-  """One value.
-
-  Attributes:
-    default: the paper's setup for TED-LIUM; its type is the one that values must have.
-    about: what it is, a sentence without full stop.
-    unit: of numbers, where they have one.
-    low, high: range of a number, both included.
-    above: whether `low` itself is left out.
-    choices: the texts that there are; () for any.
-    each: what every element of a tuple is.
-    sizes: how many elements a tuple may have; () for one or more.
-    read_by: values of the block's switch that read it; () for all.
-    optional: whether a block may lack it.
-    bound: whether a result depends on it and on nothing else that says the same.
-  """
-
-  default: Any
-  about: str = ""
-  unit: str = ""
-  low: float = -math.inf
-  high: float = math.inf
-  above: bool = False
-  choices: tuple[str, ...] = ()
-  each: "Field | None" = None
-  sizes: tuple[int, ...] = ()
-  read_by: tuple[str, ...] = ()
-  optional: bool = False
-  bound: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-  """A block with the same fields always.
-
-  Attributes:
-    fields: name → what is there.
-    switch: the field whose value says which others are read; "" where all are.
-  """
-
-  fields: Mapping[str, "Field | Block | Kinds"]
-  switch: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Kinds:
-  """A block whose `name` says which other fields it has.
-
-  Attributes:
-    name: the default kind, the choices being the kinds.
-    kinds: name → its fields.
-    changes: defaults that differ from the kinds' own here.
-  """
-
-  name: Field
-  kinds: Mapping[str, Mapping[str, Field]]
-  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  def of(self, name: str) -> dict[str, Field]:
-    """The fields of a kind, `name` first; of an unknown kind, that alone."""
-    return {"name": self.name} | {
-      k: dataclasses.replace(f, default=self.changes.get(k, f.default))
-      for k, f in self.kinds.get(name, {}).items()
-    }
-
-
-def defaults(node: "Field | Block | Kinds", kind: str = "") -> Any:
-  """The default value of a field, or of a block as a dict of its fields that must be there.
-
-  Args:
-    node: of the table.
-    kind: of a block of several kinds; "" for its default.
-  """
-  if isinstance(node, Field):
-    return node.default
-  fields = node.of(kind or node.name.default) if isinstance(node, Kinds) else node.fields
-  found = {
-    name: defaults(inner)
-    for name, inner in fields.items()
-    if not (isinstance(inner, Field) and inner.optional)
-  }
-  return found | {"name": kind} if kind else found
-
-
-def unbound(block: Block, prefix: str = "") -> Iterator[str]:
-  """Dotted names of a block's fields that bind no result."""
-  for name, node in block.fields.items():
-    if isinstance(node, Block):
-      yield from unbound(node, f"{prefix}{name}.")
-    elif isinstance(node, Field) and not node.bound:
-      yield prefix + name
-
-
-def allowed(field: Field) -> str:
-  """What a value must be: "an integer, 1 or more", "one of radam, adamw"."""
-  if field.choices:
-    return f"one of {', '.join(field.choices)}"
-  return _described(field, many=False)
-
-
-_NOUNS = {
-  bool: ("True or False", "truth values"),
-  int: ("an integer", "integers"),
-  float: ("a number", "numbers"),
-  str: ("text", "texts"),
-  tuple: ("a tuple", "tuples"),
-}
-_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 6: "six"}
-
-
-def _described(field: Field, *, many: bool) -> str:
-  noun = _NOUNS[type(field.default)][many]
-  if field.each is None:
-    return noun + _range(field)
-  sizes = [n for n in field.sizes if n]
-  if len(sizes) > 2:
-    count = f"{_COUNTS[sizes[0]]} to {_COUNTS[sizes[-1]]}"
-  else:
-    count = " or ".join(_COUNTS[n] for n in sizes) or "one or more"
-  empty = "() or " if 0 in field.sizes else ""
-  return f"{empty}{noun} of {count} {_described(field.each, many=True)}"
-
-
-def _range(field: Field) -> str:
-  low, high = _number(field.low), _number(field.high)
-  if field.low == -math.inf:
-    return "" if field.high == math.inf else f" up to {high}"
-  if field.high == _INT_LIMIT:
-    return f", {low} or more (below 2**31)"
-  if field.above:
-    return f" above {low}" + ("" if field.high == math.inf else f", up to {high}")
-  return f", {low} or more" if field.high == math.inf else f" from {low} to {high}"
-
-
-def _number(value: float) -> str:
-  return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
-
-
-def _count(default: int, about: str, low: int = 0, high: float = _INT_LIMIT, **more) -> Field:
-  return Field(default, about, low=low, high=high, **more)
-
-
-def _share(default: float, about: str, high: float = 1.0, **more) -> Field:
-  return Field(default, about, low=0.0, high=high, **more)
-
 
 _INIT = Field("", "a finished workdir whose parameters the training starts from")
 
 MODELS = {
   "conformer": {
-    "layers": _count(12, "Conformer blocks", 1, 1000),
-    "width": _count(384, "of a frame, a multiple of heads", 4, 100_000),
-    "heads": _count(8, "of the attention", 1, 1000),
-    "ff_mult": _count(4, "hidden width of the feed-forward layers over width", 1, 100),
-    "conv_kernel": _count(
+    "layers": count(12, "Conformer blocks", 1, 1000),
+    "width": count(384, "of a frame, a multiple of heads", 4, 100_000),
+    "heads": count(8, "of the attention", 1, 1000),
+    "ff_mult": count(4, "hidden width of the feed-forward layers over width", 1, 100),
+    "conv_kernel": count(
       31, "of the depthwise convolution, an odd number", 1, 1001, unit="output frames"
     ),
-    "dropout": _share(0.2, "rate in every layer", 0.95),
-    "rel_clip": _count(
+    "dropout": share(0.2, "rate in every layer", 0.95),
+    "rel_clip": count(
       16, "positions farther apart share one embedding", 1, 100_000, unit="output frames"
     ),
     "inner_layers": Field(
       (),
       "blocks, counted from 1, behind which heads of their own learn the same (kd.inner_scale)",
-      each=_count(1, "", 1, 1000),
+      each=count(1, "", 1, 1000),
       sizes=(0, 1, 2, 3),
     ),
     "chunk_frames": Field(
       (),
       "chunks that a stream is heard in, 0 for all of the audio; each row of a batch draws one; () "
       "for no stream",
-      each=_count(0, "", 0, 10_000),
+      each=count(0, "", 0, 10_000),
       sizes=tuple(range(7)),
       unit="output frames",
     ),
     "left_frames": Field(
       (),
       "before its chunk that a frame attends to; each row of a batch draws one",
-      each=_count(0, "", 0, 10_000),
+      each=count(0, "", 0, 10_000),
       sizes=tuple(range(7)),
       unit="output frames",
     ),
     "frontend_channels": Field(
       (32, 64, 64, 32),
       "of the four convolutions before the blocks",
-      each=_count(32, "", 1, 100_000),
+      each=count(32, "", 1, 100_000),
       sizes=(4,),
     ),
     "frontend_pool": Field(
       ((2, 1), (2, 1)),
       "(time, mel) after convolution 2 and after convolution 4",
-      each=Field((2, 1), each=_count(2, "", 1, 256), sizes=(2,)),
+      each=Field((2, 1), each=count(2, "", 1, 256), sizes=(2,)),
       sizes=(2,),
     ),
     "init": _INIT,
   },
   "fastconformer": {
-    "layers": _count(12, "blocks", 1, 1000),
-    "width": _count(384, "of a frame, a multiple of heads, even", 4, 100_000),
-    "heads": _count(8, "of the attention", 1, 1000),
-    "ff_mult": _count(4, "hidden width of the feed-forward layers over width", 1, 100),
-    "conv_kernel": _count(
+    "layers": count(12, "blocks", 1, 1000),
+    "width": count(384, "of a frame, a multiple of heads, even", 4, 100_000),
+    "heads": count(8, "of the attention", 1, 1000),
+    "ff_mult": count(4, "hidden width of the feed-forward layers over width", 1, 100),
+    "conv_kernel": count(
       9, "of the depthwise convolution, an odd number", 1, 1001, unit="output frames"
     ),
-    "subsampling": _count(
+    "subsampling": count(
       8, "features to an output frame: 8 for 80 ms, 4 for 40 ms; 2, 4, 8 or 16", 2, 16
     ),
-    "subsampling_channels": _count(256, "of the convolutions before the blocks", 1, 100_000),
-    "dropout": _share(0.1, "rate in every layer", 0.95),
-    "layer_drop": _share(0.0, "probability that a block is skipped", 0.95),
+    "subsampling_channels": count(256, "of the convolutions before the blocks", 1, 100_000),
+    "dropout": share(0.1, "rate in every layer", 0.95),
+    "layer_drop": share(0.0, "probability that a block is skipped", 0.95),
     "init": _INIT,
   },
   "huggingface": {
     "source": Field("", "a folder in Hugging Face's layout, or org/name on its hub"),
-    "pool": _count(
+    "pool": count(
       2, "frames of the model that are max-pooled into one before the head", 1, 16, unit="frames"
     ),
-    "dropout": _share(
+    "dropout": share(
       0.2, "before the head; the model's own rates and masks are in its config.json", 0.95
     ),
     "freeze_conv": Field(False, "whether the convolutions over the waveform are left as they are"),
@@ -250,13 +99,13 @@ SELECTIONS = {
   },
   "trim": {},
   "keep": {
-    "before": _count(1, "neighbours before a label frame", unit="output frames"),
-    "after": _count(3, "neighbours after a label frame", unit="output frames"),
+    "before": count(1, "neighbours before a label frame", unit="output frames"),
+    "after": count(3, "neighbours after a label frame", unit="output frames"),
   },
-  "symmetric": {"n": _count(2, "neighbours on both sides of a label frame", unit="output frames")},
-  "threshold": {"min_label_prob": _share(0.1, "of all labels together in a blank frame")},
+  "symmetric": {"n": count(2, "neighbours on both sides of a label frame", unit="output frames")},
+  "threshold": {"min_label_prob": share(0.1, "of all labels together in a blank frame")},
   "random_blanks": {"ratio": Field(1.0, "random blank frames for each label frame", low=0.0)},
-  "soft": {"min_weight": _share(0.0, "of a blank frame", optional=True)},
+  "soft": {"min_weight": share(0.0, "of a blank frame", optional=True)},
   "occupancy": {
     "delta": Field(3.0, "is taken from the blank's logits", unit="nats", low=-100.0, high=100.0)
   },
@@ -276,7 +125,7 @@ def _ramp(of: str, each: Field, **more) -> Field:
 
 TRAINING = Block(
   {
-    "epochs": _count(100, "passes through the training data", 1, unit="epochs"),
+    "epochs": count(100, "passes through the training data", 1, unit="epochs"),
     "batch_seconds": Field(
       180.0, "audio in a global batch, padding included", unit="s", low=1.0, high=1e6
     ),
@@ -288,14 +137,14 @@ TRAINING = Block(
       low=0.0,
       high=1e6,
     ),
-    "row_multiple": _count(
+    "row_multiple": count(
       0,
       "rows of a batch are a multiple of this, where that changes them by a fifth at most; 0 for "
       "the devices that the run begins with, 1 for batches that do not depend on them",
       unit="rows",
       bound=False,
     ),
-    "accumulate": _count(
+    "accumulate": count(
       1, "batches whose gradients are averaged into one update", 1, 1000, unit="batches"
     ),
     "remat": Field(
@@ -303,7 +152,7 @@ TRAINING = Block(
       "layers are computed again for the gradient, products too: less memory, more work",
       bound=False,
     ),
-    "buckets": _count(8, "shapes that utterances are padded to; each is compiled once", 1, 64),
+    "buckets": count(8, "shapes that utterances are padded to; each is compiled once", 1, 64),
     "join_seconds": Field(
       0.0,
       "above 0: utterances are joined at random into rows of at most this length",
@@ -336,19 +185,19 @@ TRAINING = Block(
       each=Field(1.0, low=0.0, above=True, high=1.0),
       sizes=(3,),
     ),
-    "b1": _share(0.9, "decay of the gradient's mean", 0.99999),
-    "b2": _share(0.999, "decay of the gradient's square", 0.99999),
-    "eps": _share(1e-16, "is added to the optimiser's denominator"),
-    "weight_decay": _share(0.01, "decoupled, times the learning rate"),
+    "b1": share(0.9, "decay of the gradient's mean", 0.99999),
+    "b2": share(0.999, "decay of the gradient's square", 0.99999),
+    "eps": share(1e-16, "is added to the optimiser's denominator"),
+    "weight_decay": share(0.01, "decoupled, times the learning rate"),
     "clip_norm": Field(1.0, "global gradient norm; 0 for no clipping", low=0.0),
     "spec_augment": Field(True, "whether parts of the features are masked"),
-    "spec_augment_from_epoch": _count(0, "masks begin here", unit="epochs"),
-    "time_mask_frames": _count(
+    "spec_augment_from_epoch": count(0, "masks begin here", unit="epochs"),
+    "time_mask_frames": count(
       20, "longest mask along time", 1, 1000, unit="feature frames of 10 ms"
     ),
-    "freq_mask_bins": _count(8, "widest mask along mel filters", 1, 256, unit="mel filters"),
-    "eval_every_epochs": _count(1, "between evaluations on dev", 1, unit="epochs"),
-    "average": _count(
+    "freq_mask_bins": count(8, "widest mask along mel filters", 1, 256, unit="mel filters"),
+    "eval_every_epochs": count(1, "between evaluations on dev", 1, unit="epochs"),
+    "average": count(
       4, "the final model is the average of this many best checkpoints", 1, 100, unit="checkpoints"
     ),
   }
@@ -358,7 +207,7 @@ FIELDS = Block(
   {
     "recipe": Field("demo", "data, or data and size (manifest-medium), that the defaults are for"),
     "variant": Field("", "name of the config file", optional=True),
-    "seed": _count(0, "of everything that is drawn at random"),
+    "seed": count(0, "of everything that is drawn at random"),
     "dtype": Field(
       "float32",
       "of the models' arithmetic; losses stay float32",
@@ -401,7 +250,7 @@ FIELDS = Block(
           bound=False,
         ),
         "split_by": Field("index", "of the digits corpus", choices=("index", "speaker")),
-        "workers": _count(
+        "workers": count(
           0,
           "processes that decode audio; 0 decodes in a thread of this one for each core",
           0,
@@ -438,9 +287,7 @@ FIELDS = Block(
           choices=("error", "skip"),
           read_by=("auto", "phonemes"),
         ),
-        "size": _count(
-          500, "classes, the blank included", 3, 1_000_000, read_by=("sentencepiece",)
-        ),
+        "size": count(500, "classes, the blank included", 3, 1_000_000, read_by=("sentencepiece",)),
       },
       switch="name",
     ),
@@ -452,7 +299,7 @@ FIELDS = Block(
           "nemo what NeMo's models read",
           choices=("logmel", "kaldi", "sherpa", "nemo"),
         ),
-        "mels": _count(80, "mel filters", 8, 256, unit="mel filters"),
+        "mels": count(80, "mel filters", 8, 256, unit="mel filters"),
         "low_hz": Field(
           60.0, "lower edge of the filters; sherpa has 20, nemo 0", unit="Hz", low=0.0, high=8000.0
         ),
@@ -478,8 +325,8 @@ FIELDS = Block(
           "posteriors are averaged), a store that jaxkd teach wrote, average (of the student's own "
           "past), or none",
         ),
-        "decay": _share(0.999, "of that moving average, an update", 0.999999),
-        "pool": _count(
+        "decay": share(0.999, "of that moving average, an update", 0.999999),
+        "pool": count(
           2, "frames of a Hugging Face teacher that are max-pooled into one", 1, 16, unit="frames"
         ),
         "cache": Field(
@@ -509,14 +356,14 @@ FIELDS = Block(
           "targets; with hypotheses the teacher's best transcripts are CTC targets",
           choices=LOSSES,
         ),
-        "scale": _share(1.0, "of the distillation loss; CTC gets 1 - scale"),
+        "scale": share(1.0, "of the distillation loss; CTC gets 1 - scale"),
         "scale_ramp": _ramp("scale", Field(0.0, low=0.0, high=1e6)),
         "temperature": Field(2.0, "divides both models' logits", low=1e-3, high=1e3, read_by=_KL),
         "temperature_ramp": _ramp("temperature", Field(1.0, low=1e-3, high=1e6), read_by=_KL),
         "delays": Field(
           (0,),
           "frames that the student may be later than the teacher, the best of them counts most",
-          each=_count(0, "", -100, 100),
+          each=count(0, "", -100, 100),
           unit="output frames",
           read_by=_KL,
         ),
@@ -562,41 +409,41 @@ FIELDS = Block(
           low=0.0,
           high=100.0,
         ),
-        "inner_scale": _share(
+        "inner_scale": share(
           0.0, "of the losses of heads behind student.inner_layers; the last one has the rest", 0.99
         ),
         "selection": Kinds(
           Field("all_frames", "which frames carry the loss", choices=tuple(SELECTIONS)), SELECTIONS
         ),
-        "start_epoch": _count(
+        "start_epoch": count(
           0,
           "the selection applies from here on; all frames before",
           unit="epochs",
           read_by=_FRAMES,
         ),
-        "stop_epoch": _count(
+        "stop_epoch": count(
           0, "above 0: all frames from this epoch on", unit="epochs", read_by=_FRAMES
         ),
-        "grow_epochs": _count(
+        "grow_epochs": count(
           0,
           "above 0: n, before and after are multiplied by epoch // grow_epochs",
           unit="epochs",
           read_by=_FRAMES,
         ),
-        "n_ramp": _ramp("n of the symmetric selection", _count(0, ""), read_by=_FRAMES),
+        "n_ramp": _ramp("n of the symmetric selection", count(0, ""), read_by=_FRAMES),
         "normalization": Field(
           "frames",
           "the KL over selected frames, or over rows × labels",
           choices=("frames", "labels"),
           read_by=("kl",),
         ),
-        "warmup": _count(
+        "warmup": count(
           0,
           "first epochs, in which encoder outputs are brought together instead",
           unit="epochs",
           read_by=_KL,
         ),
-        "hypotheses": _count(
+        "hypotheses": count(
           10,
           "N, the teacher's best transcripts that are targets",
           1,
@@ -610,7 +457,7 @@ FIELDS = Block(
     "profile": Field("", "updates to trace, such as 10:20; '' for none", bound=False),
     "checkpoint": Block(
       {
-        "every_steps": _count(
+        "every_steps": count(
           500, "between saves, besides every evaluation", 1, unit="updates", bound=False
         ),
         "every_minutes": Field(
@@ -625,7 +472,7 @@ FIELDS = Block(
     ),
     "mesh": Block(
       {
-        "fsdp": _count(
+        "fsdp": count(
           1,
           "devices that large parameters are split over; it divides their number",
           1,

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxkd import buckets
 from jaxkd import config as config_lib
-from jaxkd.config import fields, recipes
+from jaxkd.config import fields, recipes, schema
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -125,15 +125,15 @@ def _switch_kinds(config: ConfigDict, argv: list[str]) -> None:
     *path, field = name.split(".")[1:]
     node, block = fields.FIELDS, config
     for part in path:
-      node = node.fields.get(part) if isinstance(node, fields.Block) else None
+      node = node.fields.get(part) if isinstance(node, schema.Block) else None
       block = block.get(part) if isinstance(block, ConfigDict) else None
-    if not isinstance(node, fields.Kinds) or not isinstance(block, ConfigDict):
+    if not isinstance(node, schema.Kinds) or not isinstance(block, ConfigDict):
       continue
     with config.unlocked():
       if field == "name" and value in node.kinds and value != block.get("name"):
         for old in list(block):
           del block[old]
-        block.update(fields.defaults(node, value))
+        block.update(schema.defaults(node, value))
         block.update(recipes.of_another_kind(config.recipe, ".".join(path), value))
       elif field not in block and field in (known := node.of(block.get("name", ""))):
         block[field] = known[field].default

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxkd.config import fields
+from jaxkd.config import fields, schema
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -63,7 +63,7 @@ def of_another_kind(recipe: str, path: str, kind: str) -> dict:
 
 def training(**changes) -> ConfigDict:
   """How one model is trained; the student and a teacher that is trained here have one each."""
-  return ConfigDict(fields.defaults(fields.TRAINING) | changes)
+  return ConfigDict(schema.defaults(fields.TRAINING) | changes)
 
 
 def finetuning(**changes) -> ConfigDict:
@@ -248,7 +248,7 @@ def base(recipe: str = "demo") -> ConfigDict:
     UserError: an unknown recipe.
   """
   data, size = parts(recipe)
-  config = ConfigDict(fields.defaults(fields.FIELDS))
+  config = ConfigDict(schema.defaults(fields.FIELDS))
   config.recipe = recipe
   SIZES[size].apply(config)
   DATA[data].apply(config, size)

@@ -5,7 +5,7 @@ import json
 
 from ml_collections import ConfigDict
 
-from jaxkd.config import fields
+from jaxkd.config import fields, schema
 from jaxkd.config.check import check_values
 from jaxkd.errors import UserError
 
@@ -160,7 +160,7 @@ def binding(config: ConfigDict | dict) -> dict:
   Raises:
     UserError: what is stored is no config of this program.
   """
-  free = set(fields.unbound(fields.FIELDS))
+  free = set(schema.unbound(fields.FIELDS))
   return {name: value for name, value in flat(config).items() if name not in free}
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxkd import config as config_lib
 from jaxkd.config import fields, recipes
 from jaxkd.config.check import fits
-from jaxkd.config.fields import Block, Field, Kinds, allowed
+from jaxkd.config.schema import Block, Field, Kinds, allowed
 from jaxkd.errors import UserError
 
 
