@@ -17,7 +17,7 @@ import time
 import numpy as np
 import soundfile
 
-from jaxkd.data import decoding, shards, sources
+from jaxkd.data import decoding, packing, sources
 from jaxkd.data.corpora import Options
 
 CODECS = {
@@ -46,7 +46,7 @@ def main():
       if not args.audio:
         make(here, args.utterances, form, subtype, rate)
       opened = sources.open_source(str(here), Options())
-      shards.write(opened, folder / f"{codec}.packed", longest=40.0)
+      packing.write(opened, folder / f"{codec}.packed", longest=40.0)
       packed = sources.open_source(str(folder / f"{codec}.packed"), Options())
       for kind, source in (("files", opened), ("shards", packed)):
         for threads in args.threads:

@@ -69,25 +69,25 @@ def run(args) -> int:
 
 def pack(args) -> dict:
   """Packs the data that the arguments name and returns the totals."""
-  from jaxkd.data import shards
+  from jaxkd.data import packing
   from jaxkd.data.corpora import Options
   from jaxkd.data.sources import open_source
 
   folder = pathlib.Path(args.out).expanduser()
   given = pathlib.Path(args.data).expanduser()
-  if shards.is_tars(given):
-    return shards.totals(folder, shards.write_of_tars(given, folder, drop=args.drop))
+  if packing.is_tars(given):
+    return packing.totals(folder, packing.write_of_tars(given, folder, drop=args.drop))
   if args.drop:
     raise UserError("--drop goes with --verify=DIR, or with tar files")
   source = open_source(args.data, Options(root=args.root))
-  header = shards.write(source, folder, longest=args.longest, shard_seconds=args.hours * 3600)
-  return shards.totals(folder, header)
+  header = packing.write(source, folder, longest=args.longest, shard_seconds=args.hours * 3600)
+  return packing.totals(folder, header)
 
 
 def _verify(folder: pathlib.Path, drop: bool) -> int:
-  from jaxkd.data import shards
+  from jaxkd.data import packing
 
-  found, problems = shards.verify(folder, drop)
+  found, problems = packing.verify(folder, drop)
   print(json.dumps(found))
   if problems and not drop:
     raise UserError(

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from corpus import make_split, tone, write_manifest
-from jaxkd.data import audio, encoded, index, pipeline, plan, shards, sources
+from jaxkd.data import audio, encoded, index, packing, pipeline, plan, shards, sources
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Limits
 from jaxkd.errors import UserError
@@ -48,7 +48,7 @@ def mixed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(mixed, tmp_path_factory):
   folder = tmp_path_factory.mktemp("packed") / "shards"
-  shards.write(opened(mixed), folder, longest=40.0, shard_seconds=3.0)
+  packing.write(opened(mixed), folder, longest=40.0, shard_seconds=3.0)
   return folder
 
 
@@ -91,7 +91,7 @@ def test_batches_are_the_same(mixed, packed):
 
 def test_joined_sources_and_shards_themselves_can_be_packed(mixed, packed, tmp_path):
   both = f"{packed},{mixed}"
-  shards.write(opened(both), tmp_path, longest=40.0)
+  packing.write(opened(both), tmp_path, longest=40.0)
   assert_same(opened(tmp_path), opened(both))
 
 
@@ -99,7 +99,7 @@ def test_long_recordings_are_cut_where_it_is_quiet(mixed, tmp_path):
   longs = tmp_path / "longs"
   longs.mkdir()
   (longs / "long.flac").write_bytes((mixed.parent / "long.flac").read_bytes())
-  shards.write(opened(longs), tmp_path / "cut", longest=2.4)
+  packing.write(opened(longs), tmp_path / "cut", longest=2.4)
   found, wanted = opened(tmp_path / "cut"), opened(longs).read(0)
   assert found.durations.max() <= 2.4 and len(found) == 3
   assert 30_000 < round(found.durations[0] * 16_000) < 34_000
@@ -120,9 +120,9 @@ def test_samples_are_encoded_without_loss_where_that_is_possible(gain):
 
 PACK = """
 import sys
-from jaxkd.data import audio, encoded, index, pipeline, plan, shards, sources
+from jaxkd.data import audio, encoded, index, packing, pipeline, plan, shards, sources
 from jaxkd.data.corpora import Options
-shards.write(sources.open_source(sys.argv[1], Options()), shards.pathlib.Path(sys.argv[2]),
+packing.write(sources.open_source(sys.argv[1], Options()), packing.pathlib.Path(sys.argv[2]),
              longest=40.0, shard_seconds=1.0)
 """
 
@@ -139,7 +139,7 @@ def test_kill_in_the_middle_and_resume(tmp_path):
   whole = {path: path.stat().st_mtime_ns for path in lists()}
   with pytest.raises(UserError, match="shards without an index: the jaxkd shard that writes it"):
     opened(folder)
-  shards.write(opened(manifest), folder, longest=40.0, shard_seconds=1.0)
+  packing.write(opened(manifest), folder, longest=40.0, shard_seconds=1.0)
   assert_same(opened(folder), opened(manifest))
   assert {path: path.stat().st_mtime_ns for path in whole} == whole and len(lists()) > len(whole)
 
@@ -156,10 +156,10 @@ def test_shard_cut_short_is_named_and_can_be_left_out(damaged, mixed):
   with pytest.raises(UserError, match=f"{path} is cut short: .* --drop leaves"):
     opened(folder)
   before = len(shards.Index(folder))
-  found, problems = shards.verify(folder, drop=True)
+  found, problems = packing.verify(folder, drop=True)
   lost = sum(reason == "its shard is damaged" for _, reason in opened(folder).skipped)
   assert len(problems) == 1 and found["utterances"] == len(opened(folder)) == before - lost
-  shards.write(opened(mixed), folder, longest=40.0, shard_seconds=3.0)
+  packing.write(opened(mixed), folder, longest=40.0, shard_seconds=3.0)
   assert_same(opened(folder), opened(mixed))
 
 
@@ -172,7 +172,7 @@ def test_shard_of_other_data_is_known(damaged):
   with pytest.raises(UserError, match=f"{path}"):
     for i in range(len(source)):
       source.read(i)
-  assert shards.verify(folder)[1] == [f"{path} has other bytes than were indexed"]
+  assert packing.verify(folder)[1] == [f"{path} has other bytes than were indexed"]
 
 
 def test_replaced_shard_is_known(damaged):
@@ -185,7 +185,7 @@ def test_replaced_shard_is_known(damaged):
 def test_other_data_is_not_written_into_a_folder_of_shards(packed, tmp_path):
   other = make_split(tmp_path, "other", 2)
   with pytest.raises(UserError, match="holds shards of other data or settings"):
-    shards.write(opened(other), packed, longest=40.0)
+    packing.write(opened(other), packed, longest=40.0)
   column = packed / index.COLUMNS / "crc.bin"
   whole = column.read_bytes()
   column.write_bytes(whole[:-1])

@@ -12,7 +12,7 @@ import soundfile
 
 from corpus import tone
 from jaxkd.commands import line
-from jaxkd.data import audio, shards, sources
+from jaxkd.data import audio, packing, shards, sources
 from jaxkd.data.corpora import Options
 from jaxkd.errors import UserError
 
@@ -97,9 +97,9 @@ def test_tars_are_read_where_they_lie(tmp_path, make, capsys):
     part = tone(SAID[3])[6400:] if name == "u3-sub1.flac" else tone(text)
     np.testing.assert_allclose(found.read(i), part, atol=2**-15)
   assert not [p for p in (tmp_path / "index").rglob("*") if p.suffix == ".array_record"]
-  assert shards.verify(tmp_path / "index")[1] == []
+  assert packing.verify(tmp_path / "index")[1] == []
   # What is indexed can be packed, too.
-  shards.write(found, tmp_path / "packed", longest=40.0)
+  packing.write(found, tmp_path / "packed", longest=40.0)
   packed = sources.open_source(str(tmp_path / "packed"), Options())
   assert list(packed.ids) == list(found.ids)
   np.testing.assert_array_equal(packed.read(len(found) - 1), found.read(len(found) - 1))
@@ -108,7 +108,7 @@ def test_tars_are_read_where_they_lie(tmp_path, make, capsys):
 def test_tar_that_was_read_is_not_read_again(tmp_path, monkeypatch):
   webdataset(tmp_path / "tars")
   indexed(tmp_path / "tars")
-  monkeypatch.setattr(shards.tars, "contents", None)
+  monkeypatch.setattr(packing.tars, "contents", None)
   indexed(tmp_path / "tars")
 
 
