@@ -159,7 +159,7 @@ def _sentences(config: ConfigDict, size: str) -> None:
   if size == "tiny":
     # Two or three sentences are a row.
     for block in (config.training, config.teacher.training):
-      block.update(join_seconds=16.0, batch_seconds=64.0)
+      block.update(join_seconds=20.0, batch_seconds=60.0)
     config.training.epochs = 14
 
 

@@ -1,6 +1,6 @@
 """A harder made corpus: sentences of a grammar in many voices, with pauses and noise, by eSpeak NG.
 
-Words are drawn independently, so that a model must hear them; half of the time is silence, as in
+Words are drawn independently, so that a model must hear them; more than half is silence, as in
 recordings of people who think; dev and test are spoken by voices that are in no other split.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxkd.data.espeak import ACCENTS, Espeak, spoken_splits
 from jaxkd.data.rows import Row
 
-VERSION = "1"
+VERSION = "2"
 # Kind → its words.
 _WORDS = {
   kind: words.split()
@@ -39,7 +39,7 @@ _SIZES = {"train": 800, "unlabelled": 800, "dev": 80, "test": 360}
 UTTERANCES = sum(_SIZES.values())
 _SEED = 20261126
 # Seconds between phrases and at both ends; decibels of speech over noise.
-_PAUSE, _ENDS, _SNR_DB = (0.4, 1.5), (0.2, 1.0), (10.0, 20.0)
+_PAUSE, _ENDS, _SNR_DB = (0.8, 2.2), (0.3, 1.5), (10.0, 20.0)
 
 
 def splits() -> dict[str, Iterator[Row]]:
