@@ -63,8 +63,7 @@ def assert_same(found, wanted, atol=2e-5):
   np.testing.assert_allclose(of(found), of(wanted), atol=atol)
 
 
-@pytest.mark.parametrize("kind", STREAMED)
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize(("kind", "chunk"), [("kaldi", 2), *(("sherpa", c) for c in CHUNKS)])
 def test_a_stream_tells_what_the_masked_whole_tells(kind, chunk):
   audio, audio_len = make_audio()
   for left in LEFTS if chunk in (2, 3) else LEFTS[1:2]:
@@ -80,7 +79,7 @@ def wide_apart(kind, chunk):
   return float(abs(one - other).max()) > 1e-2
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_cut_into_packets_gives_the_same_frames(seed):
   rng = np.random.default_rng(seed)
   audio, audio_len = make_audio((14_111, 9_000))
