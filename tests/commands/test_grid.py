@@ -146,6 +146,8 @@ def test_the_grid_of_evidence():
   """Its claims are of runs that there are, and each seed has its own teacher."""
   found = grid.load(GRIDS / "evidence.py", "sentences")
   assert found["teachers"] == "each"
+  for cell in cells:
+    assert cell.config.teacher.cache == (cell.config.variant != "ctc")
   cells = grid.cells_of(found, "sentences", (), "")
   names = {cell.name.removesuffix("-s0") for cell in cells if cell.config.seed == 0}
   assert 3 * len(names) == len(cells)
