@@ -146,9 +146,9 @@ def test_the_grid_of_evidence():
   """Its claims are of runs that there are, and each seed has its own teacher."""
   found = grid.load(GRIDS / "evidence.py", "sentences")
   assert found["teachers"] == "each"
+  cells = grid.cells_of(found, "sentences", (), "")
   for cell in cells:
     assert cell.config.teacher.cache == (cell.config.variant != "ctc")
-  cells = grid.cells_of(found, "sentences", (), "")
   names = {cell.name.removesuffix("-s0") for cell in cells if cell.config.seed == 0}
   assert 3 * len(names) == len(cells)
   for claim in found["claims"]:
