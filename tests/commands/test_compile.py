@@ -209,7 +209,9 @@ def models(remat: bool):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_to_compile")
-@pytest.mark.parametrize("which", [0, 1], ids=["conformer", "hubert"])
+@pytest.mark.parametrize(
+  "which", [0, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["conformer", "hubert"]
+)
 def test_gradients_are_those_without_rematerialisation(which, monkeypatch):
   audio = np.random.default_rng(0).integers(-9000, 9000, (2, 9600)).astype(np.int16)
   audio_len = np.array([9600, 7000], np.int32)

@@ -93,6 +93,7 @@ def test_one_of_two_is_told_and_both_stop_after_the_same_update(lab):
   assert log.count("stopped and saved") == 2 and not (folder / "results.json").exists()
 
 
+@pytest.mark.exhaustive
 def test_two_die_and_another_number_resumes_to_where_one_ends(lab):
   whole_runs.finish([sys.executable, "-m", "jaxkd.main", *line(lab, "one")])
   folder = lab / "several"

@@ -134,6 +134,7 @@ def test_full_disk_is_one_line_and_resumes(lab, tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.exhaustive
 def test_audio_that_breaks_while_it_runs_is_counted(lab):
   audio = lab / "audio" / "unlabelled-03.flac"
   whole = audio.read_bytes()

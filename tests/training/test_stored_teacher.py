@@ -146,7 +146,10 @@ def test_other_objectives_learn_from_a_store(lab, teacher, variant, flags):
 
 @pytest.mark.parametrize(
   ("family", "options"),
-  [("hubert", []), ("parakeet", ["--pool=1", "--top=8"])],  # 80 ms, which are heard twice
+  [
+    pytest.param("hubert", [], marks=pytest.mark.exhaustive),
+    ("parakeet", ["--pool=1", "--top=8"]),  # 80 ms, which are heard twice
+  ],
 )
 def test_foundation_models_are_stored_and_learnt_from(lab, family, options):
   hf_models = pytest.importorskip("hf_models")

@@ -282,7 +282,11 @@ def test_given_teacher_dev_without_transcripts_and_broken_audio(lab, teacher, tm
   ("variant", "flags"),
   [
     ("hypotheses", ["--config.kd.hypotheses=3"]),
-    ("warmup", ["--config.kd.warmup=1", "--config.teacher.source={teacher}"]),
+    pytest.param(
+      "warmup",
+      ["--config.kd.warmup=1", "--config.teacher.source={teacher}"],
+      marks=pytest.mark.exhaustive,
+    ),
     ("soft", ["--config.teacher.source={teacher},{teacher}"]),
     pytest.param("soft_ctc", [], marks=pytest.mark.exhaustive),
     pytest.param("intermediate", [], marks=pytest.mark.exhaustive),
