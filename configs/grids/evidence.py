@@ -1,7 +1,8 @@
 """What decides the paper's claims, and ours: every rule on audio alone and beside CTC, three seeds.
 
-Each seed has its own teacher, which is heard once and stored. Runs at scale 1 learn from audio alone, those at 0.25 from as much
-transcribed audio, for as many epochs. The report judges the claims below.
+Each seed has its own teacher, which is heard once and stored. Runs at scale 1 learn from audio
+alone, those at 0.25 from as much transcribed audio, for as many epochs. The report judges the
+claims below.
     jaxkd grid evidence --recipe=sentences
     jaxkd grid evidence --recipe=digits --config.data.root=FOLDER
 """
