@@ -18,12 +18,14 @@ web        a page that hears in the browser: a folder of static files
 stablehlo  one file of jax.export, for cpu, cuda and tpu
 
 OUT/zipformer takes students of --config.features.kind=sherpa with 80 mel
-filters, OUT/onnx-asr-nemo those of --config.features.kind=nemo. Needs
+filters, OUT/onnx-asr-nemo those of --config.features.kind=nemo. --stream adds
+OUT/online, for sherpa-onnx's recogniser of streams. Needs
 pip install 'jaxkd[export]'.
 
 examples:
   %(prog)s runs/symmetric-demo --int8
   %(prog)s runs/symmetric-demo --data=speech.jsonl --out=phone
+  %(prog)s runs/streaming-demo --stream=320ms
   %(prog)s runs/symmetric-demo --to=web --out=page"""
 # Where they go, in the workdir.
 _TARGETS = {"onnx": "export", "web": "page", "stablehlo": "export"}
@@ -51,6 +53,12 @@ def add_arguments(parser) -> None:
   onnx.add_argument("--int8", action="store_true", help="also with products of 8 bits")
   onnx.add_argument("--fp16", action="store_true", help="also with 16 bits but for the features")
   onnx.add_argument(
+    "--stream",
+    metavar="MS",
+    type=line.milliseconds,
+    help="also for streams that are heard in chunks of so many milliseconds, such as 320ms",
+  )
+  onnx.add_argument(
     "--max_wer_loss",
     metavar="POINTS",
     type=line.number(0, 100),
@@ -68,7 +76,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Exports; returns the exit status, 1 where a file does not say what the student says."""
-  only_onnx = [name for name in ("int8", "fp16", "data") if getattr(args, name)]
+  only_onnx = [name for name in ("int8", "fp16", "stream", "data") if getattr(args, name)]
   if only_onnx and args.to != "onnx":
     raise UserError(f"--{only_onnx[0]} is of --to=onnx, and not of --to={args.to}")
   if args.runtime and args.to != "web":
@@ -113,7 +121,9 @@ def _onnx(args, out: pathlib.Path) -> int:
   found = FinishedRun(args.workdir)
   source = found.open(args.data) if args.data else list(found.splits().values())[-1]
   forms = tuple(form for form in ("int8", "fp16") if getattr(args, form))
-  facts = folder.write(found.student, out, source, folder.Wanted(forms, args.max_wer_loss))
+  chunks = _chunks(found.student, args)
+  wanted = folder.Wanted(forms, args.max_wer_loss, chunks)
+  facts = folder.write(found.student, out, source, wanted)
   console.out.print(_table(facts, out))
   for reason in sorted({x["not_run"] for x in facts["files"].values() if "not_run" in x}):
     _say(f"checked in onnxruntime alone: {reason}")
@@ -123,6 +133,8 @@ def _onnx(args, out: pathlib.Path) -> int:
       f"omnilingual: sherpa-onnx removes the mean of recordings and levels them, which changes "
       f"{100 * changed:.1f} % of the student's texts, here as well as there"
     )
+  if chunks:
+    _say_of_streams(facts["files"]["online/model.onnx"], out)
   kept_not = {name: x["not_kept"] for name, x in facts["files"].items() if "not_kept" in x}
   for name, reason in (facts["left_out"] | kept_not).items():
     _say(f"{name}: {reason}")
@@ -133,12 +145,34 @@ def _onnx(args, out: pathlib.Path) -> int:
   return 0
 
 
+def _chunks(student, args):
+  """Of the streams that are asked for; None where none are."""
+  from jaxkd.inference import live
+
+  if args.stream is None:
+    return None
+  chunks = live.chunks(student, args.stream, str(args.workdir))
+  if not live.has_learnt(student):
+    _say("--stream: the student has not learnt to hear chunks (student.chunk_frames is empty)")
+  return chunks
+
+
+def _say_of_streams(of_file: dict, out: pathlib.Path) -> None:
+  """What the table does not say of the place for streams."""
+  _say(f"online: WER here in chunks {console.percent(of_file['wer_here'])} %")
+  if of_file.get("changed_by_preparation"):
+    _say(
+      f"online: silence behind recordings, with which sherpa-onnx hears their ends, changes "
+      f"{100 * of_file['changed_by_preparation']:.1f} % of the texts, here as well as there"
+    )
+  _say(f"how to use it: {out / 'online' / 'README.md'}")
+
+
 def _table(facts: dict, out: pathlib.Path) -> Table:
-  run = [of_file for of_file in facts["files"].values() if "not_run" not in of_file]
-  here = console.percent(run[0]["wer_here"]) if run else "–"
+  here = next(of["wer_here"] for name, of in facts["files"].items() if "online/" not in name)
   title = f"{out} · {facts['recordings']} recordings of {facts['data']}"
   if facts["transcribed"]:
-    title += f" · WER here {here} %"
+    title += f" · WER here {console.percent(here)} %"
   table = Table(title=title, title_justify="left")
   for heading in ("", "MB", "Δ log p", "same %", "WER %", "× real time"):
     table.add_column(heading, justify="right" if heading else "left", no_wrap=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.sources import Source
-from jaxkd.export import runtimes
+from jaxkd.export import online, runtimes
 from jaxkd.export.conformer import classes
 from jaxkd.export.slots import SPACE, settings_of, tokens
 from jaxkd.inference.error_rates import error_rates
-from jaxkd.inference.listening import listen
+from jaxkd.inference.listening import Frames, listen
 from jaxkd.inference.search.greedy import collapse
 from jaxkd.labels import normalise
 from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel
@@ -27,29 +27,41 @@ MOST_DIFFERENCE, LEAST_SAME = 0.1, 0.99
 _COMPARED = 50  # recordings whose log probabilities are compared
 
 
+class Recordings(NamedTuple):
+  """What is listened to.
+
+  Attributes:
+    audio: f32[S] of each.
+    transcripts: None of those that have none.
+    left_out: recordings that are broken or too long to be heard at once.
+  """
+
+  audio: list[np.ndarray]
+  transcripts: list[str | None]
+  left_out: int
+
+
 class Heard(NamedTuple):
   """Recordings, and what the student makes of them here.
 
   Attributes:
     audio: f32[S] of each.
     texts: hypotheses.
-    standardised_texts: the same of audio as sherpa-onnx prepares it for the place omnilingual.
+    prepared: folder → the same of audio as its runtime hears it, where that is another.
     references: transcripts; the hypotheses where there are none, or the classes are phonemes.
     transcribed: whether they are transcripts.
-    left_out: recordings that are broken or too long to be heard at once.
   """
 
   audio: list[np.ndarray]
   texts: list[str]
-  standardised_texts: list[str]
+  prepared: dict[str, list[str]]
   references: list[str]
   transcribed: bool
-  left_out: int
 
 
-def hear(model: AcousticModel, source: Source, update: Callable[[], None]) -> Heard:
-  """Runs the student on a source; `update` is called after each recording."""
-  audio, kept, left_out = [], [], 0
+def read(source: Source) -> Recordings:
+  """The recordings of a source."""
+  audio, transcripts, left_out = [], [], 0
   for index in range(len(source)):
     try:
       samples = source.read(index)
@@ -59,22 +71,51 @@ def hear(model: AcousticModel, source: Source, update: Callable[[], None]) -> He
       left_out += 1
       continue
     audio.append(samples)
-    kept.append(source.texts[index])
-  texts = list(_texts(model, audio, update))
-  standardised = (_standardised(samples) for samples in audio)
-  standardised_texts = list(_texts(model, standardised, lambda: None))
-  transcribed = bool(kept) and None not in kept and model.vocabulary.kind != "phonemes"
-  references = [normalise(text) for text in kept] if transcribed else texts
-  return Heard(audio, texts, standardised_texts, references, transcribed, left_out)
+    transcripts.append(source.texts[index])
+  return Recordings(audio, transcripts, left_out)
 
 
-def _texts(model: AcousticModel, audio: Iterable[np.ndarray], update) -> Iterator[str]:
+def hear(
+  model: AcousticModel, given: Recordings, folders: Container[str], update: Callable[[], None]
+) -> Heard:
+  """Runs the student on recordings, as it hears them in some folders, too.
+
+  `update` is called after each recording.
+  """
+  texts = list(_texts(model, given.audio, update))
+  prepared = {}
+  for folder in PREPARATIONS:
+    if folder in folders:
+      prepared[folder] = list(_texts(model, given.audio, lambda: None, folder))
+  transcripts = given.transcripts
+  transcribed = None not in transcripts and model.vocabulary.kind != "phonemes"
+  references = [normalise(text) for text in transcripts] if transcribed else texts
+  return Heard(given.audio, texts, prepared, references, transcribed)
+
+
+def _texts(model: AcousticModel, audio, update, folder: str = "") -> Iterator[str]:
   """What the runtimes should write: for phonemes, these and not their words."""
   written = dict(zip(classes(model), tokens(model), strict=True))
-  for frames in listen(model, audio):
+  for frames in _listen(model, audio, folder):
     labels = collapse(frames.path, blank_id=model.blank_id)
     yield normalise("".join(written[label] for label in labels.tolist()).replace(SPACE, " "))
     update()
+
+
+def _listen(
+  model: AcousticModel, audio: list[np.ndarray], folder: str, *, log_probs: bool = False
+) -> Iterator[Frames]:
+  """What the student says here of audio as it is heard in a folder, and of no more."""
+  prepare = PREPARATIONS.get(folder, lambda model, samples: samples)
+  heard = listen(model, (prepare(model, x) for x in audio), log_probs=log_probs)
+  for samples, frames in zip(audio, heard, strict=True):
+    if folder == online.SLOT.folder:
+      size = online.frames_heard(model, len(prepare(model, samples)))
+      frames = frames._replace(
+        path=frames.path[:size],
+        log_probs=frames.log_probs[:size] if log_probs else None,
+      )
+    yield frames
 
 
 def check(
@@ -89,13 +130,17 @@ def check(
     update: called after each recording.
 
   Returns:
-    "bytes"; "largest_difference" of log probabilities in onnxruntime; "runtime", "same_texts"
-    (share that is identical to what the student says here of audio as the runtime prepares it),
-    "changed_by_preparation" (share of the student's texts that this changes), "wer", "wer_here" and
-    "real_time_factor" on one thread in its runtime, or "not_run": why not.
+    "bytes"; "largest_difference" of log probabilities in onnxruntime; "wer_here"; "runtime",
+    "same_texts" (share that is identical to what the student says here of audio as the runtime
+    prepares it), "changed_by_preparation" (share of the student's texts that this changes), "wer"
+    and "real_time_factor" on one thread in its runtime, or "not_run": why not.
   """
   folder = path.parent.name
-  found = {"bytes": path.stat().st_size, "largest_difference": difference(model, path, heard)}
+  found = {
+    "bytes": path.stat().st_size,
+    "largest_difference": difference(model, path, heard),
+    "wer_here": error_rates(heard.references, heard.texts)["wer"],
+  }
   try:
     listener = runtimes.RUNTIMES[folder][1](path)
   except (ImportError, runtimes.NotRead) as error:
@@ -105,19 +150,19 @@ def check(
 
   def recordings():
     for audio in heard.audio:
-      yield audio
+      # What the runtime does not prepare itself, its users do.
+      yield online.padded(model, audio) if folder == online.SLOT.folder else audio
       update()
 
   texts, seconds = runtimes.listen(listener, recordings())
   texts = [normalise(text) for text in texts]
   length = sum(map(len, heard.audio)) / SAMPLE_RATE_HZ
-  prepared = heard.standardised_texts if folder == "omnilingual" else heard.texts
+  prepared = heard.prepared.get(folder, heard.texts)
   return found | {
     "runtime": runtimes.version(folder),
     "same_texts": _same(texts, prepared),
     "changed_by_preparation": round(1 - _same(prepared, heard.texts), 4),
     "wer": error_rates(heard.references, texts)["wer"],
-    "wer_here": error_rates(heard.references, heard.texts)["wer"],
     "real_time_factor": round(seconds / length, 5),
   }
 
@@ -128,17 +173,16 @@ def _same(texts: list[str], others: list[str]) -> float:
 
 def difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float | None:
   """Largest, in log probabilities of the first recordings; None where one is no number."""
-  folder, run, order = path.parent.name, runtimes.log_probs(path), classes(model)
-  settings = settings_of(model)
-  given = heard.audio[:_COMPARED]
-  if folder == "omnilingual":
-    given = [_standardised(audio) for audio in given]
+  folder, order, settings = path.parent.name, classes(model), settings_of(model)
+  streamed = folder == online.SLOT.folder
+  run = runtimes.streamed_log_probs(path) if streamed else runtimes.log_probs(path)
+  given, prepare = heard.audio[:_COMPARED], PREPARATIONS.get(folder, lambda model, x: x)
   largest = 0.0
-  for audio, here in zip(given, listen(model, given, log_probs=True), strict=True):
+  for audio, here in zip(given, _listen(model, given, folder, log_probs=True), strict=True):
     frames = len(here.path)
     if not frames:
       continue
-    there = run(**INPUTS[folder](audio, settings))[0]
+    there = run(**INPUTS[folder](prepare(model, audio), settings))[0]
     there = there[:: max(1, round(len(there) / frames))][:frames]
     found = float(np.abs(there - here.log_probs[:, order]).max())
     if not np.isfinite(found):
@@ -147,7 +191,7 @@ def difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float 
   return round(largest, 6)
 
 
-def _standardised(audio: np.ndarray) -> np.ndarray:
+def _standardised(model: AcousticModel, audio: np.ndarray) -> np.ndarray:
   """As sherpa-onnx gives audio to the place omnilingual."""
   return ((audio - audio.mean()) / np.sqrt(audio.var() + 1e-5)).astype(np.float32)
 
@@ -172,12 +216,19 @@ def _nemo_inputs(audio: np.ndarray, settings) -> dict:
   return {"audio_signal": x["x"].transpose(0, 2, 1), "length": x["x_lens"]}
 
 
+def _online_inputs(audio: np.ndarray, settings) -> dict:
+  return {"x": _zipformer_inputs(audio, settings)["x"]}
+
+
+# Of audio, before it is heard in a folder: by the runtime, or by its users.
+PREPARATIONS = {"omnilingual": _standardised, online.SLOT.folder: online.padded}
 _log_mel = jax.jit(log_mel, static_argnums=2)
 INPUTS = {
   "omnilingual": _omnilingual_inputs,
   "zipformer": _zipformer_inputs,
   "onnx-asr": _onnx_asr_inputs,
   "onnx-asr-nemo": _nemo_inputs,
+  "online": _online_inputs,
 }
 
 

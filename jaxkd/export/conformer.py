@@ -12,7 +12,10 @@ from flax import nnx
 from jaxkd.export.features import length_mask
 from jaxkd.export.graph import Graph
 from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.layers import _sinusoids
+
+_TO_THE_END = np.iinfo(np.int64).max  # of a slice
 
 
 def conformer(g: Graph, features: str, lengths: str | None, model: AcousticModel):
@@ -28,24 +31,49 @@ def conformer(g: Graph, features: str, lengths: str | None, model: AcousticModel
     Log probabilities; f32[N, T, 1], 1 for real frames, and i64[N], both None without lengths.
   """
   net = nnx.merge(model.graphdef, model.params)
-  config = net.config
   x, mask, lengths = front_end(g, g.narrow(features), lengths, net.frontend)
-  table = np.asarray(_sinusoids(np.arange(-config.rel_clip, config.rel_clip + 1), config.width))
-  seen = Seen(table, distances(g, x, config.rel_clip), mask, keys(g, mask))
-  for layer in range(config.layers):
+  seen = Seen(sinusoids(net.config), distances(g, x, net.config.rel_clip), mask, keys(g, mask))
+  log_probs = head(g, blocks(g, x, seen, net), net, model)
+  mask = None if mask is None else length_mask(g, log_probs, lengths, axis=1)
+  return log_probs, mask, lengths
+
+
+def sinusoids(config: ConformerConfig) -> np.ndarray:
+  """f32[2·clip + 1, D], one of each distance."""
+  return np.asarray(_sinusoids(np.arange(-config.rel_clip, config.rel_clip + 1), config.width))
+
+
+def blocks(g: Graph, x: str, seen: "Seen", net: ConformerCTC) -> str:
+  """All of them, one after the other."""
+  for layer in range(net.config.layers):
     g.prefix = f"block{layer}/"
     x = block(g, x, seen, net.blocks, layer)
+  return x
+
+
+def head(g: Graph, x: str, net: ConformerCTC, model: AcousticModel) -> str:
+  """Log probabilities f32[N, T, V], the blank first."""
   g.prefix = "head/"
   order = classes(model)
   kernel, bias = (np.asarray(p[...])[..., order] for p in (net.head.kernel, net.head.bias))
-  logits = g.widen(g("Add", g("MatMul", x, kernel), bias))
-  mask = None if mask is None else length_mask(g, x, lengths, axis=1)
-  return g("LogSoftmax", logits, axis=-1), mask, lengths
+  return g("LogSoftmax", g.widen(g("Add", g("MatMul", x, kernel), bias)), axis=-1)
 
 
 def classes(model: AcousticModel) -> list[int]:
   """The model's classes in the order of the graph's: the blank first."""
   return [model.blank_id, *(i for i in range(len(model.labels)) if i != model.blank_id)]
+
+
+class Past(NamedTuple):
+  """What a chunk of a stream reads of those before, by name and layer: float[N, K, D] each.
+
+  Attributes:
+    before: the last K frames before the chunk.
+    after: the last K frames up to its end, which `blocks` fills in.
+  """
+
+  before: dict[tuple[str, int], str]
+  after: dict[tuple[str, int], str]
 
 
 class Seen(NamedTuple):
@@ -55,13 +83,15 @@ class Seen(NamedTuple):
     positions: f32[2·clip + 1, D], a sinusoid of each distance.
     places: see `distances`.
     mask: f32[N, T, 1], or None.
-    keys: f32[N, 1, 1, T], what is added to scores, or None.
+    keys: f32[N, 1, 1, K], what is added to the scores of K keys, or None.
+    past: of a stream's chunk; None for whole recordings.
   """
 
   positions: np.ndarray
   places: tuple[str, ...]
   mask: str | None
   keys: str | None
+  past: Past | None = None
 
 
 def keys(g: Graph, mask: str | None) -> str | None:
@@ -72,11 +102,11 @@ def keys(g: Graph, mask: str | None) -> str | None:
   return g("Unsqueeze", g("Transpose", low, perm=[0, 2, 1]), [1])
 
 
-def front_end(g: Graph, x: str, lengths: str | None, net):
-  """Frames f32[N, T, D], their mask and i64[N] lengths."""
+def front_end(g: Graph, x: str, lengths: str | None, net, real=length_mask):
+  """Frames f32[N, T, D], their mask and i64[N] lengths, of which `real` makes a mask."""
   g.prefix = "frontend/"
   x = g("Unsqueeze", x, [1])  # [N, 1, M, F]
-  mask = length_mask(g, x, lengths, axis=2)
+  mask = real(g, x, lengths, axis=2)
   for layer in range(4):
     x = masked(g, x, mask, [1])
     kernel = np.asarray(net.kernels[layer][...]).transpose(3, 2, 0, 1)
@@ -87,7 +117,7 @@ def front_end(g: Graph, x: str, lengths: str | None, net):
       x = g("MaxPool", masked(g, x, mask, [1]), kernel_shape=window, strides=window, ceil_mode=1)
       if lengths is not None:
         lengths = g("Div", g("Add", lengths, window[0] - 1), window[0])
-      mask = length_mask(g, x, lengths, axis=2)
+      mask = real(g, x, lengths, axis=2)
   x = g("Transpose", x, perm=[0, 2, 3, 1])
   x = g("Reshape", x, [0, 0, -1])
   return linear(g, x, net.project, ()), mask, lengths
@@ -103,7 +133,7 @@ def masked(g: Graph, x: str, mask: str | None, axes: list[int] | None = None) ->
 def block(g: Graph, x: str, seen: Seen, net, layer: int) -> str:
   """Half feed-forward, convolution, attention, half feed-forward, layer norm."""
   x = g("Add", x, g("Mul", feed_forward(g, x, net.ff_first, layer), 0.5))
-  x = g("Add", x, convolution(g, x, seen.mask, net.conv, layer))
+  x = g("Add", x, convolution(g, x, seen, net.conv, layer))
   x = g("Add", x, attention(g, x, seen, net.attention, layer))
   x = g("Add", x, g("Mul", feed_forward(g, x, net.ff_last, layer), 0.5))
   return layer_norm(g, x, net.norm, layer)
@@ -127,11 +157,12 @@ def feed_forward(g: Graph, x: str, net, layer) -> str:
   return linear(g, silu(g, linear(g, x, net.inner, layer)), net.outer, layer)
 
 
-def convolution(g: Graph, x: str, mask, net, layer) -> str:
+def convolution(g: Graph, x: str, seen: Seen, net, layer) -> str:
   """Gated pointwise, depthwise over time, layer norm, swish, pointwise."""
   x = linear(g, layer_norm(g, x, net.norm, layer), net.gated, layer)
   value, gate = g("Split", x, axis=2, outputs=2)
-  x = masked(g, g("Mul", value, g("Sigmoid", gate)), mask)
+  x = masked(g, g("Mul", value, g("Sigmoid", gate)), seen.mask)
+  x = behind(g, x, seen.past, "inputs", layer)
   kernel = of_layer(net.depthwise, layer)  # [taps, D]
   taps, width = kernel.shape
   x = g(
@@ -140,7 +171,7 @@ def convolution(g: Graph, x: str, mask, net, layer) -> str:
     kernel.T[:, None],
     of_layer(net.depthwise_bias, layer),
     group=width,
-    pads=[taps // 2, taps // 2],
+    pads=[taps // 2 if seen.past is None else 0, taps // 2],
   )
   x = layer_norm(g, g("Transpose", x, perm=[0, 2, 1]), net.inner_norm, layer)
   return linear(g, silu(g, x), net.pointwise, layer)
@@ -151,12 +182,13 @@ def attention(g: Graph, x: str, seen: Seen, net, layer) -> str:
   width, heads = seen.positions.shape[1], net.heads
   size = width // heads
   qkv = linear(g, layer_norm(g, x, net.norm, layer), net.qkv, layer)
-  qkv = g("Reshape", qkv, [0, 0, 3, heads, size])
-  qkv = g("Transpose", qkv, perm=[2, 0, 3, 1, 4])  # [3, N, H, T, D / H]
-  q, k, v = (g("Squeeze", part, [0]) for part in g("Split", qkv, axis=0, outputs=3))
+  q, k, v = g("Split", qkv, axis=2, outputs=3)
+  k = behind(g, k, seen.past, "keys", layer)
+  v = behind(g, masked(g, v, seen.mask), seen.past, "values", layer)
+  by_head = lambda x, perm: g("Transpose", g("Reshape", x, [0, 0, heads, size]), perm=perm)
+  q, v = (by_head(x, [0, 2, 1, 3]) for x in (q, v))  # [N, H, T, D / H]
   bias = lambda p: of_layer(p, layer)[None, :, None]
-  by_content = g("Add", q, bias(net.content_bias))
-  scores = g("MatMul", by_content, g("Transpose", k, perm=[0, 1, 3, 2]))
+  scores = g("MatMul", g("Add", q, bias(net.content_bias)), by_head(k, [0, 2, 3, 1]))
   table = seen.positions @ of_layer(net.positions, layer)
   table = table.reshape(-1, heads, size).transpose(1, 2, 0)  # [H, D / H, 2·clip + 1]
   table = g.constant(table, f"{g.prefix}positions")
@@ -165,42 +197,56 @@ def attention(g: Graph, x: str, seen: Seen, net, layer) -> str:
   scores = g("Mul", scores, size**-0.5)
   if seen.keys is not None:
     scores = g("Add", scores, seen.keys)
-  v = masked(g, v, seen.mask, [1])
   mixed = g("MatMul", g("Softmax", scores, axis=-1), v)
   mixed = g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, -1])
   return linear(g, mixed, net.out, layer)
 
 
-def distances(g: Graph, x: str, clip: int) -> tuple[str, ...]:
+def behind(g: Graph, x: str, past: Past | None, name: str, layer: int) -> str:
+  """x[N, T, D] behind what is kept of the frames before, [N, K + T, D]; x itself without a past."""
+  if past is None:
+    return x
+  joined = g("Concat", past.before[name, layer], x, axis=1)
+  past.after[name, layer] = g("Slice", joined, g.size(x, 1), [_TO_THE_END], [1])
+  return joined
+
+
+def distances(g: Graph, x: str, clip: int, past: int = 0) -> tuple[str, ...]:
   """What `spread` needs for the T frames of x[N, T, D], once for all layers.
 
+  Args:
+    g: the graph.
+    x: frames that attend.
+    clip: the largest distance in the table.
+    past: keys before them; with theirs these are K.
+
   Returns:
-    i64[2T], the distance in the table of each column of a row before the shear, and i64[1] each T,
-    T - 1 and 2T - 1.
+    i64[T + K], the distance in the table of each column of a row before the shear, and i64[1] each
+    T, T - 1, K and T + K - 1.
   """
   g.prefix = "distances/"
   frames = g.size(x, 1)
-  last = g("Sub", frames, 1)
-  stop = g("Add", frames, frames)
+  keys = g("Add", frames, past)
+  stop = g("Add", frames, keys)
   columns = g("Range", np.int64(0), g("Squeeze", stop, [0]), np.int64(1))
-  distance = g("Sub", last, columns)
+  distance = g("Sub", g("Sub", keys, 1), columns)
   index = g("Add", g("Max", g("Min", distance, clip), -clip), clip)
-  return index, frames, last, g("Sub", stop, 1)
+  return index, frames, g("Sub", frames, 1), keys, g("Sub", stop, 1)
 
 
 def spread(g: Graph, scores: str, places: tuple[str, ...]) -> str:
-  """[N, H, T, 2·clip + 1] by distance to [N, H, T, T] by key, by a shear.
+  """[N, H, T, 2·clip + 1] by distance to [N, H, T, K] by key, by a shear.
 
-  Column m of 2T holds distance T - 1 - m; in the flattened rows key j of query i is at
-  i (2T - 1) + j + T - 1, so rows of 2T - 1 from position T - 1 on begin with key 0.
+  Column m of T + K holds distance K - 1 - m; in the flattened rows key j of query i is at
+  i (T + K - 1) + j + T - 1, so rows of T + K - 1 from position T - 1 on begin with key 0.
   """
-  index, frames, last, row = places
+  index, frames, last, keys, row = places
   wide = g("Gather", scores, index, axis=3)
   flat = g("Reshape", wide, [0, 0, -1])
   stop = g("Add", last, g("Mul", frames, row))
   flat = g("Slice", flat, last, stop, [2])
   shape = g("Concat", [0, 0], frames, row, axis=0)
-  return g("Slice", g("Reshape", flat, shape), [0], frames, [3])
+  return g("Slice", g("Reshape", flat, shape), [0], keys, [3])
 
 
 def of_layer(parameter, layer) -> np.ndarray:

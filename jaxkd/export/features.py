@@ -69,7 +69,7 @@ def length_mask(g: Graph, x: str, lengths: str | None, axis: int) -> str | None:
   """float[N, T, 1] of the lengths i64[N], T the size of an axis of x."""
   if lengths is None:
     return None
-  frames = g("Range", np.int64(0), g("Squeeze", g.size(x, axis), [0]), np.int64(1))
+  frames = g("Range", np.int64(0), g.count(x, axis), np.int64(1))
   real = g("Less", g("Unsqueeze", frames, [0]), g("Unsqueeze", lengths, [1]))
   return g("Unsqueeze", g("Cast", real, to=g.float), [2])
 

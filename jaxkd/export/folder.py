@@ -1,13 +1,14 @@
 """`jaxkd export --to=onnx`: the folders that other runtimes read, and what they make of them."""
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
 from jaxkd import console, files
 from jaxkd.data.sources import Source
 from jaxkd.errors import UserError
-from jaxkd.export import check, quantised, slots
-from jaxkd.models.acoustic import AcousticModel
+from jaxkd.export import check, online, quantised, slots
+from jaxkd.models.acoustic import AcousticModel, Chunks
 from jaxkd.models.exported import FACTS, VOCABULARY
 
 
@@ -17,10 +18,12 @@ class Wanted(NamedTuple):
   Attributes:
     forms: of "int8" and "fp16".
     max_wer_loss: points of WER; a form that loses more is not kept.
+    chunks: of the streams that a graph is to hear, too; None for none.
   """
 
   forms: tuple[str, ...]
   max_wer_loss: float
+  chunks: Chunks | None = None
 
 
 def write(model: AcousticModel, folder: pathlib.Path, source: Source, wanted: Wanted) -> dict:
@@ -41,34 +44,56 @@ def write(model: AcousticModel, folder: pathlib.Path, source: Source, wanted: Wa
     UserError: no runtime has a place for it, the folder cannot be written, or nothing can be heard.
   """
   found, left_out = slots.fitting(model)
+  models = {slot.folder: model for slot in found}
+  if wanted.chunks:
+    streamed = dataclasses.replace(model, chunks=wanted.chunks)
+    if reason := online.SLOT.lacks(streamed):
+      raise UserError(f"no runtime has a place for streams of this student: {reason}")
+    found, models[online.SLOT.folder] = [*found, online.SLOT], streamed
   try:
     (folder / FACTS).unlink(missing_ok=True)  # of an earlier export: it says that all is checked
-    names = [name for slot in found for name in _write_slot(model, slot, folder, wanted.forms)]
+    names = [
+      name
+      for slot in found
+      for name in _write_slot(models[slot.folder], slot, folder, wanted.forms)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     model.vocabulary.save(folder / VOCABULARY)
   except OSError as error:
     raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-  with console.progress("listening", len(source)) as update:
-    heard = check.hear(model, source, update)
-  if not heard.audio:
+  given = check.read(source)
+  if not given.audio:
     raise UserError(f"{source.name}: no recording of up to a minute that could be read")
+  heard = _hear(models, given)
   facts: dict[str, dict] = {}
-  with console.progress("checking", len(names) * len(heard.audio)) as update:
+  with console.progress("checking", len(names) * len(given.audio)) as update:
     for name in names:
-      facts[name] = check.check(model, folder / name, heard, update)
+      of = models[name.partition("/")[0]]
+      facts[name] = check.check(of, folder / name, heard[of.chunks], update)
   _drop_what_is_wrong(folder, facts, wanted.max_wer_loss)
   result = {
     "frame_samples": model.frame_samples,
     "parameters": model.parameter_count,
     "data": source.name,
-    "recordings": len(heard.audio),
-    "recordings_left_out": heard.left_out,
-    "transcribed": heard.transcribed,
+    "recordings": len(given.audio),
+    "recordings_left_out": given.left_out,
+    "transcribed": heard[model.chunks].transcribed,
     "files": facts,
     "left_out": left_out,
   }
   files.write_json(folder / FACTS, result)
   return result
+
+
+def _hear(models: dict[str, AcousticModel], given: check.Recordings) -> dict:
+  """What the student makes of recordings in all ways in which it hears, by its chunks."""
+  ways = {model.chunks: model for model in models.values()}
+  heard = {}
+  with console.progress("listening", len(ways) * len(given.audio)) as update:
+    for chunks, model in ways.items():
+      folders = [folder for folder, of in models.items() if of.chunks == chunks]
+      heard[chunks] = check.hear(model, given, folders, update)
+  return heard
 
 
 def _write_slot(model, slot: slots.Slot, folder: pathlib.Path, forms) -> list[str]:

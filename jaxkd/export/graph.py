@@ -69,6 +69,10 @@ class Graph:
     """i64[1]: the size of an axis."""
     return self("Shape", x, start=axis, end=axis + 1)
 
+  def count(self, x: str, axis: int) -> str:
+    """i64[]: the size of an axis, as Range takes it where onnxruntime knows the size."""
+    return self("Gather", self("Shape", x), np.int64(axis))
+
   def named(self, x: str, name: str) -> str:
     """The same tensor under a name of its own, for an output."""
     self._nodes.append(helper.make_node("Identity", [x], [name], name=name))

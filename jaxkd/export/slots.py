@@ -1,5 +1,7 @@
 """The places of other runtimes that a student fits into: a graph, and its classes beside it.
 
+These hear whole recordings; `export.online` has the one for streams.
+
 omnilingual   sherpa-onnx, `from_omnilingual_asr_ctc`: raw audio, one recording at a time
 zipformer     sherpa-onnx, `from_zipformer_ctc`: its own features, in batches
 onnx-asr      onnx-asr's `wav2vec2-ctc`: raw audio in batches
@@ -188,18 +190,19 @@ def tokens(model: AcousticModel) -> list[str]:
   return [token(index) for index in classes(model)]
 
 
-def _write_tokens(model: AcousticModel, folder: pathlib.Path, name: str = "tokens.txt") -> None:
+def write_tokens(model: AcousticModel, folder: pathlib.Path, name: str = "tokens.txt") -> None:
+  """Writes what the runtimes write for each class."""
   lines = [f"{token} {index}\n" for index, token in enumerate(tokens(model))]
   files.write_text(folder / name, "".join(lines))
 
 
 def _write_onnx_asr(model: AcousticModel, folder: pathlib.Path) -> None:
-  _write_tokens(model, folder, "vocab.txt")
+  write_tokens(model, folder, "vocab.txt")
   _write_config(folder, model_type="wav2vec2-ctc", subsampling_factor=model.frame_samples)
 
 
 def _write_nemo(model: AcousticModel, folder: pathlib.Path) -> None:
-  _write_tokens(model, folder, "vocab.txt")
+  write_tokens(model, folder, "vocab.txt")
   _write_config(
     folder,
     model_type="nemo-conformer-ctc",
@@ -213,8 +216,8 @@ def _write_config(folder: pathlib.Path, **config) -> None:
 
 
 SLOTS = (
-  Slot("omnilingual", _omnilingual_lacks, _omnilingual, _write_tokens),
-  Slot("zipformer", _zipformer_lacks, _zipformer, _write_tokens),
+  Slot("omnilingual", _omnilingual_lacks, _omnilingual, write_tokens),
+  Slot("zipformer", _zipformer_lacks, _zipformer, write_tokens),
   Slot("onnx-asr", lambda model: "", _onnx_asr, _write_onnx_asr),
   Slot("onnx-asr-nemo", _nemo_lacks, _nemo, _write_nemo),
 )

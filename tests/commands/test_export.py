@@ -28,6 +28,7 @@ def lab(tmp_path_factory):
     "logmel": [],
     "sherpa": ["--config.features.kind=sherpa", "--config.features.mels=80"],
     "nemo": ["--config.features.kind=nemo", "--config.features.mels=80"],
+    "stream": ["--config.features.kind=sherpa", "--config.features.normalise=none"],
     "kaldi": ["--config.features.kind=kaldi", "--config.features.normalise=none"],
   }
   for name, changes in kinds.items():
@@ -81,6 +82,30 @@ def test_places_that_do_not_fit_are_named(lab, capfd, tmp_path):
   assert not (tmp_path / "zipformer").exists() and (tmp_path / "omnilingual").is_dir()
   assert export(lab / "kaldi", f"--out={tmp_path / 'kaldi'}") == 0
   assert "omnilingual: the runtime changes the volume" in capfd.readouterr().out
+
+
+def test_sherpa_hears_streams_as_they_are_heard_here(lab, capfd):
+  assert export(lab / "stream", "--stream=160ms", "--int8", "--max_wer_loss=100") == 0
+  out, place = capfd.readouterr().out, lab / "stream" / "export"
+  files = json.loads((place / "export.json").read_text())["files"]
+  facts = files["online/model.onnx"]
+  assert facts["runtime"].startswith("sherpa-onnx") and facts["same_texts"] == 1.0
+  assert facts["largest_difference"] < 1e-3
+  assert files["online/model.int8.onnx"]["bytes"] < facts["bytes"]
+  assert "has not learnt to hear chunks" in out and "online: WER here in chunks" in out
+  told = (place / "online" / "README.md").read_text()
+  assert "Chunks of 160 ms, each heard 238 ms after" in told and "feature_dim=" in told
+
+
+def test_what_cannot_be_streamed_is_refused_in_a_line(lab):
+  with pytest.raises(UserError, match="logmel cannot hear streams: features.kind is logmel"):
+    export(lab / "logmel", "--stream=160ms")
+  with pytest.raises(UserError, match="streams of this student: .*features.kind=sherpa"):
+    export(lab / "kaldi", "--stream=160ms")
+  with pytest.raises(UserError, match="--stream=150ms must be a multiple of a frame, 40 ms"):
+    export(lab / "stream", "--stream=150ms")
+  with pytest.raises(UserError, match="--stream is of --to=onnx, and not of --to=web"):
+    export(lab / "stream", "--stream=160ms", "--to=web")
 
 
 def test_a_file_that_says_something_else_is_not_kept(lab, capfd, tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 from flax import nnx
 
-from jaxkd.export import check, conformer, slots
+from jaxkd.export import check, conformer, online, runtimes, slots
 from jaxkd.export.graph import FLOAT, Graph
 from jaxkd.labels import Vocabulary
-from jaxkd.models.acoustic import AcousticModel
+from jaxkd.models.acoustic import AcousticModel, Chunks
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel, log_mel
 from jaxkd.models.layers import spread
@@ -111,6 +111,22 @@ def test_features_of_the_runtime(name, audio):
     np.testing.assert_allclose(row[:count], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+  "chunks", [Chunks(3, 5), pytest.param(Chunks(1, 0), marks=pytest.mark.exhaustive)]
+)
+def test_a_stream_window_by_window(chunks, audio, tmp_path):
+  model = dataclasses.replace(make_model("sherpa"), chunks=chunks)
+  heard = online.padded(model, audio[0][0, :9000])
+  (here,) = said(model, heard[None], np.array([len(heard)]))
+  inputs = check.INPUTS["online"](heard, slots.settings_of(model))
+  path = tmp_path / "model.onnx"
+  for half, close in (False, 1e-4), (True, 0.1):
+    path.write_bytes(online.SLOT.build(model, half).SerializeToString())
+    there = runtimes.streamed_log_probs(path)(**inputs)[0]
+    assert len(there) == online.frames_heard(model, len(heard)) >= 15
+    np.testing.assert_allclose(there, here[: len(there)], atol=close)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("samples", [400, 639, 641, 1280])
 def test_short_recordings(samples, audio):
@@ -156,7 +172,7 @@ def test_half_is_near_and_smaller(audio):
 )
 def test_tokens(vocabulary, tokens, tmp_path):
   model = dataclasses.replace(make_model(symbols=vocabulary.symbols), vocabulary=vocabulary)
-  slots._write_tokens(model, tmp_path)
+  slots.write_tokens(model, tmp_path)
   lines = (tmp_path / "tokens.txt").read_text(encoding="utf-8").splitlines()
   assert lines == [f"{token} {index}" for index, token in enumerate(tokens)]
 
@@ -168,7 +184,7 @@ def test_what_is_no_number_is_no_difference_of_0(tmp_path, audio):
   broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
   path = place / "model.onnx"
   path.write_bytes(slot("onnx-asr").build(broken, False).SerializeToString())
-  heard = check.Heard([audio[0][0]], [], [], [], False, 0)
+  heard = check.Heard([audio[0][0]], [], {}, [], False)
   assert check.difference(model, path, heard) is None
   facts = {"largest_difference": None}
   assert check.wrong(facts) == "it says no numbers (NaN)"
