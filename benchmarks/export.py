@@ -33,10 +33,10 @@ from jaxkd.models.acoustic import AcousticModel
 RATE_HZ = 16_000
 
 
-def student(size: str) -> AcousticModel:
+def student(size: str, normalise: str = "utterance") -> AcousticModel:
   """A student of a recipe's size with drawn weights, which sherpa-onnx's two places can take."""
   config = config_lib.base(f"manifest-{size}")
-  config.features.update(kind="sherpa", mels=80, normalise="utterance")
+  config.features.update(kind="sherpa", mels=80, normalise=normalise)
   model = registry.architecture(config.student, config.features, dtype="float32")
   vocabulary = characters(" 'abcdefghijklmnopqrstuvwxyz")
   graphdef, like = model.structure(len(vocabulary.symbols))
@@ -72,7 +72,7 @@ def main():
 
 
 def measure(model: AcousticModel, folder: pathlib.Path, audio, rounds: int) -> None:
-  heard = check.Heard(audio, [], [], [], False, 0)
+  heard = check.Heard(audio, [], {}, [], False)
   contestants, facts = {"jaxkd float32": lambda x: jax.block_until_ready(here(model, x))}, {}
   for slot in slots.fitting(model)[0]:
     place = folder / slot.folder
