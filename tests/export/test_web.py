@@ -105,7 +105,7 @@ def test_words_are_those_of_transcribe(heard, vocabulary):
   for frames in (0, 1, 7, 60, 300):
     log_probs = np.log(rng.dirichlet(np.full(len(order), 0.1), frames) + 1e-30).astype(np.float32)
     logits = log_probs.reshape(frames, len(order))
-    said = listening._said(logits, whole=False)
+    said = listening.said(logits, whole=False)
     seconds = max(0, frames - 0.4) * model.frame_ms / 1000
     found = listening.Frames(*map(np.asarray, said[:2]), None, seconds)
     words = recogniser.Recogniser(model, "")._words(found, None)
