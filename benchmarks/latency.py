@@ -71,7 +71,8 @@ def picture(folder: pathlib.Path, out: pathlib.Path, chunk: int = 320) -> pathli
 
   run = FinishedRun(folder)
   student, source = run.student, run.open(run.config.data.test)
-  samples = source.read(0)
+  # One that is long enough to see something, and short enough to see it well.
+  samples = source.read(int(abs(source.durations - 3).argmin()))
   heard = live.chunks(student, chunk, str(folder))
   models = {
     f"chunks of {chunk} ms": AcousticModel(**vars(student) | {"chunks": heard}),
