@@ -117,9 +117,38 @@ def _conv_folded(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Same-padded convolution of x[B, N, F, C] with kernel[3, 3, C, D]."""
+  kernel = kernel.astype(x.dtype)
+  return _conv_of_one(x, kernel) if kernel.shape[2] == 1 else _convolved(x, kernel)
+
+
+def _convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jax.lax.conv_general_dilated(
-    x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
+
+
+@jax.custom_vjp
+def _conv_of_one(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`_convolved` of one channel; on CPU one fused loop, where its convolution takes long."""
+  return jax.lax.platform_dependent(x, kernel, cpu=_by_taps, default=_convolved)
+
+
+def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  frames, filters = x.shape[1:3]
+  padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  tap = lambda i, j: padded[:, i : i + frames, j : j + filters] * lift(kernel[i, j, 0], 4)
+  return sum(tap(i, j) for i in range(3) for j in range(3)).astype(x.dtype)
+
+
+def _conv_of_one_forward(x, kernel):
+  return _conv_of_one(x, kernel), (x, kernel)
+
+
+def _conv_of_one_backward(residuals, cotangent):
+  return jax.vjp(_convolved, *residuals)[1](cotangent)  # sums over taps are slower there
+
+
+_conv_of_one.defvjp(_conv_of_one_forward, _conv_of_one_backward)
 
 
 def max_pool(x: jax.Array, time: int, mel: int) -> jax.Array:

@@ -221,6 +221,25 @@ def test_depthwise_equals_a_grouped_convolution(taps, frames):
   np.testing.assert_allclose(layers.depthwise(x, kernel), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_convolution_of_one_channel_is_that_of_many(dtype):
+  """On CPU the one channel has a loop of its own; here the other channel's kernel is 0."""
+  draw = jax.random.split(jax.random.key(3), 3)
+  x = jax.random.normal(draw[0], (2, 7, 5, 1)).astype(dtype)
+  kernel = jax.random.normal(draw[1], (3, 3, 1, 4))
+  cotangent = jax.random.normal(draw[2], (2, 7, 5, 4)).astype(dtype)
+  both = jnp.concatenate([x, x], -1), jnp.concatenate([kernel, 0 * kernel], 2)
+  got, gradient = jax.vjp(frontend.conv3x3, x, kernel)
+  expected, its = jax.vjp(frontend.conv3x3, *both)
+  options = dict(rtol=1e-2, atol=1e-2) if dtype == "bfloat16" else dict(rtol=1e-5, atol=1e-5)
+  compare = functools.partial(np.testing.assert_allclose, **options)
+  as_float = lambda y: np.asarray(y, np.float32)
+  assert got.dtype == x.dtype
+  compare(as_float(got), as_float(expected))
+  for a, b, axis in zip(gradient(cotangent), its(cotangent), (3, 2), strict=True):
+    compare(as_float(a), as_float(b.take(jnp.array([0]), axis)))
+
+
 @pytest.mark.parametrize("time, mel", [(2, 2), (3, 2), (1, 4)])
 def test_max_pool_keeps_a_smaller_last_block(time, mel):
   x = np.abs(normal(2, 7, 9, 3))
