@@ -57,6 +57,11 @@ def on_tpu(compute: Callable, elsewhere: Callable, *arrays):
   return jax.lax.platform_dependent(*arrays, tpu=compute, default=elsewhere)
 
 
+def on_cpu(compute: Callable, elsewhere: Callable, *arrays):
+  """compute(*arrays) in a program for CPUs, elsewhere(*arrays) in any other; as `on_tpu`."""
+  return jax.lax.platform_dependent(*arrays, cpu=compute, default=elsewhere)
+
+
 def for_tpu() -> bool:
   """Whether what is traced is for TPUs: by JAX's mesh context, else by its default device."""
   device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)

@@ -27,7 +27,7 @@ from jaxkd import arguments
 from jaxkd.logits import relative
 from jaxkd.losses import ctc_gpu
 from jaxkd.masks import length_mask
-from jaxkd.placement import is_whole, on_nvidia, split_alike, vary_alike
+from jaxkd.placement import is_whole, on_cpu, on_nvidia, split_alike, vary_alike
 
 _FLOOR = 1e-37
 _MAX_SCALE = 90
@@ -146,7 +146,7 @@ def paths_and_gradient(logits, logit_len, labels, label_len, blank_id):
   probs = jnp.where(frames[..., None], jnp.exp(clean() - norm), 0)
   lattice = _lattice(logit_len, labels, label_len, logits.shape[1])
   gain = logits.shape[2].bit_length()
-  sums, sound = _sum_paths(lattice, gain, *_emissions(probs, frames, classes, 1))
+  sums, sound = _sum_paths(lattice, gain, probs, frames, classes)
 
   def in_logarithms():
     log_probs = jnp.maximum(clean() - norm, _LOG_ZERO)
@@ -262,22 +262,57 @@ def _occupied(log_p, label, onward, scale):
   return log_p, label * onward[::-1, ::-1] * scale[:, None]
 
 
-def _sum_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
+def _by_frames(probs, classes) -> bool:
+  """Whether what the labels emit takes more room than probs: clearing and filling its pages is what
+  a CPU would be busy with."""
+  return classes.shape[1] - 1 > probs.shape[2] and probs.size < 2**31  # places are i32
+
+
+def _sum_paths(lattice: _Lattice, gain: int, probs, frames, classes):
   """Arguments of `_occupied`, and bool[], whether floor and range of float32 leave them right.
 
   2^gain is a guess of 1 / probability, which keeps the states near 1.
   """
-  scan = lambda *inputs: scan_paths(lattice, gain, *inputs)
-  kernel = lambda *inputs: ctc_gpu.run_paths(lattice, gain, _FLOOR, *inputs)
-  if not (is_whole() and 1 <= label_probs.shape[2] <= ctc_gpu.MOST_LABELS):
-    kernel = scan
-  done, (label, onward, exponents) = on_nvidia(kernel, scan, blank_probs, label_probs)
+
+  def at_once(probs):
+    blank_probs, label_probs = _emissions(probs, frames, classes, 1)
+    scan = lambda *inputs: scan_paths(lattice, gain, *inputs)
+    kernel = lambda *inputs: ctc_gpu.run_paths(lattice, gain, _FLOOR, *inputs)
+    if not (is_whole() and 1 <= label_probs.shape[2] <= ctc_gpu.MOST_LABELS):
+      kernel = scan
+    return on_nvidia(kernel, scan, blank_probs, label_probs)
+
+  by_frames = at_once
+  if _by_frames(probs, classes):
+    by_frames = lambda probs: scan_frames(lattice, gain, probs, frames, classes)
+  done, (label, onward, exponents) = on_cpu(by_frames, at_once, probs)
   total, scales = _scales(exponents)
   sound = (scales - _exponent(done)[None] <= _MAX_SCALE - gain).all() & (done < jnp.inf).all()
   # A path that is in a label has entered it in both directions.
   scales = _power_of_two(jnp.clip(scales - lattice.enter[None], -126, 127)) / done[None]
   log_p = jnp.log(done) + (total - lattice.entered).astype(jnp.float32) * math.log(2)
   return (log_p, label, onward, scales), sound
+
+
+def scan_frames(lattice: _Lattice, gain: int, probs, frames, classes):
+  """`scan_paths` on probs f32[B, T, V], frames bool[B, T] and classes i32[B, 1 + U], blank first.
+
+  What a frame emits is looked up when it is due: a CPU clears and fills no pages for it.
+  """
+  size, many = probs.shape[1:]
+  first = size * many * jnp.arange(len(classes), dtype=jnp.int32)
+  # A traced blank may be no class: such rows have no path.
+  places = jnp.clip(classes, 0, many - 1).T + first[None]
+  places = jnp.stack([places, jnp.concatenate([places[:1], places[:0:-1]])])
+  flat = probs.reshape(-1)
+
+  def emit(frame, _):
+    both = jnp.stack([frame, size - 1 - frame])
+    values = flat[places + many * both[:, None, None]]
+    real = frames.T[both][:, None]
+    return jnp.where(real, values[:, :1], 1), values[:, 1:]
+
+  return _scan(lattice, gain, size, emit)
 
 
 def scan_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
@@ -294,11 +329,18 @@ def scan_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
     and of every frame: f32[T, U, B], the labels of the forward direction, f32[T, U, B], what the
     backward direction brings to its labels, and i32[T, 2, B], the exponents taken out before it.
   """
+  emitted = blank_probs, label_probs
+  return _scan(lattice, gain, len(blank_probs), lambda _, given: given, emitted)
+
+
+def _scan(lattice: _Lattice, gain: int, size: int, emit, given=None):
+  """`scan_paths`; emit(frame, its row of `given`) tells what a frame of both directions emits."""
   enter = _power_of_two(lattice.enter)[None, None]
 
   def step(state, frame):
     blank, label, exponent = state
-    frame, blank_prob, label_prob = frame
+    frame, its = frame
+    blank_prob, label_prob = emit(frame, its)
     moved = _after(label, 0.0)
     to_blank = blank + moved
     to_label = label + enter * (blank[:, :-1] + jnp.where(lattice.skip, moved[:, :-1], 0))
@@ -310,10 +352,10 @@ def scan_paths(lattice: _Lattice, gain: int, blank_probs, label_probs):
     top = jnp.maximum(blank.max(1, keepdims=True), label.max(1, keepdims=True, initial=0))
     return (blank, label, _exponent(top) - gain), (label[0], to_label[1], exponent[:, 0])
 
-  frames = jnp.arange(len(blank_probs), dtype=jnp.int32)
+  frames = jnp.arange(size, dtype=jnp.int32)
   start = lattice.start
   state = start, _filled(start[:, 1:], 0), _filled(start[:, :1], 0).astype(jnp.int32)
-  state, (label, onward, exponents) = jax.lax.scan(step, state, (frames, blank_probs, label_probs))
+  state, (label, onward, exponents) = jax.lax.scan(step, state, (frames, given))
   return state[0][0].sum(0) + state[1][0].sum(0), (label, onward, exponents)
 
 

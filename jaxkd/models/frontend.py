@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxkd.masks import length_mask, lift, strided_len
 from jaxkd.models.layers import Linear, add_bias, largest
-from jaxkd.placement import for_tpu
+from jaxkd.placement import for_tpu, on_cpu
 
 FOLD = 4  # filters that are channels together, where the program is for TPUs
 
@@ -130,12 +130,13 @@ def _convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def _conv_of_one(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`_convolved` of one channel; on CPU one fused loop, where its convolution takes long."""
-  return jax.lax.platform_dependent(x, kernel, cpu=_by_taps, default=_convolved)
+  return on_cpu(_by_taps, _convolved, x, kernel)
 
 
 def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
   frames, filters = x.shape[1:3]
   padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  padded = jax.lax.optimization_barrier(padded)  # else what made x is computed for every tap
   tap = lambda i, j: padded[:, i : i + frames, j : j + filters] * lift(kernel[i, j, 0], 4)
   return sum(tap(i, j) for i in range(3) for j in range(3)).astype(x.dtype)
 

@@ -348,15 +348,29 @@ def test_sharded_batch_equals_one_device(scale):
   np.testing.assert_allclose(sharded[1], gradient, atol=1e-6)
 
 
-def paths(shape, seed=0):
-  """What `scan_paths` is called with, of a batch with an empty row and one of the full length."""
+def frames_and_paths(shape, seed=0):
+  """What `scan_frames` is called with, of a batch with an empty row and one of the full length."""
   logits, logit_len, labels, label_len = make_batch(shape, seed=seed)
   label_len[-1] = 0
   frames = np.arange(shape[1]) < logit_len[:, None]
   classes = np.concatenate([np.zeros_like(labels[:, :1]), labels], 1)
-  probs = jax.nn.softmax(logits)
+  probs = jnp.where(frames[..., None], jax.nn.softmax(logits), 0)
   lattice = ctc._lattice(*map(jnp.asarray, (logit_len, labels, label_len)), shape[1])
-  return lattice, 3, *ctc._emissions(probs, jnp.asarray(frames), classes, 1)
+  return lattice, 3, jnp.asarray(probs), jnp.asarray(frames), jnp.asarray(classes)
+
+
+def paths(shape):
+  """The same for `scan_paths`."""
+  lattice, gain, *batch = frames_and_paths(shape)
+  return lattice, gain, *ctc._emissions(*batch, 1)
+
+
+def test_what_is_looked_up_frame_by_frame_is_what_all_frames_emit():
+  lattice, gain, *batch = frames_and_paths((2, 40, 9, 16))
+  _, _, *emissions = paths((2, 40, 9, 16))
+  by_frames = jax.jit(lambda *x: ctc.scan_frames(lattice, gain, *x))(*batch)
+  at_once = jax.jit(lambda *x: ctc.scan_paths(lattice, gain, *x))(*emissions)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), by_frames, at_once)
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 5, 4), (2, 40, 9, 16), (2, 9, 4, 1)])
