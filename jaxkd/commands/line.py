@@ -89,10 +89,11 @@ def run(verb: str, argv: list[str], program: str, *, log: bool = False) -> int:
   if log:
     from jaxkd import console  # after what needs no colours
     from jaxkd.data import cache
-    from jaxkd.devices import programs
+    from jaxkd.devices import memory, programs
 
     console.start_logging()
     programs.keep(cache.folder)
+    memory.keep()
   try:
     status = module.run(args)
     buckets.publish_outputs()
