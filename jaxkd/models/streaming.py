@@ -10,8 +10,8 @@ from jaxkd.masks import length_mask
 from jaxkd.models import features
 from jaxkd.types import SAMPLE_RATE_HZ, FrameOutput
 
-# Longer than audio that goes on.
-_UNKNOWN = 2**30
+# Samples of audio that goes on, and the longest stream: 37 hours.
+_UNKNOWN = 2**31 - 2**10
 
 
 class StreamState(NamedTuple):
@@ -34,6 +34,8 @@ class StreamState(NamedTuple):
 
 class Stream:
   """Hears audio in packets of any size, and tells frames as soon as their chunk is complete.
+
+  A stream may last 37 hours: samples are counted in 32 bits.
 
   Attributes:
     chunk, left: frames that are heard together, and before them.

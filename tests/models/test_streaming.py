@@ -55,7 +55,7 @@ def masked(net, params, audio, audio_len, chunk, left):
   return nnx.merge(net, params)(audio, audio_len, heard=heard)
 
 
-def assert_same(found, wanted, atol=2e-5):
+def assert_same(found, wanted, atol=1e-5):
   size = min(found.mask.shape[1], wanted.mask.shape[1])
   assert not found.mask[:, size:].any() and not wanted.mask[:, size:].any()
   np.testing.assert_array_equal(found.mask[:, :size], wanted.mask[:, :size])
@@ -153,7 +153,7 @@ def test_a_stream_goes_on_under_scan():
   rest = stream.finish(state)
   frames = np.concatenate([frames, rest.logits[0][rest.mask[0]]])
   wanted = masked(*split(), audio, audio_len, 2, 5)
-  np.testing.assert_allclose(frames, wanted.logits[0][wanted.mask[0]], atol=2e-5)
+  np.testing.assert_allclose(frames, wanted.logits[0][wanted.mask[0]], atol=1e-5)
 
 
 @pytest.mark.parametrize(
