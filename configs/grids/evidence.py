@@ -31,7 +31,7 @@ def get_grid(recipe: str) -> dict:
       ("occupancy", delta),
       ("split", {}),
       ("split_occupancy", delta),
-      ("delayed", {}),
+      ("delayed", {"kd.softness": (0.1, 1.0)}),
       ("guided", {}),
       ("soft_ctc", {"kd.scale": (1.0,)}),
       # The same audio as CTC, and more of it.
@@ -57,7 +57,7 @@ def get_grid(recipe: str) -> dict:
       ),
       _claim("occupancy weights beat symmetric selection", "occupancy*", "symmetric-n?", "lower"),
       _claim("two parts with them do, too", "split_occupancy*", "symmetric-n?", "lower"),
-      _claim("forgiving a frame beats symmetric selection", "delayed", "symmetric-n2", "lower"),
+      _claim("forgiving a frame beats symmetric selection", "delayed*", "symmetric-n2", "lower"),
     ],
   )
 
