@@ -1,10 +1,12 @@
 """Freed memory is used again, and not asked for anew."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+PAGES = 64_000_000 // 4096
 SCRIPT = """
 import ctypes, resource, sys
 from jaxkd.devices import memory
@@ -27,9 +29,20 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_large_arrays_fault_once():
-  def faults(how: str) -> int:
-    run = [sys.executable, "-c", SCRIPT, how]
-    return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+  assert faults("kept") < PAGES < 10 * PAGES < faults("given back")
 
-  pages = 64_000_000 // 4096
-  assert faults("kept") < pages < 10 * pages < faults("given back")
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_where_an_accelerator_may_compute_nothing_is_changed(tmp_path):
+  (tmp_path / "jax_plugins").mkdir()
+  assert faults("kept", PYTHONPATH=str(tmp_path), JAX_PLATFORMS="") > 10 * PAGES
+  assert faults("kept", PYTHONPATH=str(tmp_path), JAX_PLATFORMS="cpu") < PAGES
+
+
+def faults(how: str, **environment: str) -> int:
+  """Pages that were asked of the system in 20 rounds."""
+  run = [sys.executable, "-c", SCRIPT, how]
+  path = os.pathsep.join(filter(None, (environment.pop("PYTHONPATH", ""), os.getcwd())))
+  environment = {**os.environ, **environment, "PYTHONPATH": path}
+  done = subprocess.run(run, check=True, capture_output=True, text=True, env=environment)
+  return int(done.stdout)
