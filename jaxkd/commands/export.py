@@ -14,12 +14,13 @@ onnx       OUT/omnilingual and OUT/zipformer for sherpa-onnx, OUT/onnx-asr and
            OUT/onnx-asr-nemo for onnx-asr: each with model.onnx and its
            classes. Every file is run in its runtime on the run's test data;
            OUT/export.json has the figures.
-web        a page that hears in the browser: a folder of static files
+web        a page that hears in the browser: a folder of static files; with
+           --stream it writes what is said while it is said
 stablehlo  one file of jax.export, for cpu, cuda and tpu
 
 OUT/zipformer takes students of --config.features.kind=sherpa with 80 mel
-filters, OUT/onnx-asr-nemo those of --config.features.kind=nemo. --stream adds
-OUT/online, for sherpa-onnx's recogniser of streams. Needs
+filters, OUT/onnx-asr-nemo those of --config.features.kind=nemo. With onnx,
+--stream adds OUT/online, for sherpa-onnx's recogniser of streams. Needs
 pip install 'jaxkd[export]'.
 
 examples:
@@ -49,15 +50,15 @@ def add_arguments(parser) -> None:
     type=pathlib.Path,
     help="web: folder of the npm package onnxruntime-web (default fetched by npm, once)",
   )
-  onnx = parser.add_argument_group("onnx")
-  onnx.add_argument("--int8", action="store_true", help="also with products of 8 bits")
-  onnx.add_argument("--fp16", action="store_true", help="also with 16 bits but for the features")
-  onnx.add_argument(
+  add(
     "--stream",
     metavar="MS",
     type=line.milliseconds,
-    help="also for streams that are heard in chunks of so many milliseconds, such as 320ms",
+    help="onnx and web: also streams, in chunks of so many milliseconds, such as 320ms",
   )
+  onnx = parser.add_argument_group("onnx")
+  onnx.add_argument("--int8", action="store_true", help="also with products of 8 bits")
+  onnx.add_argument("--fp16", action="store_true", help="also with 16 bits but for the features")
   onnx.add_argument(
     "--max_wer_loss",
     metavar="POINTS",
@@ -76,7 +77,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Exports; returns the exit status, 1 where a file does not say what the student says."""
-  only_onnx = [name for name in ("int8", "fp16", "stream", "data") if getattr(args, name)]
+  if args.stream and args.to == "stablehlo":
+    raise UserError("--stream is of --to=onnx and --to=web, and not of --to=stablehlo")
+  only_onnx = [name for name in ("int8", "fp16", "data") if getattr(args, name)]
   if only_onnx and args.to != "onnx":
     raise UserError(f"--{only_onnx[0]} is of --to=onnx, and not of --to={args.to}")
   if args.runtime and args.to != "web":
@@ -98,10 +101,15 @@ def _web(args, out: pathlib.Path) -> int:
   """Writes the page and says how to open it."""
   _need("onnx")
   from jaxkd.export import web
+  from jaxkd.inference import live
   from jaxkd.inference.finished import FinishedRun
 
-  written = web.write(FinishedRun(args.workdir).student, out, args.runtime)
+  student = FinishedRun(args.workdir).student
+  chunks = _chunks(student, args)
+  written = web.write(student, out, args.runtime, chunks)
   _say(f"{len(written)} files, {sum(path.stat().st_size for path in written) / 1e6:.0f} MB: {out}")
+  if chunks is None and live.has_learnt(student):
+    _say("the student has learnt to hear chunks: with --stream=320ms the page writes as you speak")
   _say(f"next: cd {out} && python -m http.server    # then open http://localhost:8000")
   return 0
 

@@ -32,22 +32,43 @@ def log_mel(g: Graph, audio: str, lengths: str | None, settings: LogMel):
   elif settings.kind == "nemo":
     audio = _emphasised(g, audio, lengths)
     kernel, pads = _fourier(np.hanning(WINDOW)), [WINDOW // 2, WINDOW // 2 - HOP]
-  elif settings.kind == "kaldi":
-    audio = g("Mul", audio, 32768.0)
-    kernel = _fourier(povey_window()) @ _kaldi_steps()
   else:
-    audio = _mirrored(g, audio, lengths)
-    kernel = _fourier(povey_window()) @ _kaldi_steps()
-  spectrum = g("Conv", g("Unsqueeze", audio, [1]), kernel[:, None], strides=[HOP], pads=pads)
-  real, imaginary = g("Split", g("Mul", spectrum, spectrum), axis=1, outputs=2)
-  power = g("Transpose", g("Add", real, imaginary), perm=[0, 2, 1])
-  bank, floor = features_lib.filters(settings)
+    audio = audio if settings.kind == "kaldi" else _mirrored(g, audio, lengths)
+    audio, kernel = _as_kaldi(g, audio, settings)
+  power, floor = _power(g, audio, kernel, pads, settings)
   lengths = None if lengths is None else _frame_len(g, lengths, settings.kind)
-  power = g("MatMul", power, bank)
   if settings.kind == "nemo":
     features = g("Log", g("Add", power, floor))
     return _as_nemo_standardises(g, features, length_mask(g, features, lengths, axis=1)), lengths
   return g("Log", g("Max", power, floor)), lengths
+
+
+def log_mel_of_windows(g: Graph, audio: str, settings: LogMel) -> str:
+  """f32[N, M, F] of windows that lie wholly in audio f32[N, S], the first at its first sample.
+
+  Args:
+    g: the graph.
+    audio: of full scale 1, a piece of a stream.
+    settings: of features of the kind kaldi or sherpa, whose windows know nothing of each other.
+  """
+  g.prefix = "features/"
+  power, floor = _power(g, *_as_kaldi(g, audio, settings), [0, 0], settings)
+  return g("Log", g("Max", power, floor))
+
+
+def _as_kaldi(g: Graph, audio: str, settings: LogMel) -> tuple[str, np.ndarray]:
+  """Audio at the scale of the kind, and the kernel of its windows."""
+  scaled = g("Mul", audio, 32768.0) if settings.kind == "kaldi" else audio
+  return scaled, _fourier(povey_window()) @ _kaldi_steps()
+
+
+def _power(g: Graph, audio: str, kernel: np.ndarray, pads: list[int], settings: LogMel):
+  """f32[N, M, F] in the bands of windows, and the least that has a logarithm."""
+  spectrum = g("Conv", g("Unsqueeze", audio, [1]), kernel[:, None], strides=[HOP], pads=pads)
+  real, imaginary = g("Split", g("Mul", spectrum, spectrum), axis=1, outputs=2)
+  power = g("Transpose", g("Add", real, imaginary), perm=[0, 2, 1])
+  bank, floor = features_lib.filters(settings)
+  return g("MatMul", power, bank), floor
 
 
 def _emphasised(g: Graph, audio: str, lengths: str | None) -> str:

@@ -8,6 +8,8 @@ five and hands back the others:
     embed_states                   the last features, in a row
     processed_lens                 frames heard, i64[N]
 The runtime's place for NeMo's models computes NeMo's features, which no student has in streams.
+
+The page of `export.web` runs the same graph with the features in it.
 """
 
 import pathlib
@@ -19,12 +21,12 @@ from flax import nnx
 
 from jaxkd import files
 from jaxkd.export import conformer
-from jaxkd.export.features import length_mask
+from jaxkd.export.features import length_mask, log_mel_of_windows
 from jaxkd.export.graph import FLOAT, INT, Graph
 from jaxkd.export.slots import Slot, settings_of, write_tokens
 from jaxkd.models import streaming
 from jaxkd.models.acoustic import AcousticModel, Chunks
-from jaxkd.models.features import HOP
+from jaxkd.models.features import HOP, WINDOW
 from jaxkd.types import SAMPLE_RATE_HZ
 
 _FRAME_MS = 40
@@ -86,6 +88,11 @@ class Window(NamedTuple):
   before: int
 
   @property
+  def samples(self) -> int:
+    """Samples that its features read."""
+    return (self.size - 1) * HOP + WINDOW
+
+  @property
   def tail(self) -> int:
     """Samples of silence behind a recording with which all of its frames are heard."""
     return (self.size + 1) * HOP  # the runtime waits for one feature more
@@ -125,10 +132,29 @@ def _lacks(model: AcousticModel) -> str:
   return "" if model.frame_ms == _FRAME_MS else f"frames must be of {_FRAME_MS} ms"
 
 
-def _build(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
+def lead(model: AcousticModel) -> int:
+  """Samples before a stream that its first window reads, the stream's own first ones mirrored."""
+  return (WINDOW - HOP) // 2 if settings_of(model).kind == "sherpa" else 0
+
+
+def states_of(model: AcousticModel) -> dict[str, tuple[int, list]]:
+  """name → (type, shape with N for rows) of the graph's states, in the runtime's order."""
+  return _states(model, _network(model))
+
+
+def from_audio(model: AcousticModel) -> onnx.ModelProto:
+  """The graph for runtimes without features: `audio` f32[N, S] of a window in place of `x`."""
+  return _build(model, audio=True)
+
+
+def _build(model: AcousticModel, half: bool = False, audio: bool = False) -> onnx.ModelProto:
   """A window f32[N, M, F] and states → log_probs f32[N, C, V], and the states behind it."""
   g, net, given, chunks = Graph(half), _network(model), window(model), model.chunks
   states = _states(model, net)
+  heard = {"x": (FLOAT, ["N", given.size, net.features.mels])}
+  if audio:
+    heard = {"audio": (FLOAT, ["N", given.samples])}
+    g.named(log_mel_of_windows(g, "audio", net.features), "x")
   past = _unpacked(g, net)
   row = g("Reshape", _FEATURES, [0, -1])
   kept = given.before * net.features.mels
@@ -151,7 +177,7 @@ def _build(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
   g.named(log_probs, "log_probs")
   for name in states:
     g.named(after.get(name, name), f"new_{name}")
-  inputs = {"x": (FLOAT, ["N", given.size, net.features.mels]), **states}
+  inputs = {**heard, **states}
   outputs = {"log_probs": (FLOAT, ["N", chunks.chunk, len(model.labels)])}
   outputs |= {f"new_{name}": of for name, of in states.items()}
   return g.model(inputs, outputs, _metadata(model, net))

@@ -1,6 +1,7 @@
 """A page that hears in the browser: a folder of static files with the model in it."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,11 +13,13 @@ import tarfile
 from jaxkd import files
 from jaxkd.data import cache
 from jaxkd.errors import UserError
-from jaxkd.export import slots
+from jaxkd.export import online, slots
 from jaxkd.export.conformer import classes
+from jaxkd.export.graph import INT
 from jaxkd.labels.lexicon import WORD_END
 from jaxkd.labels.pieces import WORD_START
-from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel, Windows
+from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel, Chunks, Windows
+from jaxkd.models.features import HOP
 from jaxkd.types import SAMPLE_RATE_HZ
 
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -29,7 +32,10 @@ _NPM_SECONDS = 300
 
 
 def write(
-  model: AcousticModel, folder: pathlib.Path, runtime: pathlib.Path | None = None
+  model: AcousticModel,
+  folder: pathlib.Path,
+  runtime: pathlib.Path | None = None,
+  chunks: Chunks | None = None,
 ) -> list[pathlib.Path]:
   """Writes the page, the model and onnxruntime-web, which need no network any more.
 
@@ -38,6 +44,7 @@ def write(
     folder: is made; files of the same names are replaced.
     runtime: folder of the npm package onnxruntime-web, or its dist; None for the user's cache,
       which npm fills at the first time.
+    chunks: in which it also hears the microphone while a person speaks; None for not at all.
 
   Returns:
     The files.
@@ -50,8 +57,12 @@ def write(
   for path in runtime_files(runtime):
     content[f"runtime/{path.name}"] = path.read_bytes()
   content["model.onnx"] = slot.build(model).SerializeToString()
-  sizes = {name: len(content[name]) for name in ("model.onnx", f"runtime/{RUNTIME_FILES[1]}")}
-  facts = described(model) | {"bytes": sizes}
+  graphs, facts = ["model.onnx"], described(model)
+  if chunks is not None:
+    streamed = dataclasses.replace(model, chunks=chunks)
+    content["stream.onnx"] = online.from_audio(streamed).SerializeToString()
+    graphs, facts = [*graphs, "stream.onnx"], facts | {"stream": described_stream(streamed)}
+  facts["bytes"] = {name: len(content[name]) for name in (*graphs, f"runtime/{RUNTIME_FILES[1]}")}
   content["model.json"] = json.dumps(facts, ensure_ascii=False, indent=2).encode()
   try:
     for name, data in content.items():
@@ -73,6 +84,24 @@ def described(model: AcousticModel) -> dict:
     "parameters": model.parameter_count,
     "classes": [_class(model, index) for index in classes(model)],
     "pronounced": _pronounced(model),
+  }
+
+
+def described_stream(model: AcousticModel) -> dict:
+  """What the page's stream.js and worker.js know of stream.onnx, of a model with chunks."""
+  given = online.window(model)
+  return {
+    "piece_samples": given.samples,
+    "shift_samples": given.shift * HOP,
+    "lead_samples": online.lead(model),
+    "tail_samples": given.tail,
+    "states": {
+      name: {
+        "type": "int64" if kind == INT else "float32",
+        "dims": [1 if size == "N" else size for size in shape],
+      }
+      for name, (kind, shape) in online.states_of(model).items()
+    },
   }
 
 

@@ -104,8 +104,8 @@ def test_what_cannot_be_streamed_is_refused_in_a_line(lab):
     export(lab / "kaldi", "--stream=160ms")
   with pytest.raises(UserError, match="--stream=150ms must be a multiple of a frame, 40 ms"):
     export(lab / "stream", "--stream=150ms")
-  with pytest.raises(UserError, match="--stream is of --to=onnx, and not of --to=web"):
-    export(lab / "stream", "--stream=160ms", "--to=web")
+  with pytest.raises(UserError, match="--stream is of --to=onnx and --to=web, and not of --to=st"):
+    export(lab / "stream", "--stream=160ms", "--to=stablehlo")
 
 
 def test_a_file_that_says_something_else_is_not_kept(lab, capfd, tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 
 from jaxkd.export import check, conformer, online, runtimes, slots
-from jaxkd.export.graph import FLOAT, Graph
+from jaxkd.export.graph import FLOAT, INT, Graph
 from jaxkd.labels import Vocabulary
 from jaxkd.models.acoustic import AcousticModel, Chunks
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
-from jaxkd.models.features import LogMel, log_mel
+from jaxkd.models.features import HOP, LogMel, log_mel
 from jaxkd.models.layers import spread
 
 KINDS = [
@@ -44,13 +44,16 @@ def make_model(kind="logmel", normalise="none", symbols=SYMBOLS, clip=5) -> Acou
 
 
 def run(graph, **inputs):
+  return opened(graph).run(None, inputs)
+
+
+def opened(graph) -> onnxruntime.InferenceSession:
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
   options.intra_op_num_threads = 1  # others spin, ten times as long beside another worker
-  session = onnxruntime.InferenceSession(
+  return onnxruntime.InferenceSession(
     graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
   )
-  return session.run(None, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,35 @@ def test_a_stream_window_by_window(chunks, audio, tmp_path):
     there = runtimes.streamed_log_probs(path)(**inputs)[0]
     assert len(there) == online.frames_heard(model, len(heard)) >= 15
     np.testing.assert_allclose(there, here[: len(there)], atol=close)
+
+
+@pytest.mark.parametrize("kind", ["sherpa", "kaldi"])
+def test_a_stream_of_audio(kind, audio):
+  """As a page hears it: samples of a window, and what the graph gave back before."""
+  model = dataclasses.replace(make_model(kind), chunks=Chunks(3, 5))
+  heard = online.padded(model, audio[0][0, :9000])
+  (here,) = said(model, heard[None], np.array([len(heard)]))
+  lead = online.lead(model)
+  there = window_by_window(online.from_audio(model), model, np.r_[heard[:lead][::-1], heard])
+  assert len(there) >= min(15, online.frames_heard(model, len(heard)))
+  np.testing.assert_allclose(there, here[: len(there)], atol=1e-4)
+
+
+def window_by_window(graph, model, samples: np.ndarray) -> np.ndarray:
+  """log_probs f32[T, V] of a graph of `online.from_audio`."""
+  session = opened(graph)
+  dtypes = {FLOAT: np.float32, INT: np.int64}
+  states = {
+    name: np.zeros([1 if size == "N" else size for size in shape], dtypes[dtype])
+    for name, (dtype, shape) in online.states_of(model).items()
+  }
+  given, found = online.window(model), []
+  for start in range(0, len(samples) - given.samples + 1, given.shift * HOP):
+    piece = samples[None, start : start + given.samples]
+    log_probs, *after = session.run(None, {"audio": piece, **states})
+    states = dict(zip(states, after, strict=True))
+    found.append(log_probs[0])
+  return np.concatenate(found)
 
 
 @pytest.mark.exhaustive

@@ -21,7 +21,7 @@ from jaxkd import labels
 from jaxkd.config import overrides
 from jaxkd.errors import UserError
 from jaxkd.export import web
-from jaxkd.inference import listening, recogniser
+from jaxkd.inference import listening, live, recogniser
 from jaxkd.labels.lexicon import Lexicon
 from jaxkd.labels.phonemes import phonemes
 from jaxkd.labels.pieces import PieceVocabulary
@@ -61,6 +61,23 @@ def site(heard, tmp_path_factory) -> pathlib.Path:
   return folder
 
 
+@pytest.fixture(scope="module")
+def listener(tmp_path_factory):
+  """A student with drawn parameters that can hear streams."""
+  folder = tmp_path_factory.mktemp("listener")
+  more = ["--config.labels.alphabet= abc", "--config.features.kind=sherpa"]
+  more += ["--config.features.normalise=none"]
+  config, _ = overrides.parse(corpus.flags(folder, "symmetric", folder / "run", *more))
+  return jaxkd.load(drawn_run.save(folder / "run", config, {"teacher_workdir": None}))
+
+
+@pytest.fixture(scope="module")
+def live_site(listener, site, tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("live")
+  web.write(listener.model, folder, chunks=live.chunks(listener.model, 320, "it"))
+  return folder
+
+
 def noise(seconds: float) -> np.ndarray:
   """f32[S] whose loudness and colour change, so that classes do."""
   rng = np.random.default_rng(int(seconds))
@@ -70,9 +87,9 @@ def noise(seconds: float) -> np.ndarray:
   return (steps(0.01, 0.4) * (tone + 0.3 * rng.normal(size=size))).astype(np.float32)
 
 
-def in_node(script: str, given):
-  """What a module prints as JSON; `page` is recogniser.js, `given` the data."""
-  source = (pathlib.Path(web.__file__).parent / "page" / "recogniser.js").as_uri()
+def in_node(script: str, given, module: str = "recogniser.js"):
+  """What a script finds, as JSON; `page` is a module of the page, `given` the data."""
+  source = (pathlib.Path(web.__file__).parent / "page" / module).as_uri()
   program = (
     f"import * as page from {json.dumps(source)};\n"
     "import { readFileSync } from 'node:fs';\n"
@@ -161,6 +178,36 @@ def test_the_picture_has_the_most_probable_classes():
     np.testing.assert_allclose(found["blank"], np.exp(log_probs[:, 0]), rtol=1e-4, atol=1e-6)
     ids = np.reshape(found["ids"], (50, 3))
     assert all(len(set(row) - {0}) == min(3, classes - 1) for row in ids)
+
+
+@needs_node
+@pytest.mark.parametrize("packet", [1, 999, 16_000])
+def test_packets_of_any_size_are_the_same_windows(packet):
+  stream = {"piece_samples": 700, "shift_samples": 320, "lead_samples": 120, "tail_samples": 900}
+  samples = list(range(1, 3001))
+  found = in_node(
+    "const pieces = [];"
+    "const hear = async (piece, states) => {"
+    "  pieces.push([states, [...piece]]);"
+    "  return { logProbs: new Float32Array(2), count: 1, states: pieces.length };"
+    "};"
+    "const stream = new page.Stream(given.model, hear);"
+    "for (let i = 0; i < given.samples.length; i += given.packet)"
+    "  await stream.push(Float32Array.from(given.samples.slice(i, i + given.packet)));"
+    "await stream.finish();"
+    "return { pieces, frames: stream.frames.path.length };",
+    {
+      "model": {"classes": [{}, {}], "stream": stream},
+      "samples": samples,
+      "packet": packet,
+    },
+    "stream.js",
+  )
+  whole = [*samples[119::-1], *samples, *[0] * 900]
+  starts = range(0, len(whole) - 700 + 1, 320)
+  assert [states for states, _ in found["pieces"]] == [None, *range(1, len(starts))]
+  assert [piece for _, piece in found["pieces"]] == [whole[i : i + 700] for i in starts]
+  assert found["frames"] == len(starts)
 
 
 SHOWN = "!document.getElementById('result').hidden"
@@ -252,6 +299,73 @@ def test_the_microphone_and_threads(site, tmp_path):
     page.value("document.getElementById('record').click()")
     page.until(f"{SHOWN} || {FAILED}")
     assert page.value(FAILED) == "" and len(page.value(WORDS)) > 1
+
+
+LISTENED = """
+new Promise((resolve, reject) => {
+  const worker = new Worker("worker.js", { type: "module" });
+  const found = [];
+  worker.onmessage = ({ data }) => {
+    if (data.kind === "failed") reject(new Error(data.reason));
+    if (data.kind === "live") found.push(data.words);
+    if (data.kind === "found") resolve(found);
+  };
+  const samples = Float32Array.from(SAMPLES, (value) => value / 32768);
+  worker.postMessage({ kind: "begin" });
+  for (let i = 0; i < samples.length; i += 1600)
+    worker.postMessage({ kind: "packet", samples: samples.slice(i, i + 1600) });
+  worker.postMessage({ kind: "whole", samples: samples.slice(0, 16000) });
+})
+"""
+
+
+@needs_browser
+def test_a_browser_writes_what_is_said_as_a_stream_does(listener, live_site):
+  samples = (noise(7.0) * 20_000).clip(-32768, 32767).astype(np.int16)
+  chunks = live.chunks(listener.model, 320, "it")
+  model = dataclasses.replace(listener.model, chunks=chunks)
+  frames = model.frame_samples
+  out = model(samples[None], np.array([len(samples)], np.int32))
+  path = np.asarray(out.logits)[0].argmax(-1)
+  with browser.served(live_site) as (address, _), browser.opened() as page:
+    page.open(address)
+    page.until(READY)
+    updates = page.value(LISTENED.replace("SAMPLES", json.dumps(samples.tolist())))
+    assert page.logged == []
+  assert len(updates) == (len(samples) - 67 * 16) // (8 * frames)
+  heard = 8 * len(updates)
+  blank, spoken = model.labels.index(model.vocabulary.symbols[model.vocabulary.blank_id]), []
+  for t, label in enumerate(path[:heard]):
+    if label != blank and (t == 0 or label != path[t - 1]):
+      spoken.append(int(label))
+  assert "".join(w["text"] for w in updates[-1]) == model.vocabulary.decode(spoken).replace(" ", "")
+  assert len(updates[-1]) > 2 and len(updates[3]) < len(updates[-1])
+
+
+@needs_browser
+def test_words_come_while_one_speaks(live_site, tmp_path):
+  soundfile.write(str(tmp_path / "said.wav"), noise(5.0), 16_000)
+  flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+  flags.append(f"--use-file-for-fake-audio-capture={tmp_path / 'said.wav'}")
+  words = "document.getElementById('live').textContent"
+  with browser.served(live_site) as (address, asked), browser.opened(*flags) as page:
+    page.open(address)
+    page.until(READY)
+    for _ in range(2):
+      page.value("document.getElementById('record').click()")
+      page.until(f"{words}.split(' ').length > 2")
+      assert page.value("document.getElementById('live').hidden") is False
+      page.value("document.getElementById('record').click()")
+      page.until(f"({SHOWN} && document.getElementById('live').hidden) || {FAILED}")
+      assert page.value(FAILED) == "" and len(page.value(WORDS)) > 1
+    assert page.logged == [] and "/stream.onnx" in asked
+    page.value("AudioContext = class { constructor() { throw new Error('no'); } }; 0")
+    page.value("document.getElementById('record').click()")
+    page.until("document.getElementById('record').textContent === 'Stop (1 s)'")
+    assert page.value("document.getElementById('live').hidden") is True
+    page.value("document.getElementById('record').click()")
+    page.until(f"{SHOWN} || {FAILED}")
+    assert page.value(FAILED) == ""
 
 
 def test_a_runtime_that_is_not_there_is_one_line(heard, tmp_path, monkeypatch):

@@ -31,6 +31,8 @@ function allow(file, button) {
 
 /** Back to where something can be chosen; after an error only where there is a model. */
 function rest(text = "") {
+  at("live").hidden = true;
+  at("live").textContent = "";
   tell(text);
   allow(model !== null, model !== null);
 }
@@ -45,7 +47,7 @@ async function transcribe(blob, name) {
     if (at("player").src) URL.revokeObjectURL(at("player").src);
     at("player").src = URL.createObjectURL(blob);
     tell("Listening …", 0);
-    worker.postMessage(samples);
+    worker.postMessage({ kind: "whole", samples });
   } catch (error) {
     fail(error.message);
     rest();
@@ -93,6 +95,7 @@ async function toggleRecording() {
     return;
   }
   allow(false, false);
+  at("result").hidden = true;
   try {
     await microphone.start();
   } catch (error) {
@@ -100,15 +103,27 @@ async function toggleRecording() {
     rest();
     return;
   }
+  at("live").hidden = !(model.stream && (await followed()));
   const begin = performance.now();
   const running = () => {
     at("record").textContent = `Stop (${Math.round((performance.now() - begin) / 1000)} s)`;
   };
-  tell("Recording …");
+  tell(at("live").hidden ? "Recording …" : "Listening: words come as they are said …");
   running();
   recording = setInterval(running, 1000);
   allow(false, true);
   at("record").focus();
+}
+
+/** Gives what is said to the worker while it is said; false where the browser cannot. */
+function followed() {
+  worker.postMessage({ kind: "begin" });
+  return microphone.follow((samples) => worker.postMessage({ kind: "packet", samples }));
+}
+
+/** Words so far, but for those that come after the end. */
+function showLive(words) {
+  if (recording !== null) at("live").textContent = words.map((word) => word.text).join(" ");
 }
 
 function ready(given) {
@@ -125,6 +140,7 @@ const HEARS = {
     tell(`Loading the model, ${Math.ceil(total / 1e6)} MB …`, done / total),
   ready: (message) => ready(message.model),
   heard: ({ done, total }) => tell("Listening …", done / total),
+  live: ({ words }) => showLive(words),
   found: ({ found }) => show(found),
   failed: ({ reason }) => {
     fail(reason);

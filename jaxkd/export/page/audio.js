@@ -43,7 +43,7 @@ function power(samples) {
   return sum;
 }
 
-/** The microphone, from `start` to `stop`. */
+/** The microphone, from `start` to `stop`; `follow` gives what it hears at once. */
 export class Microphone {
   /** Asks for the microphone and begins to record. */
   async start() {
@@ -62,8 +62,33 @@ export class Microphone {
     this.recorder.start();
   }
 
+  /**
+   * Calls `told` with each packet of samples, at the model's rate, until the end.
+   *
+   * @returns {Promise<boolean>} whether this browser can: some do not resample a microphone.
+   */
+  async follow(told) {
+    this.context = null;
+    try {
+      this.context = new AudioContext({ sampleRate: RATE_HZ });
+      await this.context.audioWorklet.addModule(new URL("packets.js", import.meta.url));
+      const one = { channelCount: 1, channelCountMode: "explicit" };
+      const node = new AudioWorkletNode(this.context, "packets", one);
+      node.port.onmessage = ({ data }) => told(data);
+      this.context.createMediaStreamSource(this.stream).connect(node);
+      node.connect(this.context.destination); // it plays nothing, but else may not run
+      return true;
+    } catch {
+      await this.context?.close();
+      this.context = null;
+      return false;
+    }
+  }
+
   /** Ends it. @returns {Promise<Blob>} what was recorded. */
   async stop() {
+    await this.context?.close();
+    this.context = null;
     const stopped = new Promise((resolve) => (this.recorder.onstop = resolve));
     if (this.recorder.state !== "inactive") this.recorder.stop();
     else this.recorder.onstop();

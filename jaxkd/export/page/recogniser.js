@@ -99,7 +99,8 @@ function emptyFrames(count) {
   };
 }
 
-function joined(parts) {
+/** Frames of parts, one after the other. */
+export function joined(parts) {
   const all = emptyFrames(parts.reduce((total, part) => total + part.path.length, 0));
   let start = 0;
   for (const part of parts) {
