@@ -4,7 +4,7 @@ import csv
 import pathlib
 
 from jaxkd import buckets, console
-from jaxkd.report import claims, pictures, plots, render, tables
+from jaxkd.report import claims, error_kinds, pictures, plots, render, tables
 from jaxkd.report.collect import LeftOut
 from jaxkd.report.render import Picture, Section, Table
 from jaxkd.report.tables import Row
@@ -100,6 +100,7 @@ def write(
   if searched := _search_table(found):
     sections.append(Section("Search", [_SEARCH, searched]))
     _write_tuning(out / _TUNING, found)
+  sections += error_kinds.section(f["row"] for f in found)
   missing = []
   with console.progress("plots", len(_PLOTS)) as update:
     for file, title, caption, draw in _PLOTS:
