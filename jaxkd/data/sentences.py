@@ -17,21 +17,21 @@ _WORDS = {
   kind: words.split()
   for kind, words in {
     "names": """anna bernard carla david emma felix grace henry iris jacob karen leo maria
-      nathan olivia       peter rosa simon teresa ursula walter yvonne""",
+      nathan olivia peter rosa simon teresa ursula walter yvonne""",
     "people": """teacher doctor farmer sailor neighbour driver singer captain student painter
-      baker nurse       lawyer soldier visitor stranger""",
+      baker nurse lawyer soldier visitor stranger""",
     "things": """table window bottle garden ladder basket hammer mirror candle blanket letter
-      pocket       engine bicycle kettle curtain pencil needle wagon barrel lantern
+      pocket engine bicycle kettle curtain pencil needle wagon barrel lantern
       carpet shovel button""",
     "qualities": """heavy golden broken little ancient quiet purple narrow frozen wooden clever
-      modern       gentle hollow yellow simple dusty famous bitter silver""",
+      modern gentle hollow yellow simple dusty famous bitter silver""",
     "deeds": """carried painted repaired followed noticed covered borrowed admired measured
-      ordered       forgot counted lifted opened collected finished offered watched
+      ordered forgot counted lifted opened collected finished offered watched
       returned delivered""",
     "places": """harbour kitchen market valley station library mountain village office forest
-      corner       bridge theatre hospital airport cellar meadow island castle factory""",
+      corner bridge theatre hospital airport cellar meadow island castle factory""",
     "times": """yesterday tomorrow today tonight monday tuesday wednesday thursday friday
-      saturday       sunday often never always again early later twice""",
+      saturday sunday often never always again early later twice""",
     "numbers": """two three four five six seven eight nine ten eleven twelve twenty thirty""",
   }.items()
 }

@@ -5,7 +5,7 @@ in padding is finite and unused.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -241,6 +241,26 @@ class Heard(NamedTuple):
     """bool[B, T], whether the frame so many behind a frame is in its chunk."""
     place = jnp.arange(frames, dtype=jnp.int32)[None]
     return self.chunk[:, None] - place % self.chunk[:, None] > by
+
+
+def draw_heard(
+  key: jax.Array, rows: int, chunks: Sequence[int], left: Sequence[int], *, beside_whole: bool
+) -> Heard:
+  """What the frames of each of B = `rows` rows hear, drawn alike from each list.
+
+  Args:
+    key: of the draw.
+    rows: of the batch.
+    chunks: frames of a chunk, 0 for everything.
+    left: frames before the chunk.
+    beside_whole: whether even rows hear everything, and odd ones chunks alone.
+  """
+  sizes = jnp.array([c or EVERYTHING for c in chunks if c or not beside_whole], jnp.int32)
+  of_chunk, of_left = jax.random.split(key)
+  chunk = jax.random.choice(of_chunk, sizes, (rows,))
+  if beside_whole:
+    chunk = jnp.where(jnp.arange(rows) % 2 == 0, EVERYTHING, chunk)
+  return Heard(chunk, jax.random.choice(of_left, jnp.array(left, jnp.int32), (rows,)))
 
 
 def depthwise(

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxkd import config as config_lib
 from jaxkd import losses, selection
 from jaxkd.models.augment import SpecAugment
-from jaxkd.models.layers import EVERYTHING, Heard
+from jaxkd.models.layers import Heard, draw_heard
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput, WeightedSum
 
 # What terms ask for, beside the parts of a batch.
@@ -147,16 +147,10 @@ class Objective:
 
   def draw_heard(self, key: jax.Array, rows: int) -> Heard | None:
     """What the frames of each row hear; with CHUNKS_BESIDE_WHOLE even rows hear everything."""
-    chunks, left = self.chunk_frames, self.left_frames
-    if not any(chunks):
+    if not any(self.chunk_frames):
       return None
     beside = CHUNKS_BESIDE_WHOLE in self.needs
-    sizes = jnp.array([c or EVERYTHING for c in chunks if c or not beside], jnp.int32)
-    of_chunk, of_left = jax.random.split(key)
-    chunk = jax.random.choice(of_chunk, sizes, (rows,))
-    if beside:
-      chunk = jnp.where(jnp.arange(rows) % 2 == 0, EVERYTHING, chunk)
-    return Heard(chunk, jax.random.choice(of_left, jnp.array(left, jnp.int32), (rows,)))
+    return draw_heard(key, rows, self.chunk_frames, self.left_frames, beside_whole=beside)
 
   def __call__(self, view: View) -> tuple[jax.Array, dict[str, WeightedSum]]:
     """The loss f32[] of a global batch, and every term and measure by its name."""
