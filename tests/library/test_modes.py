@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import eight_devices
 from jaxkd import losses, masks, selection
 from jaxkd.inference import alignment
 from jaxkd.inference.search.greedy import best_path
@@ -165,10 +166,12 @@ def check(got, wanted, dtypes=True):
 
 
 def explicit_mesh():
+  eight_devices.found()
   return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
 
 
 def auto_mesh(shape=(8,), names=("data",)):
+  eight_devices.found()
   return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names))
 
 
