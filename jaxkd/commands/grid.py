@@ -1,6 +1,7 @@
 """jaxkd grid: every run of a grid one after the other, beside one teacher, then the report."""
 
 import dataclasses
+import fnmatch
 import importlib.machinery
 import importlib.util
 import itertools
@@ -29,7 +30,9 @@ Trains variants x scales x seeds one after the other and writes their report to
 FOLDER/report. The teacher is trained once; data and compiled programs are
 shared. The same command goes on where it was stopped, and leaves out what is
 finished. A single run of it is what --dry_run prints; with
---config.teacher.source=DIR it has the grid's teacher.
+--config.teacher.source=DIR it has the grid's teacher. Small models use one core
+or a part of an accelerator: where each seed has its own teacher, start the same
+command once for each with --only='*-s0', '*-s1' and so on, side by side.
 
 example: %(prog)s small --recipe=demo"""
   add = parser.add_argument
@@ -52,7 +55,7 @@ example: %(prog)s small --recipe=demo"""
     "--only",
     metavar="NAMES",
     default="",
-    help="names, or their beginnings, with commas between: ctc,symmetric-n2-scale1.0",
+    help="names, their beginnings or patterns, with commas between: ctc,symmetric-n2-*-s0",
   )
   add("--dry_run", action="store_true", help="print the command of each run, and run nothing")
   parser.add_fields("for every run, as for jaxkd train")
@@ -178,19 +181,27 @@ def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled
 
 
 def chosen(cells: list[Cell], only: str) -> list[Cell]:
-  """The cells whose names begin with one of `only`, which has commas between; "" for all.
+  """The cells whose names begin with or match one of `only`, which has commas between.
+
+  Args:
+    cells: of the grid.
+    only: beginnings of names, or patterns such as `*-s1`; "" for all cells.
 
   Raises:
     UserError: a name that no cell has.
   """
   if not only:
     return cells
-  beginnings = only.split(",")
-  for beginning in beginnings:
-    if not any(cell.name.startswith(beginning) for cell in cells):
+  wanted = only.split(",")
+  for name in wanted:
+    if not any(_fits(cell, name) for cell in cells):
       names = ", ".join(cell.name for cell in cells)
-      raise UserError(f"--only={only}: no run's name begins with '{beginning}'; the runs: {names}")
-  return [cell for cell in cells if cell.name.startswith(tuple(beginnings))]
+      raise UserError(f"--only={only}: no run's name begins with '{name}'; the runs: {names}")
+  return [cell for cell in cells if any(_fits(cell, name) for name in wanted)]
+
+
+def _fits(cell: Cell, wanted: str) -> bool:
+  return cell.name.startswith(wanted) or fnmatch.fnmatchcase(cell.name, wanted)
 
 
 def train_all(
