@@ -26,7 +26,7 @@ def get_grid(recipe: str) -> dict:
       ("elimination", {}),
       ("trim", {}),
       ("symmetric", n),
-      ("random", {"kd.selection.ratio": (1.0,)}),
+      ("random", {"kd.selection.ratio": (0.5, 1.0)}),
       ("soft", {}),
       ("occupancy", delta),
       ("split", {}),
