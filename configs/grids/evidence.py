@@ -57,6 +57,8 @@ def get_grid(recipe: str) -> dict:
       ),
       _claim("occupancy weights beat symmetric selection", "occupancy*", "symmetric-n?", "lower"),
       _claim("two parts with them do, too", "split_occupancy*", "symmetric-n?", "lower"),
+      # Added when the first seed of the digits was known.
+      _claim("labels and silence apart beat symmetric selection", "split", "symmetric-n?", "lower"),
       _claim("forgiving a frame beats symmetric selection", "delayed*", "symmetric-n2", "lower"),
     ],
   )
