@@ -24,6 +24,10 @@ from jaxkd.types import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
 
+# Nats by which a drawn head prefers the blank. Without them CTC alone may learn that silence is a
+# space, or to scatter a word's letters over the pause behind it, and never leave that again.
+_BLANK_FIRST = 3.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -95,6 +99,8 @@ class Architecture:
   ) -> Callable[[jax.Array], Any]:
     """Typed key → parameters: drawn, or read from the folder, with a fresh head where need be.
 
+    Heads that are drawn with all else say blank first.
+
     Args:
       vocabulary: classes of the head.
       project_to, inner_heads: as of `structure`.
@@ -102,8 +108,15 @@ class Architecture:
     """
     classes = len(vocabulary.symbols)
     if self.features is not None:
-      drawn = lambda key: self._drawn(classes, project_to, inner_heads, key)
-      return jax.jit(lambda key: nnx.state(drawn(key), nnx.Param))
+
+      def draw(key):
+        model = self._drawn(classes, project_to, inner_heads, key)
+        for head in (model.head, getattr(model, "inner_heads", None)):
+          if head is not None:
+            head.bias[...] = head.bias[...].at[..., vocabulary.blank_id].add(_BLANK_FIRST)
+        return nnx.state(model, nnx.Param)
+
+      return jax.jit(draw)
     keeps_head = self.head is not None and self.head[1] == vocabulary
 
     def read(key):
