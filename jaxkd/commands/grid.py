@@ -196,7 +196,9 @@ def chosen(cells: list[Cell], only: str) -> list[Cell]:
   for name in wanted:
     if not any(_fits(cell, name) for cell in cells):
       names = ", ".join(cell.name for cell in cells)
-      raise UserError(f"--only={only}: no run's name begins with '{name}'; the runs: {names}")
+      raise UserError(
+        f"--only={only}: no run's name begins with or fits '{name}'; the runs: {names}"
+      )
   return [cell for cell in cells if any(_fits(cell, name) for name in wanted)]
 
 

@@ -94,7 +94,6 @@ def described_stream(model: AcousticModel) -> dict:
     "piece_samples": given.samples,
     "shift_samples": given.shift * HOP,
     "lead_samples": online.lead(model),
-    "tail_samples": given.tail,
     "states": {
       name: {
         "type": "int64" if kind == INT else "float32",

@@ -103,7 +103,9 @@ def test_only_some():
   ]
   matched = [cell.name for cell in grid.chosen(cells, "*-n2-*1.0-*-s0,ctc")]
   assert matched == ["ctc-train-s0", "symmetric-n2-scale1.0-unlabelled-s0"]
-  with pytest.raises(UserError, match="no run's name begins with 'symetric'; the runs: ctc-tr"):
+  with pytest.raises(
+    UserError, match="no run's name begins with or fits 'symetric'; the runs: ctc-tr"
+  ):
     grid.chosen(cells, "ctc,symetric")
 
 

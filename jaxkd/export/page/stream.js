@@ -38,11 +38,6 @@ export class Stream {
     return this.frames.path.length > before;
   }
 
-  /** Hears the last words: silence follows them. */
-  finish() {
-    return this.push(new Float32Array(this.model.stream.tail_samples));
-  }
-
   /** Those that have been heard, as wordsOf gives them; the last one may go on. */
   words() {
     const { path, confidence } = this.frames;
