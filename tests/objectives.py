@@ -19,6 +19,7 @@ def kd(**changes) -> ConfigDict:
   fields = dict(
     loss="kl",
     scale=1.0,
+    ctc="transcripts",
     scale_ramp=(),
     temperature=2.0,
     temperature_ramp=(),

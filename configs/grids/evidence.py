@@ -34,6 +34,8 @@ def get_grid(recipe: str) -> dict:
       ("delayed", {"kd.softness": (0.1, 1.0)}),
       ("guided", {}),
       ("soft_ctc", {"kd.scale": (1.0,)}),
+      ("hypotheses", {"kd.scale": (1.0,)}),
+      ("pseudo_labels", {"kd.scale": (0.25,)}),
       # The same audio as CTC, and more of it.
       ("symmetric", {"data.train": (transcribed, both), "kd.scale": (1.0,)}),
     ),

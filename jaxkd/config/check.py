@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from jaxkd.config import fields, recipes, schema
-from jaxkd.config.meaning import STREAMED, reads_transcripts, scales
+from jaxkd.config.meaning import STREAMED, reads_hypotheses, reads_transcripts, scales
 from jaxkd.config.schema import Block, Field, Kinds
 from jaxkd.errors import UserError, did_you_mean
 
@@ -268,6 +268,8 @@ def _check_objective(config: ConfigDict) -> None:
   if kd.normalization == "labels":
     _require(kd.scale < 1, "kd.scale", kd.scale, "below 1 with kd.normalization=labels")
     _require(kd.delays == (0,), "kd.delays", kd.delays, "(0,) with kd.normalization=labels")
+    _require(kd.ctc == "transcripts", "kd.ctc", kd.ctc, "transcripts with kd.normalization=labels")
+  _check_hypotheses(kd)
   if kd.warmup:
     name = config.student.name
     drawn = "conformer or fastconformer with kd.warmup"
@@ -279,6 +281,18 @@ def _check_objective(config: ConfigDict) -> None:
     _require(masks, "training.spec_augment", config.training.spec_augment, wanted)
   _check_chunks(config)
   _check_source(config)
+
+
+def _check_hypotheses(kd: ConfigDict) -> None:
+  """What is learnt from the teacher's transcripts, once."""
+  if kd.ctc == "hypotheses":
+    alone = "transcripts where kd.scale is 0; alone these targets are kd.loss=hypotheses"
+    _require(scales(kd)[1] > 0, "kd.ctc", kd.ctc, alone)
+    twice = "transcripts with kd.loss=hypotheses, which is the same CTC"
+    _require(kd.loss != "hypotheses", "kd.ctc", kd.ctc, twice)
+  if not reads_hypotheses(kd):
+    unread = "10 where no loss reads the teacher's transcripts"
+    _require(kd.hypotheses == 10, "kd.hypotheses", kd.hypotheses, unread)
 
 
 def _check_chunks(config: ConfigDict) -> None:
@@ -342,13 +356,13 @@ def _check_source(config: ConfigDict) -> None:
     _require(not kd.scale_ramp, "kd.scale_ramp", kd.scale_ramp, f"() {where}")
   if source == "average":
     where = "where config.teacher.source is average, the student's own past"
+    field = "ctc" if kd.ctc == "hypotheses" else "loss"
+    reason = f"{'transcripts' if field == 'ctc' else 'a loss that asks for no hypotheses'} {where}"
+    _require(not reads_hypotheses(kd), f"kd.{field}", kd[field], reason)
     transcribed = reads_transcripts(kd) or config.student.init != ""
     _require(transcribed, "kd.scale", kd.scale, f"below 1 {where}, or config.student.init given")
     _require(scales(kd)[1] > 0, "kd.scale", kd.scale, f"above 0 {where}")
     _require(not kd.warmup, "kd.warmup", kd.warmup, f"0 {where}")
-    once = kd.loss == "hypotheses" or (kd.loss == "soft_ctc" and kd.targets == "hypotheses")
-    reason = f"a loss that asks for no hypotheses {where}"
-    _require(not once, "kd.loss", kd.loss, reason)
     prior = kd.selection.get("prior_scale", 0.0)
     _require(not prior, "kd.selection.prior_scale", prior, f"0 {where}")
   if source in ("none", "average"):

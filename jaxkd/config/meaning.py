@@ -19,5 +19,15 @@ def average_decay(teacher: ConfigDict) -> float | None:
 
 def reads_transcripts(kd: ConfigDict) -> bool:
   """Whether anything is learnt from the data's transcripts."""
+  return _reads("transcripts", kd)
+
+
+def reads_hypotheses(kd: ConfigDict) -> bool:
+  """Whether anything is learnt from what the teacher may have heard."""
+  return _reads("hypotheses", kd) or (scales(kd)[1] > 0 and kd.loss == "hypotheses")
+
+
+def _reads(targets: str, kd: ConfigDict) -> bool:
   least, largest = scales(kd)
-  return least < 1 or (largest > 0 and kd.loss == "soft_ctc" and kd.targets == "transcripts")
+  soft = largest > 0 and kd.loss == "soft_ctc" and kd.targets == targets
+  return soft or (least < 1 and kd.ctc == targets)

@@ -9,7 +9,7 @@ from jaxkd.config import fields, schema
 from jaxkd.config.check import check_values
 from jaxkd.errors import UserError
 
-SCHEMA = 6  # of config.json; those from before there were numbers are 0
+SCHEMA = 7  # of config.json; those from before there were numbers are 0
 
 # Fields that configs of schema 0 may lack, with the value that they had before they were fields.
 _MODEL = {"name": "conformer", "init": ""}
@@ -121,7 +121,11 @@ def _from_5(tree: dict) -> None:
       _fill(model, {"chunk_frames": [], "left_frames": []})
 
 
-_UPGRADES = (_from_0, _from_1, _from_2, _from_3, _from_4, _from_5)
+def _from_6(tree: dict) -> None:
+  _fill(tree, {"kd": {"ctc": "transcripts"}})
+
+
+_UPGRADES = (_from_0, _from_1, _from_2, _from_3, _from_4, _from_5, _from_6)
 
 
 def _with_tuples(value):

@@ -240,7 +240,7 @@ def _terms(kd: ConfigDict, select: Selector, blank_id: int) -> tuple[Term, ...]:
     terms = [LOSSES[name](kd, of_epoch, select, blank_id) for name, of_epoch in scales.items()]
   if least < 1:
     rest = (lambda epoch: 1 - scale(epoch)) if callable(scale) else 1 - scale
-    terms.append(_ctc("ctc", rest, TRANSCRIPTS, blank_id))
+    terms.append(_ctc("ctc", rest, kd.ctc, blank_id))
   if inner := kd.inner_scale:
     behind = [_inner(term, inner) for term in terms]
     terms = [dataclasses.replace(term, scale=_times(term.scale, 1 - inner)) for term in terms]
@@ -345,7 +345,7 @@ def _guided(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id:
 
 def _soft_ctc(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
   """Cross-entropy to the teacher's occupancies of a transcript, in the frames that are selected."""
-  target = TRANSCRIPTS if kd.targets == "transcripts" else HYPOTHESES
+  target = kd.targets  # TRANSCRIPTS or HYPOTHESES
 
   def compute(view: View) -> WeightedSum:
     _, labels, label_len = _lengths(view, target)

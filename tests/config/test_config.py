@@ -105,7 +105,7 @@ def changed(config, path: str, value):
       "hypothesis",
       ["'hypothesis'", "did you mean 'hypotheses'", "kl, split_kl, guided"],
     ),
-    ("kd.hypotheses", 3, ["kd.hypotheses is 3", "'kl' does not read", "kd.loss=hypotheses"]),
+    ("kd.hypotheses", 3, ["kd.hypotheses is 3", "10 where no loss reads"]),
     ("labels.size", 100, ["labels.size", "'auto' does not read", "labels.name=sentencepiece"]),
     ("labels.alphabet", "aab", ["labels.alphabet", "each once"]),
     ("student.name", "conformr", ["'conformr'", "did you mean 'conformer'", "huggingface"]),
@@ -204,6 +204,29 @@ def test_hypotheses_read_no_field_of_frames(path, value):
 def test_hypotheses_select_no_frames():
   config = changed(mutate("kd.loss", "hypotheses"), "kd.selection", {"name": "trim"})
   with pytest.raises(UserError, match="kd.selection.name is 'trim'.*kd.loss=hypotheses"):
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "words"),
+  [
+    ("kd.hypotheses", 3, ""),
+    ("kd.loss", "soft_ctc", ""),
+    ("kd.scale_ramp", (1.0, 3), ""),
+    ("kd.scale", 0.0, "kd.ctc is 'hypotheses'.*kd.loss=hypotheses"),
+    ("kd.loss", "hypotheses", "kd.ctc is 'hypotheses'.*the same CTC"),
+    ("kd.normalization", "labels", "kd.ctc is 'hypotheses'.*kd.normalization=labels"),
+    ("teacher.source", "average", "kd.ctc is 'hypotheses'.*its own past|own past"),
+  ],
+)
+def test_ctc_on_the_teachers_transcripts_asks_for_a_teacher_and_is_there_once(path, value, words):
+  config = changed(mutate("kd.scale", 0.25), "kd.ctc", "hypotheses")
+  config_lib.check(config)
+  assert not config_lib.reads_transcripts(config.kd) and config_lib.reads_hypotheses(config.kd)
+  config = changed(config, path, value)
+  if not words:
+    return config_lib.check(config)
+  with pytest.raises(UserError, match=words):
     config_lib.check(config)
 
 

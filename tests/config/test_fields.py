@@ -157,6 +157,6 @@ def test_described_defaults_are_the_recipes(recipe):
 def test_described_rows_say_unit_range_and_who_reads_them():
   rows = {row.name: row for row in config_lib.describe("demo")}
   assert rows["features.low_hz"][1:4] == (60.0, "Hz", "a number from 0 to 8000")
-  assert rows["kd.hypotheses"].about.endswith("(kd.loss=hypotheses or soft_ctc)")
+  assert rows["kd.softness"].about.endswith("(kd.loss=kl or split_kl)")
   assert rows["kd.selection.n"].about.endswith("(kd.selection.name=symmetric)")
   assert rows["labels.size"].about.endswith("(labels.name=sentencepiece)")

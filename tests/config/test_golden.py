@@ -28,6 +28,7 @@ def test_recipes_without_a_size_are_what_they_were_before_there_were_sizes(recip
   assert (now["kd"].pop("delays"), now["kd"].pop("softness")) == ([0], 1.0)
   assert (now["kd"].pop("blank_scale"), now["kd"].pop("consistency")) == (1.0, 0.0)
   assert now["kd"].pop("targets") == "hypotheses" and not now["kd"].pop("inner_scale")
+  assert now["kd"].pop("ctc") == "transcripts"
   assert not now["kd"].pop("co_teacher") and now["kd"].pop("delay_of") == "frame"
   for model in (now["student"], now["teacher"]["model"]):
     assert model.pop("chunk_frames", []) == model.pop("left_frames", []) == []

@@ -112,6 +112,7 @@ def test_losses_that_a_config_may_name_are_those_of_the_table():
     (dict(scale=1.0, warmup=2), "kd/cosine kd/kl", {TEACHER_FRAMES, TEACHER_ENCODINGS}),
     (dict(scale=0.5, loss="hypotheses"), "hypotheses ctc", {HYPOTHESES, TRANSCRIPTS}),
     (dict(scale=1.0, loss="hypotheses"), "hypotheses", {HYPOTHESES}),
+    (dict(scale=0.25, ctc="hypotheses"), "kd/kl ctc", {TEACHER_FRAMES, HYPOTHESES}),
   ],
 )
 def test_terms_and_what_they_need(changes, names, needs):
@@ -182,6 +183,11 @@ def test_hypotheses_are_ctc_targets_beside_transcripts():
   assert float(terms["infeasible"].weight) == 8 and "selected" not in terms
   # Nothing else of the teacher, and no transcript, is read at scale 1.
   blind = batch._replace(labels=None, label_len=None)
+  beside = objectives.make(BLANK, scale=0.75, ctc="hypotheses")
+  whole, heard, _ = objectives.distill(beside, blind)
+  np.testing.assert_allclose(heard["ctc"].total, terms["hypotheses"].total, rtol=1e-6)
+  frames = objectives.distill(objectives.make(BLANK), batch)[0]
+  np.testing.assert_allclose(whole, 0.75 * frames + 0.25 * heard["ctc"].mean(), rtol=1e-6)
   alone, _, _ = objectives.distill(objectives.make(BLANK, **learnt), blind)
   np.testing.assert_allclose(alone, terms["hypotheses"].mean(), rtol=1e-6)
 
