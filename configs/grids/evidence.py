@@ -1,6 +1,6 @@
 """What decides the paper's claims, and ours: every rule on audio alone and beside CTC, three seeds.
 
-Each seed has its own teacher, which is heard once and stored. Runs at scale 1 learn from audio
+Each seed has its own teacher, which hears what its students hear. Runs at scale 1 learn from audio
 alone, those at 0.25 from as much transcribed audio, for as many epochs. The report judges the
 claims below.
     jaxkd grid evidence --recipe=sentences
@@ -19,7 +19,6 @@ def get_grid(recipe: str) -> dict:
     scales=(0.25, 1.0),
     seeds=(0, 1, 2),
     teachers="each",
-    taught={"teacher.cache": True},
     variants=(
       ("ctc", {}),
       ("standard", {}),
