@@ -118,7 +118,6 @@ def load(path: pathlib.Path, recipe: str) -> dict:
     scales, seeds: of all runs.
     variants: name → its fields, each with the values that it takes, or pairs of these where a name
       comes more than once; kd.scale among the fields takes the place of `scales`.
-    taught: fields, each with a value, of all runs that have a teacher.
     teachers: "one" for all seeds, which is the default, or "each" seed its own.
     claims: what the report is to judge (`jaxkd.report.claims.Claim`), as dicts.
 
@@ -130,10 +129,10 @@ def load(path: pathlib.Path, recipe: str) -> dict:
   module = importlib.util.module_from_spec(importlib.util.spec_from_loader(path.stem, loader))
   try:
     loader.exec_module(module)
-    grid = {"teachers": "one", "claims": [], "taught": {}} | module.get_grid(recipe)
+    grid = {"teachers": "one", "claims": []} | module.get_grid(recipe)
     if grid["teachers"] not in ("one", "each"):
       raise ValueError(f"teachers is {grid['teachers']!r}; it must be 'one' or 'each'")
-    names = ("scales", "seeds", "variants", "teachers", "taught", "claims")
+    names = ("scales", "seeds", "variants", "teachers", "claims")
     return {name: grid[name] for name in names}
   except Exception as error:  # whatever the file raises
     raise UserError(
@@ -149,18 +148,16 @@ def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: st
     UserError: a variant, field or value that does not exist or fit.
   """
   cells = []
-  taught = tuple(f"--config.{field}={value}" for field, value in grid.get("taught", {}).items())
   variants = grid["variants"]
   pairs = variants.items() if isinstance(variants, dict) else variants
   for seed, (variant, varied) in itertools.product(grid["seeds"], pairs):
     fields = dict(varied)
     first = _cell(variant, recipe, overrides, None, {}, seed, unlabelled)
-    given = overrides if first.config.teacher.source == "none" else (*taught, *overrides)
     # A variant without distillation has no scale.
     scales = fields.pop("kd.scale", grid["scales"]) if first.config.kd.scale else (None,)
     for scale, values in itertools.product(scales, itertools.product(*fields.values())):
       chosen = dict(zip(fields, values, strict=True))
-      cells.append(_cell(variant, recipe, given, scale, chosen, seed, unlabelled))
+      cells.append(_cell(variant, recipe, overrides, scale, chosen, seed, unlabelled))
   return cells
 
 

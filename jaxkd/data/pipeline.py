@@ -30,21 +30,19 @@ class Teaching(Protocol):
 
   Attributes:
     frame_samples: audio samples in a frame.
-    grid: utterances of a row begin at multiples of so many samples.
     slots: numbers of a frame.
     needs: parts of a batch that it fills.
   """
 
   frame_samples: int
-  grid: int
   slots: int
   needs: frozenset[str]
 
   def frames(self, utterance: str, speed: float, samples: int):
     """Of an utterance by its id, as it is played; UserError where that is not known."""
 
-  def put(self, frames, into: StoredFrames, row: int, start: int) -> None:
-    """Writes them into a row's arrays, from frame `start` on."""
+  def put(self, frames, into: StoredFrames, row: int) -> None:
+    """Writes them into a row's arrays."""
 
 
 class HostBatch(NamedTuple):
@@ -82,8 +80,8 @@ def batches(
     planned: all batches of an epoch.
     spelling: of transcripts; None for no labels. A row of utterances without has none.
     hypotheses: of all utterances, drawn into `Batch.hypothesis`; None for none.
-    taught: frames of all utterances, for `Batch.taught`: of each alone and without noise; None for
-      none.
+    taught: frames of all utterances, for `Batch.taught`, of each alone and without noise, where no
+      row has more than one; None for none.
     seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
     start: first batch.
@@ -137,15 +135,11 @@ def _host_batch(
     if not used:
       continue
     if taught is not None:
-      lengths = map(len, parts)
-      said = [taught.frames(*which) for which in zip(names[-1], speeds, lengths, strict=True)]
+      (name,), (speed,), (part,) = names[-1], speeds, parts
+      taught.put(taught.frames(name, speed, len(part)), batch.taught, place)
     # As alone in its row, where features are of peak-normalised audio.
     if len(parts) > 1:
       parts = [_peak_normalised(part) for part in parts]
-    if taught is not None:
-      starts = _on_grid(parts, taught.grid)
-      for frames, start in zip(said, starts, strict=True):
-        taught.put(frames, batch.taught, place, start // taught.frame_samples)
     joined = np.concatenate(parts)[:samples]
     if noise_db is not None:
       joined = _with_noise(joined, noise_db, np.random.default_rng([*seed, number, row]))
@@ -195,20 +189,6 @@ def _heard(source: Source, planned: PlannedBatch, rows: list[int], workers: int)
       found[row].speeds.append(speed)
       found[row].parts.append(part)
   return found
-
-
-def _on_grid(parts: list[np.ndarray], grid: int) -> list[int]:
-  """Lengthens all parts but the last, so that they begin at multiples of `grid`.
-
-  By their own ends, mirrored: a gap of zeros is what no microphone hears, and a row whose features
-  are normalised over it would be another than its utterances.
-
-  Returns:
-    Where they begin.
-  """
-  for i, part in enumerate(parts[:-1]):
-    parts[i] = np.pad(part, (0, -len(part) % grid), mode="reflect")
-  return np.cumsum([0, *map(len, parts[:-1])]).tolist()
 
 
 def _put(labels: np.ndarray, into: np.ndarray, lengths: np.ndarray, row: int) -> None:

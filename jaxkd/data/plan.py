@@ -51,16 +51,14 @@ class PlannedBatch(NamedTuple):
   speeds: tuple[tuple[float, ...], ...]
 
 
-def samples_of(durations: np.ndarray, speeds, grid: int = 1) -> np.ndarray:
+def samples_of(durations: np.ndarray, speeds) -> np.ndarray:
   """i64: samples that are set aside for utterances of so many seconds at speed factors.
 
   Args:
     durations: f64[...], seconds.
     speeds: factors.
-    grid: what they are a multiple of.
   """
-  samples = np.ceil(durations * SAMPLE_RATE_HZ / speeds).astype(np.int64) + _SLACK
-  return -(-samples // grid) * grid
+  return np.ceil(durations * SAMPLE_RATE_HZ / speeds).astype(np.int64) + _SLACK
 
 
 def shapes(
@@ -72,7 +70,6 @@ def shapes(
   join_seconds: float = 0.0,
   labels_per_second: float = 0.0,
   speeds: tuple[float, ...] = (1.0,),
-  grid: int = 1,
   multiple: int = 1,
   strict: bool = False,
 ) -> tuple[Shape, ...]:
@@ -87,12 +84,11 @@ def shapes(
       any, for utterances that are longer.
     labels_per_second: most labels in a second of an utterance; 0 where none are read.
     speeds: factors that an utterance may be played at.
-    grid: samples; utterances of a row begin at multiples of it.
     multiple: the number of rows is the nearest multiple of this, where that makes a batch larger or
       smaller by a fifth at most.
     strict: it is the largest multiple within `batch_seconds`, and at least one, in any case.
   """
-  units = np.concatenate([samples_of(durations, speed, grid) for speed in speeds])
+  units = np.concatenate([samples_of(durations, speed) for speed in speeds])
   lengths: list[int] = []
   if join_seconds:
     joined = int(join_seconds * SAMPLE_RATE_HZ)
@@ -158,7 +154,6 @@ def epoch_plan(
   speeds: tuple[float, ...] = (1.0,),
   join: bool = False,
   apart: np.ndarray | None = None,
-  grid: int = 1,
 ) -> "Plan":
   """Every utterance once, in random order, company and speed.
 
@@ -171,11 +166,10 @@ def epoch_plan(
     speeds: factors to draw from.
     join: utterances are joined into rows of the shortest shape.
     apart: bool[utterances]; those with True are not joined with the others. None for all alike.
-    grid: samples; utterances of a row begin at multiples of it.
   """
   rng = np.random.default_rng([seed, epoch])
   drawn = rng.choice(np.array(speeds), len(durations))
-  lengths = samples_of(durations, drawn, grid)
+  lengths = samples_of(durations, drawn)
   order = rng.permutation(len(durations))
   capacity = shapes[0].samples if join else 0
   if apart is None or not capacity:

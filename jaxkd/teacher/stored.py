@@ -58,11 +58,6 @@ class Stored:
     """Numbers of a frame in a batch."""
     return self.settings.slots
 
-  @property
-  def grid(self) -> int:
-    """Audio samples between places where an utterance may begin in a row."""
-    return max(self.frame_samples, self.store.frame_samples)
-
   @functools.cached_property
   def positions(self) -> dict[tuple[str, float], int]:
     """(utterance, speed) → position of its record."""
@@ -128,10 +123,10 @@ class Stored:
     blank = self.settings.blank_slot
     return at_frame_length(found, blank, self.store.frame_samples, self.frame_samples)
 
-  def put(self, frames: store_lib.Frames, into: StoredFrames, row: int, start: int) -> None:
-    """Writes an utterance's frames into a row of a batch's arrays, from frame `start` on."""
-    count = min(len(frames.log_probs), into.mask.shape[1] - start)
-    place = (row, slice(start, start + count))
+  def put(self, frames: store_lib.Frames, into: StoredFrames, row: int) -> None:
+    """Writes an utterance's frames into a row of a batch's arrays."""
+    count = min(len(frames.log_probs), into.mask.shape[1])
+    place = (row, slice(count))
     into.log_probs[place], into.tail[place] = frames.log_probs[:count], frames.tail[:count]
     into.mask[place] = True
     if into.ids is not None:
@@ -148,7 +143,7 @@ class Stored:
     for row, names in enumerate(host.ids):
       if names:
         length = int(host.batch.audio_len[row])
-        self.put(self.frames(names[0], 1.0, length), into, row, 0)
+        self.put(self.frames(names[0], 1.0, length), into, row)
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
 
 

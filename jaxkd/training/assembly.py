@@ -336,19 +336,18 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   spelling = None
   if TRANSCRIPTS in objective.needs:
     spelling = Spelling.of(made.vocabulary, data.train.texts)
-  grid = teacher.grid if isinstance(teacher, Stored) else 1
+  join_seconds = _join_seconds(training, teacher)
   per_second = _labels_per_second(data.train, spelling, nbest)
   shapes = plan.shapes(
     data.train.durations,
     buckets=training.buckets,
     frame_samples=made.architecture.frame_samples,
-    join_seconds=training.join_seconds,
+    join_seconds=join_seconds,
     labels_per_second=per_second,
     speeds=tuple(training.speeds),
-    grid=grid,
     **batches.of_run(training, devices.size, made.folder)._asdict(),
   )
-  plan_options = dict(speeds=tuple(training.speeds), join=training.join_seconds > 0, grid=grid)
+  plan_options = dict(speeds=tuple(training.speeds), join=join_seconds > 0)
   if spelling is not None and None in data.train.texts:
     plan_options["apart"] = np.array([text is None for text in data.train.texts])
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
@@ -386,6 +385,17 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
     plan_options=plan_options,
     noise_db=tuple(training.noise_db) or None,
   )
+
+
+def _join_seconds(training: ConfigDict, teacher: AcousticModel | Stored | None) -> float:
+  """Of rows of joined utterances; 0 beside stored frames, which are of each utterance alone.
+
+  A CTC model puts its labels elsewhere where an utterance has others beside it.
+  """
+  if not isinstance(teacher, Stored) or not training.join_seconds:
+    return training.join_seconds
+  log.info("each row is one utterance: that is how the stored teacher heard it")
+  return 0.0
 
 
 def _objective(

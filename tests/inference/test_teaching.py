@@ -118,17 +118,15 @@ def test_everything_that_asks_a_teacher_asks_a_store(tmp_path):
       np.testing.assert_array_equal(a, b)
 
 
-def batches(source: Source, taught, *, speeds=(1.0,), join=0.0, noise_db=None):
-  sizes = dict(speeds=speeds, grid=taught.grid)
+def batches(source: Source, taught, *, speeds=(1.0,), noise_db=None):
   shapes = plan.shapes(
     source.durations,
     batch_seconds=6,
     buckets=2,
     frame_samples=taught.frame_samples,
-    join_seconds=join,
-    **sizes,
+    speeds=speeds,
   )
-  planned = plan.epoch_plan(source.durations, shapes, seed=0, epoch=0, join=join > 0, **sizes)
+  planned = plan.epoch_plan(source.durations, shapes, seed=0, epoch=0, speeds=speeds)
   return pipeline.batches(source, planned, taught=taught, noise_db=noise_db)
 
 
@@ -137,13 +135,12 @@ def as_logits(frames, how):
   return stored.as_logits(frames, how)
 
 
-@pytest.mark.parametrize("join", [0.0, 2.5])
 @pytest.mark.parametrize("speeds", [(1.0,), (0.9, 1.1)])
-def test_in_a_row_of_several_each_has_its_frames_where_it_begins(tmp_path, join, speeds):
+def test_rows_have_what_the_teacher_says_of_them(tmp_path, speeds):
   source = noise(17)
   found = write(tmp_path / "store", [(source, speeds)], dtype="float32")[1]
-  rows = several = 0
-  for host in batches(source, found, speeds=speeds, join=join):
+  rows = 0
+  for host in batches(source, found, speeds=speeds):
     batch = host.batch
     expected = model()(batch.audio, batch.audio_len)  # of frames that do not know each other
     out = as_logits(batch.taught, found.settings)
@@ -152,25 +149,12 @@ def test_in_a_row_of_several_each_has_its_frames_where_it_begins(tmp_path, join,
     assert (mask <= np.asarray(expected.mask)).all()
     # A last frame that is cut at the end of an utterance has silence behind it in both.
     theirs = jax.nn.log_softmax(expected.logits)[mask]
-    if not join:  # joined parts are scaled to one peak
-      np.testing.assert_allclose(out.logits[mask], theirs, atol=1e-4)
-      np.testing.assert_array_equal(mask, np.asarray(expected.mask))
+    np.testing.assert_allclose(out.logits[mask], theirs, atol=1e-4)
+    np.testing.assert_array_equal(mask, np.asarray(expected.mask))
     for ids, row, length in zip(host.ids, mask, batch.audio_len, strict=True):
       assert row.sum() == -(-length // FRAME) if ids else not row.any()
-      rows, several = rows + bool(ids), several + (len(ids) > 1)
-  assert rows and (several > 2) == (join > 0)
-
-
-def test_joined_frames_are_those_of_each_alone(tmp_path):
-  source = noise(17)
-  found = write(tmp_path / "store", [(source, (1.0,))], dtype="float32")[1]
-  alone = outputs(model(), source, mesh_lib.make_mesh(devices=jax.devices()[:1]))
-  for host in batches(source, found, join=2.5):
-    for row, ids in enumerate(host.ids):
-      if ids:
-        mask = host.batch.taught.mask[row]
-        expected = np.concatenate([alone[name] for name in ids])
-        np.testing.assert_allclose(host.batch.taught.log_probs[row][mask], expected, atol=1e-5)
+      rows += bool(ids)
+  assert rows == len(source)
 
 
 def test_noise_is_for_the_student_alone(tmp_path):
@@ -337,7 +321,6 @@ def test_other_frame_lengths_in_a_batch(tmp_path):
   found = write(tmp_path / "store", [(source, (1.0,))], dtype="float32")[1]
   for wanted in (320, 1280):
     taught = found.at(wanted)
-    assert taught.grid == max(wanted, FRAME)
     host = next(iter(batches(source, taught)))
     frames_of = host.batch.audio.shape[1] // wanted
     assert host.batch.taught.mask.shape[1] == frames_of

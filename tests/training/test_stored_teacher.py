@@ -1,6 +1,7 @@
 """Whole runs of tiny models that learn from stored frames: against the teacher itself, resumed."""
 
 import json
+import logging
 import pathlib
 import shutil
 import signal
@@ -129,19 +130,20 @@ def test_the_figures_of_a_run_can_be_asked_for_again(lab, cached, frames):
     evaluate_lib.evaluate(folder, str(lab / "train.jsonl"))
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   ("variant", "flags"),
   [
-    ("hypotheses", []),
+    pytest.param("hypotheses", [], marks=pytest.mark.exhaustive),
     ("soft", ["--config.training.join_seconds=3.0"]),
   ],
 )
-def test_other_objectives_learn_from_a_store(lab, teacher, variant, flags):
-  # Joined utterances begin on the grid, and each has its frames there.
+def test_other_objectives_learn_from_a_store(lab, teacher, variant, flags, caplog):
+  """And no row is of joined utterances, where their teacher would say something else."""
+  caplog.set_level(logging.INFO)
   given = [f"--config.teacher.source={teacher}", "--config.teacher.cache=True", *flags, *ONE_EPOCH]
   found, folder = start(lab, variant, *given, variant=variant)
   assert found["train"]["skipped_updates"] == 0 and rows(folder)[0]["loss"] > 0
+  assert ("each row is one utterance" in caplog.text) == bool(flags)
 
 
 @pytest.mark.parametrize(
