@@ -27,7 +27,8 @@ from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import batches, objective, optim
 from jaxkd.training import step as step_lib
-from jaxkd.training.objective import INNER_HEADS, TEACHER_ENCODINGS, Objective
+from jaxkd.training.objective import Objective
+from jaxkd.training.terms import INNER_HEADS, TEACHER_ENCODINGS
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS
 
 _LABELS_PER_SECOND = 20.0  # characters; the fastest utterance decides

@@ -38,8 +38,9 @@ from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import batches, optim, workdir
 from jaxkd.training import objective as objective_lib
-from jaxkd.training.objective import INNER_HEADS, TEACHER_ENCODINGS, TEACHER_FRAMES, Objective
+from jaxkd.training.objective import Objective
 from jaxkd.training.run import Blueprint, Data, Run
+from jaxkd.training.terms import INNER_HEADS, TEACHER_ENCODINGS, TEACHER_FRAMES
 from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxkd.devices import sharding
 from jaxkd.masks import same_frames
 from jaxkd.teacher import store, stored
-from jaxkd.training.objective import INNER_HEADS, TEACHER_ENCODINGS, Objective, View
+from jaxkd.training.objective import Objective
+from jaxkd.training.terms import INNER_HEADS, TEACHER_ENCODINGS, View
 from jaxkd.types import Batch, FrameOutput, WeightedSum
 
 

@@ -12,7 +12,7 @@ from jaxkd import losses, selection
 from jaxkd.masks import length_mask
 from jaxkd.training import objective
 from jaxkd.training import step as step_lib
-from jaxkd.training.objective import TEACHER_FRAMES, TWO_VIEWS
+from jaxkd.training.terms import TEACHER_FRAMES, TWO_VIEWS
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS
 from objectives import BLANK, WIDTH
 

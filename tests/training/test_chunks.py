@@ -14,6 +14,7 @@ from jaxkd.models import conformer, features
 from jaxkd.models.layers import EVERYTHING
 from jaxkd.training import objective
 from jaxkd.training import step as step_lib
+from jaxkd.training.terms import CHUNKS_BESIDE_WHOLE
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -90,4 +91,4 @@ def test_a_conformer_learns_both_modes_in_one_update():
     return made(step_lib.observe(model, taught, batch, jax.random.key(0), jnp.int32(0), made))[0]
 
   assert loss((0,)) == loss(()) and abs(loss((1,)) - loss(())) > 1e-4
-  assert objective.needs(objectives.kd(co_teacher=0.1)) >= {objective.CHUNKS_BESIDE_WHOLE}
+  assert objective.needs(objectives.kd(co_teacher=0.1)) >= {CHUNKS_BESIDE_WHOLE}

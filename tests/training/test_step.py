@@ -20,7 +20,8 @@ from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.training import optim
 from jaxkd.training import step as step_lib
-from jaxkd.training.objective import TEACHER_FRAMES, Objective, Term
+from jaxkd.training.objective import Objective
+from jaxkd.training.terms import TEACHER_FRAMES, Term
 from jaxkd.types import Batch, FrameOutput, WeightedSum
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")

@@ -21,7 +21,7 @@ from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher.ensemble import ensemble
 from jaxkd.training import objective
 from jaxkd.training import step as step_lib
-from jaxkd.training.objective import TEACHER_ENCODINGS, TEACHER_FRAMES
+from jaxkd.training.terms import LOSSES, TEACHER_ENCODINGS, TEACHER_FRAMES
 from jaxkd.types import HYPOTHESES, TRANSCRIPTS, Batch, FrameOutput
 from objectives import BLANK, CLASSES, FRAME, WIDTH
 
@@ -100,7 +100,7 @@ def test_warmup_brings_encoders_together_and_then_is_over():
 
 def test_losses_that_a_config_may_name_are_those_of_the_table():
   """And the warm-up's, which none names."""
-  assert {*fields.LOSSES, "cosine"} == set(objective.LOSSES)
+  assert {*fields.LOSSES, "cosine"} == set(LOSSES)
 
 
 @pytest.mark.parametrize(
