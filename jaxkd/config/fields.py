@@ -155,7 +155,8 @@ TRAINING = Block(
     "buckets": count(8, "shapes that utterances are padded to; each is compiled once", 1, 64),
     "join_seconds": Field(
       0.0,
-      "above 0: utterances are joined at random into rows of at most this length",
+      "above 0: utterances are joined at random into rows of at most this length, but for those "
+      "of a stored teacher, which heard each alone",
       unit="s",
       low=0.0,
       high=3600.0,
@@ -332,7 +333,8 @@ FIELDS = Block(
         "cache": Field(
           False,
           "whether what it says is stored once beside the workdir and read from there, so that no "
-          "teacher runs in training; then it hears every utterance alone and without noise",
+          "teacher runs in training; then it hears every utterance alone and without noise, and so "
+          "no rows are joined",
         ),
         "language": Field(
           "",
