@@ -290,7 +290,11 @@ def test_given_teacher_dev_without_transcripts_and_broken_audio(lab, teacher, tm
     ),
     ("soft", ["--config.teacher.source={teacher},{teacher}"]),
     pytest.param("soft_ctc", [], marks=pytest.mark.exhaustive),
-    pytest.param("intermediate", [], marks=pytest.mark.exhaustive),
+    pytest.param(
+      "intermediate",
+      ["--config.student.layers=2", "--config.student.inner_layers=(1,)"],
+      marks=pytest.mark.exhaustive,
+    ),
     pytest.param("split_occupancy", ["--config.kd.delays=(0,1)"], marks=pytest.mark.exhaustive),
   ],
 )
