@@ -187,9 +187,11 @@ def _objective(config) -> str:
   frames = f"selection {kd.selection.name}" if kd.loss != "hypotheses" else "its transcripts"
   whose = "the average of its own past" if config.teacher.source == "average" else "the teacher"
   learnt = f"{whose}'s labels ({frames})"
-  if kd.ctc == "hypotheses":
-    return f"Objective: {learnt}, by {kd.scale:g}, and CTC on its transcripts; no others."
-  if not config_lib.reads_transcripts(kd):
+  transcribed = config_lib.reads_transcripts(kd)
+  if kd.ctc == "hypotheses" and config_lib.scales(kd)[0] < 1:
+    others = "" if transcribed else "; no others"
+    return f"Objective: {learnt}, by {kd.scale:g}, and CTC on its transcripts{others}."
+  if not transcribed:
     return f"Objective: {learnt} alone; no transcripts."
   return f"Objective: {learnt}, by {kd.scale:g}, and CTC on transcripts."
 
