@@ -6,9 +6,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 COMMIT = "0123456789"
+LR = "--config.training.lr=(1e-4, 1e-3, 1e-4, 1e-6)"
+# What shells like to take apart.
+ARGS = ["--config=x.py:tedlium", LR, "--workdir=/mnt/it's $HOME", 'a"b', "*", "a\\b"]
+MAIN = ["--", "--config=x.py", LR, "--workdir=/mnt/runs"]
+MAIN_LINE = f"--config=x.py '{LR}' --workdir=/mnt/runs"
+TPU = ["my-tpu", "--zone=us-central1-a"]
+V5E = "--type=v5litepod-16"
 
 # A command of the same name: writes a line with its arguments, then does what the test says.
 STAND_IN = """#!/usr/bin/env bash
@@ -75,3 +83,16 @@ class House:
   def shell(self, command: str, folder: pathlib.Path, shell=("sh", "-c")) -> int:
     """Runs what a remote shell would get."""
     return subprocess.run([*shell, command], cwd=folder, env=self.environ, timeout=20).returncode
+
+
+def wait_for(*paths: pathlib.Path):
+  """Until there are such files, for ten seconds."""
+  limit = time.monotonic() + 10
+  while not all(p.exists() for p in paths):
+    assert time.monotonic() < limit, paths
+    time.sleep(0.02)
+
+
+def lines(text: str) -> list[list[str]]:
+  """The words of each line, as a shell has them."""
+  return [shlex.split(line) for line in text.splitlines()]
