@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 
 import jax
@@ -16,6 +17,8 @@ from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.teacher import store as store_lib
 from jaxkd.types import STORED, STORED_IDS, Batch, FrameOutput, StoredFrames
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +85,20 @@ class Stored:
       )
     return dataclasses.replace(self, frame_samples=frame_samples)
 
+  @functools.cached_property
+  def left_out(self) -> dict[str, str]:
+    """Utterance → why it could not be heard when the store was written."""
+    return dict(self.store.header["complete"].get("left_out", ()))
+
   def has(self, source: Source) -> bool:
-    """Whether every utterance of a source is there, as it is played."""
-    return all((name, 1.0) in self.positions for name in source.ids)
+    """Whether every utterance of a source that could be heard is there, as it is played."""
+    return not self._lacking(source, 1.0)
+
+  def _lacking(self, source: Source, speed: float) -> list[str]:
+    """Utterances of a source that another writing of the store would add."""
+    there = self.positions
+    absent = [name for name in source.ids if (name, speed) not in there]
+    return [name for name in absent if name not in self.left_out]
 
   def check(self, source: Source, speeds: tuple[float, ...], temperature: float) -> None:
     """UserError where a training on a source at these speeds and temperature lacks something."""
@@ -95,12 +109,21 @@ class Stored:
         f"jaxkd teach --temperature={temperature:g} writes one, or --dtype=float32 one for any"
       )
     for speed in speeds:
-      lacking = [name for name in source.ids if (name, float(speed)) not in self.positions]
-      if lacking:
+      if lacking := self._lacking(source, float(speed)):
         raise UserError(
           f"{self.source} lacks {len(lacking)} of {source.name}'s {len(source)} utterances at "
           f"speed {speed:g}, such as {lacking[0]}: jaxkd teach with --data and --speeds adds them"
         )
+    if unheard := [name for name in source.ids if name in self.left_out]:
+      log.warning(
+        "%s: %d of %s's %d utterances could not be heard when it was written, such as %s: %s",
+        self.source,
+        len(unheard),
+        source.name,
+        len(source),
+        unheard[0],
+        self.left_out[unheard[0]],
+      )
 
   def frames(self, utterance: str, speed: float, samples: int) -> store_lib.Frames:
     """What is kept of an utterance, at `frame_samples`.
@@ -110,7 +133,12 @@ class Stored:
     """
     position = self.positions.get((utterance, float(speed)))
     if position is None:
-      raise UserError(f"{self.source} has nothing of {utterance} at speed {speed:g}")
+      why = self.left_out.get(utterance)
+      raise UserError(
+        f"{self.source} has nothing of {utterance} at speed {speed:g}"
+        + (f" ({why} when it was written)" if why else "")
+        + ": jaxkd teach adds it"
+      )
     try:
       found = self.store.read(position)
     except store_lib.StoreError as error:
@@ -199,7 +227,7 @@ def softened(
   Args:
     frames: of a batch; those behind the student's last are not looked at.
     settings: of the store.
-    student_logits: f32[B, T, V].
+    student_logits: f32[B, T, V], of the frame that each is compared with.
   """
   size = student_logits.shape[1]
   frames = jax.tree.map(lambda x: x[:, :size], frames)

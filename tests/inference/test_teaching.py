@@ -268,14 +268,20 @@ def test_one_that_was_stopped_hears_only_the_rest(tmp_path, monkeypatch):
   assert write(tmp_path / "store", [(source, (1.0, 1.1))])[0]["records"] == 80
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path):
+def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
   totals, found = write(tmp_path / "store", [(noise(9, broken=(2, 5)), (1.0,))])
   assert totals["utterances"] == 7
   assert totals["left_out"] == [
     ["noise2", "half of it is gone"],
     ["noise5", "half of it is gone"],
   ]
-  assert not found.has(noise(9)) and ("noise1", 1.0) in found.positions
+  # It could not be heard, so it is not lacking: another writing would not add it.
+  assert found.has(noise(9)) and not found.has(noise(10))
+  caplog.set_level("WARNING")
+  found.check(noise(9), (1.0,), 2.0)
+  assert "2 of noise's 9 utterances could not be heard when it was written" in caplog.text
+  with pytest.raises(UserError, match="noise2 at speed 1 .half of it is gone when it was written"):
+    found.frames("noise2", 1.0, 17)
 
 
 def test_what_a_store_lacks_is_one_line(tmp_path):
