@@ -83,7 +83,11 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
       return LeftOut(folder, "not a workdir: its config.json is another program's")
     if not (folder / "results.json").exists():
       return LeftOut(folder, _unfinished(folder, config))
-    return _finished(folder, reproducing(config))
+    found = _finished(folder, reproducing(config))
+    wanted = found.config["training.epochs"]
+    if found.results.get("epochs", wanted) < wanted:  # it goes on from there
+      return LeftOut(folder, _unfinished(folder, config))
+    return found
   except UserError as error:
     return LeftOut(folder, f"unreadable: {error}")
 

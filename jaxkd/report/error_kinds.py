@@ -42,14 +42,18 @@ def rates(row: Row) -> np.ndarray | None:
 
   NaN where there are no such words.
   """
-  pairs = [
+  told = [
     (reference, hypothesis)
     for model in row.models
     for reference, hypothesis in model.hypotheses.get("test", {}).values()
-    if reference
+    if reference is not None
   ]
+  pairs = [pair for pair in told if pair[0].split()]
   if not pairs:
     return None
+  in_silence = sum(
+    len(hypothesis.split()) for reference, hypothesis in told if not reference.split()
+  )
   found = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
   wrong, kinds = [], []
   for words, chunks in zip(found.references, found.alignments, strict=True):
@@ -59,7 +63,8 @@ def rates(row: Row) -> np.ndarray | None:
     wrong.append(is_wrong)
     kinds.append(_kinds(words))
   wrong, kinds = np.concatenate(wrong), np.concatenate(kinds)
-  counts = np.array([found.substitutions, found.deletions, found.insertions]) / len(wrong)
+  counts = np.array([found.substitutions, found.deletions, found.insertions + in_silence])
+  counts = counts / len(wrong)
   sizes = kinds.sum(0)
   shares = np.divide(wrong @ kinds, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
   return np.concatenate([counts, shares])

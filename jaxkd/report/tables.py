@@ -66,8 +66,15 @@ class Row:
   @property
   def selects(self) -> bool:
     """Whether a selection was at work: frames of the teacher are part of the student's loss."""
-    distils = self.role == "student" and self.first.results["kd_scale"] > 0
-    return distils and self.first.config.get("kd.loss") != "hypotheses"
+    return self.distils and self.first.config.get("kd.loss") != "hypotheses"
+
+  @property
+  def distils(self) -> bool:
+    """Whether a teacher was at work, in any epoch."""
+    if self.role == "teacher":
+      return False
+    first_scale = list(self.first.config.get("kd.scale_ramp") or ())[:1]
+    return max(self.first.results["kd_scale"], *first_scale, 0) > 0
 
   @property
   def selection(self) -> dict:
@@ -243,7 +250,8 @@ def find_baseline(rows: list[Row], name: str | None) -> Row | None:
 
 
 def _is_ctc(row: Row) -> bool:
-  return row.first.results["kd_scale"] == 0
+  views = (row.first.config.get(f"kd.{name}") for name in ("consistency", "co_teacher"))
+  return not row.distils and not any(views)
 
 
 def _is_standard(row: Row) -> bool:
@@ -356,13 +364,18 @@ def _rate(row: Row, split: str) -> dict:
   }
 
 
+def _references(row: Row, split: str) -> dict:
+  """Id → reference."""
+  return {i: reference for i, (reference, _) in row.models[0].hypotheses[split].items()}
+
+
 def _p_value(row: Row, baseline: Row | None, split: str) -> float | None:
   """Paired bootstrap over utterances, all seeds of both rows together."""
   if baseline is None or row is baseline or not {split} <= row.errors.keys() & baseline.errors:
     return None
   ours, words = row.errors[split]
   theirs, _ = baseline.errors[split]
-  if ours.shape[1] != theirs.shape[1]:  # dev sets may differ
+  if _references(row, split) != _references(baseline, split):  # dev sets may differ
     return None
   # Both on the scale of as many seeds, in whole errors.
   seeds = len(ours) * len(theirs)

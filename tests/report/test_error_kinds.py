@@ -27,6 +27,11 @@ def test_rates_are_those_counted_by_hand():
   assert others == pytest.approx(1 / 2)  # the of of, the
 
 
+def test_words_where_none_was_said_are_inserted():
+  found = error_kinds.rates(row({"a": ("on it", "on it"), "b": ("", "one two")}))
+  np.testing.assert_allclose(found[:3], [0, 0, 2 / 2])
+
+
 def test_seeds_count_together_and_none_is_nan():
   right = {"a": ("on it", "on it")}
   wrong = {"a": ("on it", "on at all")}
