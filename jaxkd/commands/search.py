@@ -139,6 +139,7 @@ def search(folder: pathlib.Path, settings: Settings) -> dict:
       parse; nothing to tune on.
   """
   from jaxkd.inference.finished import FinishedRun
+  from jaxkd.training.results import SEARCHED
   from jaxkd.training.workdir import check_usable
 
   check_usable(folder)  # before the work whose results are written there
@@ -153,7 +154,7 @@ def search(folder: pathlib.Path, settings: Settings) -> dict:
     found[name] = block
     for split, hypotheses in rows.items():
       files.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search.jsonl", hypotheses)
-  files.write_json(folder / "search.json", found)
+  files.write_json(folder / SEARCHED, found)
   return found
 
 

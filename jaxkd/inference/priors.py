@@ -40,15 +40,22 @@ def _posterior_sum(out: FrameOutput, devices: jax.sharding.Mesh):
   return jax.lax.with_sharding_constraint(found, sharding.replicated(devices))
 
 
+def keep_log_prior(
+  model: AcousticModel | Stored, source: Source, path: pathlib.Path, devices: jax.sharding.Mesh
+) -> None:
+  """Writes the log prior to a JSON file, over that of what the model was before."""
+  found = log_prior(model, source, devices)
+  if mesh_lib.is_first():
+    files.write_json(path, found.tolist())
+  mesh_lib.wait_for_all(f"{path} is written")
+
+
 def kept_log_prior(
   model: AcousticModel | Stored, source: Source, path: pathlib.Path, devices: jax.sharding.Mesh
 ) -> np.ndarray:
   """f32[V]: the log prior in a JSON file, which is made first where it is not there."""
   if not mesh_lib.agreed(path.exists()):
-    found = log_prior(model, source, devices)
-    if mesh_lib.is_first():
-      files.write_json(path, found.tolist())
-    mesh_lib.wait_for_all(f"{path} is written")
+    keep_log_prior(model, source, path, devices)
   return np.array(files.read_json(path), np.float32)
 
 

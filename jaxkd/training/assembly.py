@@ -74,11 +74,18 @@ class Plan:
   vocabulary: Vocabulary
 
   def facts(self) -> dict:
-    """Split → name, utterances, seconds, fingerprint and the broken ones, JSON-able."""
+    """Split → name, utterances, seconds, fingerprint and the broken ones, JSON-able.
+
+    And "teacher" → name and fingerprint of one that is there.
+    """
     splits = self.data.splits()
     if isinstance(self.teacher, Plan):
       splits["teacher_train"] = self.teacher.data.train
-    return {name: _facts(source) for name, source in splits.items()}
+    found = {name: _facts(source) for name, source in splits.items()}
+    if isinstance(self.teacher, teachers.Found):
+      source = self.teacher.source
+      found["teacher"] = {"name": source, "fingerprint": teachers.fingerprint(source)}
+    return found
 
 
 def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = None) -> Plan:
@@ -328,6 +335,8 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   training = config.training
   if isinstance(teacher, AcousticModel):
     teacher = rounding.lightened(teacher, config.dtype)
+  if isinstance(teacher, Stored):
+    _advise_lacking(teacher, data)
   objective = _objective(made, teacher, teacher_source)
   blueprint = _blueprint(made, objective, teacher)
   nbest = None
@@ -454,6 +463,17 @@ def _labels_per_second(source: Source, spelling: Spelling | None, nbest: Hypothe
   if nbest is not None:
     counts = np.maximum(counts, nbest.longest() + 1)
   return float((counts / source.durations).max())
+
+
+def _advise_lacking(teacher: Stored, data: Data) -> None:
+  """Says where a store cannot speak for its teacher."""
+  for source in (data.dev, data.test):
+    if source is not None and not teacher.has(source):
+      log.warning(
+        "%s has not all of %s: there are no figures of the teacher on it",
+        teacher.source,
+        source.name,
+      )
 
 
 def _advise_padding(rate: float, buckets: int) -> None:

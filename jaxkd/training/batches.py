@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import files
 from jaxkd.devices import mesh
+from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 FILE = "batches.json"
@@ -64,6 +65,14 @@ def _recorded(workdir: pathlib.Path, wanted: Budget) -> Budget:
   path = workdir / FILE
   if any(p.name.isdigit() for p in (workdir / "checkpoints" / "last").glob("*")):
     # Before there was a record, batches did not depend on devices.
-    return Budget(**files.read_json(path)) if path.exists() else wanted._replace(multiple=1)
+    return _read(path) if path.exists() else wanted._replace(multiple=1)
   files.write_json(path, wanted._asdict())
   return wanted
+
+
+def _read(path: pathlib.Path) -> Budget:
+  found = files.read_json(path, kind=dict)
+  try:
+    return Budget(**found)
+  except TypeError as error:
+    raise UserError(f"{path} cannot be read: it must have {', '.join(Budget._fields)}") from error

@@ -455,7 +455,7 @@ class _Loop:
     run = self.run_
     if run.teacher is None:
       model, path = run.blueprint.with_params(params), run.workdir / priors.OWN
-      priors.kept_log_prior(model, run.data.train, path, run.mesh)
+      priors.keep_log_prior(model, run.data.train, path, run.mesh)
 
 
 def _shape_names(shapes) -> str:

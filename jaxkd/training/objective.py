@@ -126,10 +126,11 @@ def make(
     )
   select = make_selector(kd, blank_id=blank_id, log_prior=log_prior)
   terms = _terms(kd, select, blank_id)
-  wanted = Objective(terms).needs
+  of_terms = Objective(terms)
+  wanted = of_terms.needs
   measures = [terms_lib.blank_frames(blank_id)]
   if targets := wanted & {TRANSCRIPTS, HYPOTHESES}:
-    measures.append(terms_lib.infeasible(targets))
+    measures.append(terms_lib.infeasible(targets, of_terms.views))
   if TEACHER_FRAMES in wanted:
     measures.append(terms_lib.selected(select, kd.warmup))
   return Objective(
@@ -207,7 +208,9 @@ def make_selector(kd: ConfigDict, *, blank_id: int, log_prior: jax.Array | None)
   def select(logits, mask, key, epoch):
     options = dict(fields)
     if ramp:
-      options["n"] = jnp.floor(terms_lib.ramped(ramp, float(options["n"]))(epoch)).astype(jnp.int32)
+      # In whole numbers: a float32 quotient may lie just below the step that it should be on.
+      first, epochs = ramp
+      options["n"] = first + (options["n"] - first) * jnp.clip(epoch, 0, epochs) // epochs
     if grow:
       options = {field: value * (epoch // grow) for field, value in options.items()}
     if name == "random_blanks":

@@ -14,6 +14,8 @@ from jaxkd.models.acoustic import parameter_count
 from jaxkd.training import workdir
 from jaxkd.training.run import Run
 
+SEARCHED = "search.json"  # of jaxkd search, about the final model
+
 
 def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen: dict) -> dict:
   """Writes hypotheses and results.json of a finished training and returns the latter.
@@ -53,6 +55,8 @@ def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen:
       for model, rows in result.hypotheses.items():
         files.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
   if mesh.is_first():
+    # What a search found was of the model before, where the run went on for more epochs.
+    (run.workdir / SEARCHED).unlink(missing_ok=True)
     files.write_json(run.workdir / "results.json", found)
   return found
 

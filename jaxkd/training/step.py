@@ -139,8 +139,7 @@ def observe(
 def _beside(view: View, taught: Taught) -> View:
   """The view with its output and the teacher's cut to the same frames."""
   teacher, student = same_frames(taught.output, view.output)
-  softened = taught.soften and taught.soften(student.logits)
-  return view._replace(student=student, teacher=teacher, softened=softened)
+  return view._replace(student=student, teacher=teacher, soften=taught.soften)
 
 
 def make_train_step(

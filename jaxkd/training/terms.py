@@ -38,8 +38,8 @@ class View(NamedTuple):
   Attributes:
     output: of the model that is trained, whole.
     student, teacher: both outputs, cut to the same frames.
-    softened: f32[B, T, V], the teacher's logits at the temperature of training, where those of
-      `teacher` do not tell (`teacher.stored`); None where they do.
+    soften: the student's logits f32[B, T, V] → the teacher's at the temperature of training, where
+      those of `teacher` do not tell (`teacher.stored`); None where they do.
     student_encoded, teacher_encoded: [B, T, D], what the encoders say of these frames; the
       student's is projected to the teacher's width.
     inner: the same view with the output of each inner head in the place of the model's.
@@ -54,7 +54,7 @@ class View(NamedTuple):
   epoch: jax.Array
   student: FrameOutput | None = None
   teacher: FrameOutput | None = None
-  softened: jax.Array | None = None
+  soften: Callable[[jax.Array], jax.Array] | None = None
   student_encoded: jax.Array | None = None
   teacher_encoded: jax.Array | None = None
   inner: tuple["View", ...] = ()
@@ -126,16 +126,21 @@ def _of_frames(name: str, scale, compute, asked=frozenset()) -> Term:
 
 def _pair(kd: ConfigDict, view: View) -> tuple[tuple[jax.Array, jax.Array], dict]:
   """Logits of student and teacher, and the options of a KL."""
-  teacher = view.teacher.logits if view.softened is None else view.softened
+  student, teacher = view.student.logits, view.teacher.logits
+  if view.soften is not None:
+    # What is not known has the shape of the frame that it is compared with; of several, of its own.
+    delay = kd.delays[0] if len(kd.delays) == 1 else 0
+    teacher = view.soften(jnp.roll(student, -delay, -2))
   temperature = ramped(kd.temperature_ramp, kd.temperature)
   temperature = temperature(view.epoch) if callable(temperature) else temperature
-  return (view.student.logits, teacher), dict(temperature=temperature)
+  return (student, teacher), dict(temperature=temperature)
 
 
 def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int) -> Term:
   """KL between the frames that are selected, over their number or weight."""
   del blank_id
   by_labels = kd.normalization == "labels"
+  views = 2 if kd.consistency or kd.co_teacher else 1
 
   def compute(view: View) -> WeightedSum:
     selected = _weights(select, view)
@@ -146,8 +151,8 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
     found = losses.kd_kl(*pair, selected, **options)
     if not by_labels:
       return found
-    # The divisor of the authors' code: rows times target labels.
-    rows = (view.batch.audio_len > 0).sum(dtype=jnp.float32)
+    # The divisor of the authors' code: rows times target labels, each as often as it is seen.
+    rows = (view.batch.audio_len > 0).sum(dtype=jnp.float32) / views
     labels = jnp.maximum(view.batch.label_len, 0).sum(dtype=jnp.float32)
     return WeightedSum(found.total, rows * labels)
 
@@ -276,8 +281,13 @@ def _lengths(view: View, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
   return frames, batch.hypothesis, batch.hypothesis_len
 
 
-def infeasible(targets: frozenset[str]) -> Term:
-  """Rows without a CTC path over real rows that have a target, of all targets together."""
+def infeasible(targets: frozenset[str], views: int) -> Term:
+  """Rows without a CTC path over real rows that have a target, of all targets together.
+
+  Args:
+    targets: TRANSCRIPTS, HYPOTHESES.
+    views: how often each row is there; it counts once.
+  """
 
   def of_one(view: View, target: str) -> WeightedSum:
     frames, labels, label_len = _lengths(view, target)
@@ -288,7 +298,8 @@ def infeasible(targets: frozenset[str]) -> Term:
     return WeightedSum(lost.sum(dtype=jnp.float32), rows)
 
   def compute(view: View) -> WeightedSum:
-    return sum((of_one(view, target) for target in sorted(targets)), WeightedSum.zero())
+    found = sum((of_one(view, target) for target in sorted(targets)), WeightedSum.zero())
+    return WeightedSum(found.total / views, found.weight / views)
 
   return Term("infeasible", None, targets, compute)
 

@@ -63,7 +63,7 @@ def claim(
   Args:
     folder: made if absent.
     config: of the run.
-    data: split → facts (name, utterances, fingerprint, …), as JSON-able values.
+    data: split, or "teacher" → facts (name, fingerprint, …), as JSON-able values.
     vocabulary: the classes of the model.
     wait: for another process that holds it, instead of raising.
 
@@ -215,9 +215,11 @@ def _shown(fields: dict, name: str) -> str:
 
 
 def _other_data(before: dict[str, str], data: dict) -> list[str]:
-  """A line for every split that has changed, come or gone."""
+  """A line for every split that has changed, come or gone, and for another teacher."""
   now = {split: facts["fingerprint"] for split, facts in data.items()}
-  lines = []
+  teachers, lines = {before.pop("teacher", None), now.pop("teacher", None)} - {None}, []
+  if len(teachers) > 1:  # older versions do not say
+    lines.append("the teacher has changed")
   for split in sorted(before.keys() | now.keys()):
     if split not in now:
       lines.append(f"there was data of '{split}' and is none")

@@ -10,10 +10,11 @@ from flax import nnx
 import objectives
 from jaxkd import losses, selection
 from jaxkd.masks import length_mask
+from jaxkd.teacher import store
 from jaxkd.training import objective
 from jaxkd.training import step as step_lib
 from jaxkd.training.terms import TEACHER_FRAMES, TWO_VIEWS
-from jaxkd.types import HYPOTHESES, TRANSCRIPTS
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS, FrameOutput, StoredFrames
 from objectives import BLANK, WIDTH
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -74,6 +75,24 @@ def test_terms_are_the_library_on_what_is_selected(name):
   assert np.abs(grads["inner"][...]).max() > 0
 
 
+@pytest.mark.parametrize("loss", ["kl", "split_kl"])
+def test_a_late_student_is_taught_nothing_that_a_store_does_not_know(loss):
+  """Of six classes two are kept; one that says the same a frame later has no loss."""
+  rng = np.random.default_rng(0)
+  log_probs = np.asarray(jax.nn.log_softmax(3 * rng.normal(size=(12, 6)).astype(np.float32)))
+  how = store.Settings(6, 5, 2.0, 2, "float32")
+  kept = store.decode(store.encode(log_probs, 12 * objectives.FRAME, how), how)
+  mask = jnp.ones((1, 12), bool)
+  taught = StoredFrames(kept.log_probs[None], kept.tail[None], mask, kept.ids[None])
+  batch = objectives.make_batch(rows=1, frames=12)._replace(taught=taught)
+  late = np.roll(log_probs, 1, 0)[None]
+  model = lambda *args, **options: FrameOutput(jnp.asarray(late), mask)
+  made = objectives.make(5, loss=loss, delays=(1,))
+  told = step_lib.retell(batch, how)
+  view = step_lib.observe(model, told, batch, jax.random.key(0), jnp.int32(0), made)
+  assert float(made(view)[0]) == pytest.approx(0, abs=1e-5)
+
+
 def test_rows_that_soft_ctc_has_no_path_for_are_in_neither_sum():
   batch = objectives.make_batch()
   less = np.array(batch.hypothesis_len)
@@ -119,6 +138,34 @@ def test_ramps_move_to_their_value_and_stay_there():
     there = dict(scale=scale, temperature=temperature, selection=dict(name="symmetric", n=n))
     wanted = objectives.distill(objectives.make(BLANK, **there), batch)[0]
     np.testing.assert_allclose(objectives.distill(ramped, batch, epoch)[0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("first", "last", "epochs"), [(0, 5, 25), (8, 2, 6), (8, 2, 42), (0, 7, 49)]
+)
+def test_a_ramp_of_n_steps_in_the_epoch_that_it_should(first, last, epochs):
+  """One label in the middle: 2 n + 1 frames, n rounded down."""
+  mask = jnp.ones((1, 31), bool)
+  logits = jnp.zeros((1, 31, 3)).at[:, :, BLANK].set(3.0).at[:, 15, 0].set(9.0)
+  kd = objectives.kd(selection=dict(name="symmetric", n=last), n_ramp=(first, epochs))
+  select = objective.make_selector(kd, blank_id=BLANK, log_prior=None)
+  count = jax.jit(lambda epoch: select(logits, mask, jax.random.key(0), epoch).sum())
+  found = [int(count(jnp.int32(epoch))) for epoch in range(epochs + 3)]
+  n = [first + (last - first) * min(epoch, epochs) // epochs for epoch in range(epochs + 3)]
+  assert found == [2 * x + 1 for x in n]
+
+
+@pytest.mark.parametrize("more", [{}, dict(normalization="labels")])
+def test_a_second_view_changes_no_figure_of_the_first(more):
+  """Of a model that hears both alike: means of losses, and rows without a path."""
+  batch = objectives.make_batch()
+  batch = batch._replace(label_len=np.array([3, 1, 99, 2], np.int32))
+  one, two = (objectives.make(BLANK, scale=0.5, consistency=c, **more) for c in (0.0, 0.2))
+  one, two = (objectives.distill(made, batch)[1] for made in (one, two))
+  for name in ("kd/kl", "ctc"):
+    np.testing.assert_allclose(two[name].mean(), one[name].mean(), rtol=1e-5)
+  for found in (one, two):
+    assert (found["infeasible"].total, found["infeasible"].weight) == (1, 4)
 
 
 class Views(objectives.Frames):

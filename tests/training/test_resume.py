@@ -39,6 +39,8 @@ def test_a_finished_run_goes_on_for_more_epochs(lab):
   folder = lab / "longer"
   shutil.copytree(lab / "teacher", folder)
   first, before = results(folder), whole_runs.metrics(folder)
+  prior = (folder / "log_prior.json").read_text()
+  (folder / "search.json").write_text("{}")  # what a search said of the model before
   line = whole_runs.command(lab, "ctc", "longer", "--config.training.epochs=4")
   process = whole_runs.start_and_wait_for_step(line, folder, whole_runs.steps(folder)[-1] + 1)
   process.send_signal(signal.SIGKILL)
@@ -53,6 +55,8 @@ def test_a_finished_run_goes_on_for_more_epochs(lab):
   assert [row["epoch"] for row in trained] == [0, 1, 2, 3]
   assert [row["step"] for row in trained] == [n * trained[0]["step"] for n in (1, 2, 3, 4)]
   assert trained[1]["lr"] < trained[2]["lr"]  # the short run's rate had come down
+  assert (folder / "log_prior.json").read_text() != prior
+  assert not (folder / "search.json").exists()
 
 
 def test_stopped_run_says_how_to_go_on_even_with_a_cut_checkpoint(lab):

@@ -122,6 +122,13 @@ def test_another_run_is_refused_and_another_folder_named(folder, made, data, wor
   refused(folder, words + "starts a new one$", made, data)
 
 
+def test_a_student_does_not_go_on_under_a_teacher_that_has_changed(folder):
+  taught = lambda digits: DATA | {"teacher": {"name": "t", "fingerprint": digits}}
+  claimed(folder, data=taught("cdef"))  # older versions did not say which
+  claimed(folder, data=taught("cdef"))
+  refused(folder, "the teacher has changed", config(), taught("0123"))
+
+
 def test_fields_of_another_selection_are_absent(folder):
   made = config()
   with made.unlocked():
