@@ -24,6 +24,7 @@ from jaxkd.labels import UnknownSymbol, Vocabulary, normalise
 from jaxkd.models import exported
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher import sources
+from jaxkd.teacher.stored import Stored
 
 log = logging.getLogger(__name__)
 # A search gets stretches of so many seconds at most, which end where nothing is said.
@@ -119,13 +120,26 @@ def load(source: str | os.PathLike, model: str = "student", *, language: str = "
     raise UserError(f"{source} has one vocabulary, and none of the language {language!r}")
   devices = mesh.make_mesh()
   if (folder / "results.json").exists():
-    return Recogniser(FinishedRun(folder, devices).models((model,))[model], source)
+    found = FinishedRun(folder, devices).models((model,))[model]
+    if isinstance(found, Stored):
+      raise UserError(f"{_hears_none(found)}, or --model=student")
+    return Recogniser(found, source)
   if model != "student":
     raise UserError(f"{source} is no finished run, so it has no teacher beside it")
   if (folder / exported.FACTS).exists():
     return Recogniser(exported.ExportedModel(folder), source)
   found = sources.find(source, pool=1, dtype="float32", language=language, named="")
+  if isinstance(found, Stored):
+    raise UserError(_hears_none(found))
   return Recogniser(found.load(devices), source)
+
+
+def _hears_none(found: Stored) -> str:
+  teacher = found.store.header.get("teacher")
+  return (
+    f"{found.source} is what a teacher said of other audio, and hears none: give the teacher itself"
+    + (f", {teacher}" if teacher else "")
+  )
 
 
 def _name(recording) -> str:

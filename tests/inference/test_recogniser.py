@@ -21,6 +21,7 @@ from jaxkd.inference.search import lexicon
 from jaxkd.labels import Vocabulary, characters
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models.acoustic import AcousticModel
+from jaxkd.teacher import store, stored
 from jaxkd.types import FrameOutput
 
 _BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "confidence.py"
@@ -191,3 +192,18 @@ def test_nothing_to_load(source, words, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=words) as error:
     jaxkd.load(source)
   assert "config" not in str(error.value)
+
+
+def test_a_store_hears_nothing(tmp_path, monkeypatch):
+  """As it is, and as the teacher of a run."""
+  folder = tmp_path / "frames"
+  facts, symbols = {"teacher": "org/big"}, LETTERS.symbols
+  store.Writer(folder, symbols=symbols, blank_id=3, frame_samples=FRAME, facts=facts).close()
+  words = "frames is what a teacher said of other audio, and hears none: give .* itself, org/big"
+  with pytest.raises(UserError, match=f"{words}$"):
+    jaxkd.load(folder)
+  (tmp_path / "results.json").write_text("{}")
+  run = type("Run", (), {"models": lambda self, names: {names[0]: stored.find(str(folder))}})
+  monkeypatch.setattr(recogniser, "FinishedRun", lambda *given: run())
+  with pytest.raises(UserError, match=f"{words}, or --model=student$"):
+    jaxkd.load(tmp_path, "teacher")
