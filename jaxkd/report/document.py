@@ -104,10 +104,11 @@ def write(
   missing = []
   with console.progress("plots", len(_PLOTS)) as update:
     for file, title, caption, draw in _PLOTS:
-      if reason := draw(found, out / file):
+      try:
+        more = draw(found, out / file)
+        sections.append(Section(title, [Picture(file, caption + more)]))
+      except plots.NotDrawn as reason:
         missing.append(f"{title}: {reason}")
-      else:
-        sections.append(Section(title, [Picture(file, caption)]))
       update()
   pictured, why = _posteriors(found, utterance, out)
   sections += pictured

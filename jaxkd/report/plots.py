@@ -1,5 +1,10 @@
-"""The plots of a report, by matplotlib: colour-blind safe, without a screen."""
+"""The plots of a report, by matplotlib: colour-blind safe, without a screen.
 
+Each is drawn of the rows of `tables.compare` into a file, and returns what its caption must say of
+rows that have no place in it, "" where all have one. It raises `NotDrawn` where there is nothing.
+"""
+
+import collections
 import pathlib
 
 import numpy as np
@@ -13,7 +18,8 @@ _LINES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP"
 TEACHER = "#000000"
 _RULER = "#777777"
-_CROWD = 10  # lines that a plot can hold
+_CROWD = 10  # lines that a plot can hold, those of teachers with them
+_TEACHERS = 2
 _PANELS = 4  # of tuning
 _FRAME_MS = 40.0  # of results that do not say: those of versions that had no others
 SEARCHES = {
@@ -22,6 +28,10 @@ SEARCHES = {
   "lexicon": "lexicon",
   "lexicon_lm": "lexicon + LM",
 }
+
+
+class NotDrawn(Exception):
+  """There is nothing to draw; the message says why."""
 
 
 def library():
@@ -67,7 +77,16 @@ def label(figures: dict) -> str:
   return " ".join(parts) + ("" if figures["same_train_data"] or teacher else " †")
 
 
-def _styles(found: list[dict], name=label) -> dict[str, tuple[str, str, str]]:
+def labels(found: list[dict]) -> dict[str, str]:
+  """Row's name → what it is called in plots; its name stands behind where others are called so."""
+  called = {f["name"]: label(f) for f in found}
+  counts = collections.Counter(called.values())
+  return {
+    k: text if counts[text] == 1 or text == k else f"{text} ({k})" for k, text in called.items()
+  }
+
+
+def _styles(found: list[dict], name=lambda f: f["name"]) -> dict[str, tuple[str, str, str]]:
   """Name → colour, line style and marker."""
   styles: dict[str, tuple[str, str, str]] = {}
   for figures in found:
@@ -113,12 +132,12 @@ def _logarithmic(axes, axis: str = "y") -> None:
   ruler.set_minor_formatter(ticker.NullFormatter())
 
 
-def wer(found: list[dict], path: pathlib.Path) -> str | None:
-  """WER of every row with its interval; a reason is returned where there is nothing to draw."""
+def wer(found: list[dict], path: pathlib.Path) -> str:
+  """WER of every row with its interval."""
   split = _split(found)
   rows = [f for f in found if f[f"{split}_wer"] is not None]
   if not rows:
-    return "no split is transcribed"
+    raise NotDrawn("no split is transcribed")
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 1.3 + 0.34 * len(rows)))
   variants = _styles([f for f in rows if f["role"] == "student"], lambda f: f["variant"])
@@ -131,12 +150,14 @@ def wer(found: list[dict], path: pathlib.Path) -> str | None:
     if len(f["row"].models) > 1:
       rates = 100 * f["row"].rates(split)
       axes.plot(rates, [place + 0.28] * len(rates), "|", color=colour, markersize=6)
-  axes.set_yticks(range(len(rows)), [label(f) for f in rows])
+  called = labels(found)
+  axes.set_yticks(range(len(rows)), [called[f["name"]] for f in rows])
   axes.set_ylim(len(rows) - 0.4, -0.6)
   axes.grid(axis="y", visible=False)
   ends = [100 * f[f"{split}_{k}"] for f in rows for k in ("wer_low", "wer_high", "wer")]
   _wer_axis(axes, ends, split, axis="x")
   save(plt, figure, path)
+  return ""
 
 
 def _lines(axes, found: list[dict], x, name, split: str) -> list[float]:
@@ -170,12 +191,12 @@ def _lines(axes, found: list[dict], x, name, split: str) -> list[float]:
 
 def _rulers(axes, found: list[dict], split: str) -> list[float]:
   """Horizontal lines of the teachers and of standard distillation or CTC; returns their values."""
-  values = []
+  values, called = [], labels(found)
   for number, f in enumerate(found):
     value = 100 * f[f"{split}_wer"]
     teacher = f["role"] == "teacher"
     colour, line = (TEACHER, "-") if teacher else (_RULER, _LINES[1 + number % 3])
-    axes.axhline(value, linewidth=1, label=label(f), color=colour, linestyle=line)
+    axes.axhline(value, linewidth=1, label=called[f["name"]], color=colour, linestyle=line)
     values.append(value)
   return values
 
@@ -184,19 +205,20 @@ def _legend(axes) -> None:
   axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 
 
-def wer_over_scale(found: list[dict], path: pathlib.Path) -> str | None:
+def wer_over_scale(found: list[dict], path: pathlib.Path) -> str:
   """WER over the distillation scale, a line for each pattern."""
   split = _split(found)
   rows = _students(found)
   distilled = [f for f in rows if f["scale"]]
   if len({f["scale"] for f in rows}) < 2 or not distilled:
-    return "it needs runs with at least two values of kd.scale"
+    raise NotDrawn("it needs runs with at least two values of kd.scale")
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 4.5))
   pattern = lambda f: label(f | {"scale": None, "same_train_data": True})
   values = _lines(axes, distilled, lambda f: f["scale"], pattern, split)
   alone = [f for f in rows if not f["scale"]]
-  values += _rulers(axes, _teachers(found, split) + alone, split)
+  teachers, note = _teachers(found, split)
+  values += _rulers(axes, teachers + alone, split)
   for f in alone:
     axes.plot(0, 100 * f[f"{split}_wer"], "o", color=_RULER)
   axes.set_xlabel("weight of distillation, kd.scale (CTC gets the rest)")
@@ -204,55 +226,73 @@ def wer_over_scale(found: list[dict], path: pathlib.Path) -> str | None:
   _wer_axis(axes, values, split)
   _legend(axes)
   save(plt, figure, path)
+  return note
 
 
-def _teachers(found: list[dict], split: str) -> list[dict]:
-  return [f for f in found if f["role"] == "teacher" and f[f"{split}_wer"] is not None][:2]
+def _teachers(found: list[dict], split: str) -> tuple[list[dict], str]:
+  """The teachers that lines across are of, and what to say of others."""
+  rows = [f for f in found if f["role"] == "teacher" and f[f"{split}_wer"] is not None]
+  note = f" {_TEACHERS} of {len(rows)} teachers are shown." if len(rows) > _TEACHERS else ""
+  return rows[:_TEACHERS], note
 
 
-def wer_over_n(found: list[dict], path: pathlib.Path) -> str | None:
+def wer_over_n(found: list[dict], path: pathlib.Path) -> str:
   """WER over the neighbours of symmetric selection; blank elimination is n = 0."""
   split = _split(found)
   plain = lambda f: f["selection"] == "nonblank" and not f["row"].selection.get("prior_scale")
   rows = [f | {"n": 0} if plain(f) else f for f in _students(found)]
   rows = [f for f in rows if f["n"] is not None]
   if len({f["n"] for f in rows}) < 2:
-    return "it needs symmetric runs with at least two values of n (elimination counts as n = 0)"
+    raise NotDrawn(
+      "it needs symmetric runs with at least two values of n (elimination counts as n = 0)"
+    )
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 4.5))
-  name = lambda f: label(f | {"parameters": "", "variant": "symmetric", "same_train_data": True})
+  same = lambda f: "symmetric" if f["variant"] == "elimination" else f["variant"]
+  name = lambda f: label(f | {"parameters": "", "variant": same(f), "same_train_data": True})
   values = _lines(axes, rows, lambda f: f["n"], name, split)
   everything = [f for f in _students(found) if f["selection"] == "all_frames"]
-  values += _rulers(axes, _teachers(found, split) + everything, split)
+  teachers, note = _teachers(found, split)
+  values += _rulers(axes, teachers + everything, split)
   axes.set_xlabel("neighbours n on each side of a label frame, frames (0: blank elimination)")
   axes.set_xticks(sorted({f["n"] for f in rows}))
   _wer_axis(axes, values, split)
   _legend(axes)
   save(plt, figure, path)
+  return note
 
 
 def _crowd(found: list[dict]) -> tuple[list[dict], str]:
-  """The rows that one plot can hold, and what to say of the others."""
+  """The rows that one plot can hold, teachers and the best students; what to say of the others."""
   if len(found) <= _CROWD:
     return found, ""
-  kept = sorted(found, key=lambda f: f[f"{_split(found)}_wer"] or 0)[:_CROWD]
-  return kept, f" The {_CROWD} best of {len(found)} rows are shown."
+  wer = f"{_split(found)}_wer"
+  place = lambda f: (f["role"] != "teacher", f[wer] is None, f[wer])
+  ranked = sorted(found, key=place)
+  teachers = [f for f in ranked if f["role"] == "teacher"][:_TEACHERS]
+  students = [f for f in ranked if f["role"] == "student"][: _CROWD - len(teachers)]
+  kept = {f["name"] for f in teachers + students}
+  note = (
+    f" Of {len(found)} rows {len(kept)} are shown: teachers, and the students of the lowest "
+    f"{wer.removesuffix('_wer')} WER."
+  )
+  return [f for f in found if f["name"] in kept], note
 
 
-def training(found: list[dict], path: pathlib.Path) -> str | None:
+def training(found: list[dict], path: pathlib.Path) -> str:
   """Loss and dev WER over updates, a line for each seed."""
-  rows, _ = _crowd([f for f in found if any(run.metrics for run in f["row"].runs)])
+  rows, note = _crowd([f for f in found if any(run.metrics for run in f["row"].runs)])
   if not rows:
-    return "no run has a metrics.jsonl"
+    raise NotDrawn("no run has a metrics.jsonl")
   plt = library()
   figure, panels = plt.subplots(2, 1, figsize=(8, 6.5), sharex=True)
-  styles = _styles([f for f in rows if f["role"] == "student"])
+  called, styles = labels(found), _styles([f for f in rows if f["role"] == "student"])
   for f in rows:
-    colour, line, _ = (TEACHER, "-", "") if f["role"] == "teacher" else styles[label(f)]
+    colour, line, _ = (TEACHER, "-", "") if f["role"] == "teacher" else styles[f["name"]]
     for number, run in enumerate(f["row"].runs):
       for axes, field, unit in zip(panels, ("loss", "dev/wer"), (1, 100), strict=True):
         points = [(r["step"], unit * r[field]) for r in run.metrics if r.get(field) is not None]
-        name = None if number else label(f)
+        name = None if number else called[f["name"]]
         if points:
           axes.plot(
             *zip(*points, strict=True), color=colour, linestyle=line, linewidth=1.2, label=name
@@ -264,9 +304,10 @@ def training(found: list[dict], path: pathlib.Path) -> str | None:
   panels[1].set_xlabel("batches")
   _legend(panels[0])
   save(plt, figure, path)
+  return note
 
 
-def blank_runs(found: list[dict], path: pathlib.Path) -> str | None:
+def blank_runs(found: list[dict], path: pathlib.Path) -> str:
   """How long the blanks between labels are, teachers and students."""
   split, shares = _split(found), []
   for f in found:
@@ -278,14 +319,14 @@ def blank_runs(found: list[dict], path: pathlib.Path) -> str | None:
       ms = _at(f["row"].models[0].figures, split, "frame_ms") or _FRAME_MS
       shares.append(f | {"share": total / total.sum(), "ms": ms * np.arange(size)})
   if not shares:
-    return "no results.json has blank_runs"
-  rows, _ = _crowd(shares)
+    raise NotDrawn("no results.json has blank_runs")
+  rows, note = _crowd(shares)
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 4.2))
-  styles = _styles([f for f in rows if f["role"] == "student"])
+  called, styles = labels(found), _styles([f for f in rows if f["role"] == "student"])
   for f in rows:
     teacher = f["role"] == "teacher"
-    colour, line, marker = (TEACHER, "-", "o") if teacher else styles[label(f)]
+    colour, line, marker = (TEACHER, "-", "o") if teacher else styles[f["name"]]
     axes.plot(
       f["ms"],
       100 * f["share"],
@@ -294,7 +335,7 @@ def blank_runs(found: list[dict], path: pathlib.Path) -> str | None:
       marker=marker,
       markersize=4,
       linewidth=2 if teacher else 1.2,
-      label=label(f),
+      label=called[f["name"]],
     )
   last = max(f["ms"][-1] for f in rows)
   ticks = np.linspace(0, last, 6)
@@ -305,9 +346,10 @@ def blank_runs(found: list[dict], path: pathlib.Path) -> str | None:
   axes.set_ylabel(f"share of the gaps / %, {split}")
   _legend(axes)
   save(plt, figure, path)
+  return note
 
 
-def spike_timing(found: list[dict], path: pathlib.Path) -> str | None:
+def spike_timing(found: list[dict], path: pathlib.Path) -> str:
   """How much later than the teacher's a student's labels come."""
   split, shares = _split(found), []
   for f in (f for f in found if f["role"] == "student"):
@@ -320,12 +362,13 @@ def spike_timing(found: list[dict], path: pathlib.Path) -> str | None:
       ms = _at(f["row"].models[0].figures, split, "frame_ms") or _FRAME_MS
       shares.append(f | {"share": {ms * k: v / whole for k, v in sorted(total.items())}})
   if not shares:
-    return "no results.json has spike_offsets"
-  rows, _ = _crowd(shares)
+    raise NotDrawn("no results.json has spike_offsets")
+  rows, note = _crowd(shares)
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 4.2))
-  for f, (colour, line, marker) in zip(rows, _styles(rows).values(), strict=False):
-    share = f["share"]
+  called, styles = labels(found), _styles(rows)
+  for f in rows:
+    share, (colour, line, marker) = f["share"], styles[f["name"]]
     axes.plot(
       list(share),
       [100 * v for v in share.values()],
@@ -333,13 +376,14 @@ def spike_timing(found: list[dict], path: pathlib.Path) -> str | None:
       linestyle=line,
       marker=marker,
       markersize=4,
-      label=label(f),
+      label=called[f["name"]],
     )
   axes.axvline(0, color=TEACHER, linewidth=1)
   axes.set_xlabel("student's label after the teacher's / ms (ends are open)")
   axes.set_ylabel(f"share of the labels / %, {split}")
   _legend(axes)
   save(plt, figure, path)
+  return note
 
 
 def _offsets(block) -> dict[int, float]:
@@ -356,7 +400,7 @@ def _at(tree: dict, *path: str):
   return tree
 
 
-def tuning(found: list[dict], path: pathlib.Path) -> str | None:
+def tuning(found: list[dict], path: pathlib.Path) -> str:
   """Dev WER over LM weight and prior scale, as they were tuned; a panel for each model."""
   grids = []
   for title, block, *_ in searched(found):
@@ -364,7 +408,8 @@ def tuning(found: list[dict], path: pathlib.Path) -> str | None:
     if points := [p for p in points if p["dev_wer"] is not None]:
       grids.append((title, points))
   if not grids:
-    return "no search.json with a tuning grid of a language model"
+    raise NotDrawn("no search.json with a tuning grid of a language model")
+  note = f" {_PANELS} of {len(grids)} models are shown." if len(grids) > _PANELS else ""
   grids = grids[:_PANELS]
   plt = library()
   columns = min(2, len(grids))
@@ -397,17 +442,18 @@ def tuning(found: list[dict], path: pathlib.Path) -> str | None:
     panel.set_ylabel("prior scale")
     panel.set_title(title, fontsize=10)
   save(plt, figure, path)
+  return note
 
 
 def searched(found: list[dict]) -> list[tuple]:
   """(title, block of search.json, run, model) of every model that was searched with, each once."""
-  blocks, seen = [], set()
+  blocks, seen, called = [], set(), labels(found)
   for f in found:
     for run in f["row"].runs:
       for model in (m for m in MODELS if m in (run.search or {})):
         whose = (run.teacher or str(run.folder)) if model == "teacher" else str(run.folder)
         if whose not in seen:
           seen.add(whose)
-          title = "teacher" if model == "teacher" else label(f)
+          title = "teacher" if model == "teacher" else called[f["name"]]
           blocks.append((title, run.search[model], run, model))
   return blocks
