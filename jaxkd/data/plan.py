@@ -290,10 +290,10 @@ def evaluation_plan(durations: np.ndarray, shapes: tuple[Shape, ...], speed: flo
 
   Args:
     durations: f64[utterances], seconds.
-    shapes: of `shapes`, made for the same durations and speed.
+    shapes: of `shapes`, made for `durations / speed` and others.
     speed: factor that all of them are played at.
   """
-  lengths = samples_of(durations, speed)
+  lengths = samples_of(durations / speed, 1.0)  # as `shapes` rounds them
   order = np.argsort(lengths, kind="stable")
   rows = _Rows(order, np.arange(len(order) + 1))
   return _planned(rows, lengths, np.full(len(durations), speed), shapes, None)
@@ -301,7 +301,10 @@ def evaluation_plan(durations: np.ndarray, shapes: tuple[Shape, ...], speed: flo
 
 def _planned(rows: _Rows, lengths, drawn, shapes, rng) -> "Plan":
   """Rows of utterances into batches of the smallest shape that holds them."""
-  bucket = np.searchsorted([s.samples for s in shapes], rows.sums(lengths))
+  needed = rows.sums(lengths)
+  bucket = np.searchsorted([s.samples for s in shapes], needed)
+  if (bucket == len(shapes)).any():
+    raise ValueError(f"a row of {needed.max()} samples fits no shape: {shapes[-1:]} is the longest")
   batches, waiting = [], np.zeros(0, np.int64)
   for number, shape in enumerate(shapes):
     waiting = np.concatenate([waiting, np.flatnonzero(bucket == number)])

@@ -240,9 +240,9 @@ def test_plans_are_those_of_the_slow_search(case, mixed):
 
 def test_a_part_of_a_plan_and_other_numbers():
   durations = durations_of(30)
-  planned = plan.evaluation_plan(
-    durations, make_shapes(durations, batch_seconds=20.0, buckets=2), 0.5
-  )
+  shapes = make_shapes(durations / 0.5, batch_seconds=20.0, buckets=2)
+  planned = plan.evaluation_plan(durations, shapes, 0.5)
+  assert sorted(utterances(planned)) == list(range(30))
   assert list(planned[2:]) == list(planned)[2:] and planned[-1] == list(planned)[-1]
   chosen = np.arange(30) * 3 + 1
   for batch, theirs in zip(planned, planned.of(chosen), strict=True):
@@ -263,6 +263,21 @@ def test_evaluation_is_every_utterance_alone_and_unchanged(size, buckets):
     assert all(durations[u] * RATE <= batch.shape.samples for row in batch.rows for u in row)
   order = durations[utterances(planned)]
   assert (np.diff(order) >= 0).all()
+
+
+@pytest.mark.parametrize("speed", [0.9, 0.95, 1.05, 1.2])
+def test_shapes_are_rounded_as_rows_are(speed):
+  for samples in range(64_200, 64_400):
+    durations = np.array([samples / RATE])
+    (shape,) = plan.shapes(durations / speed, batch_seconds=80.0, buckets=2, frame_samples=1)
+    assert utterances(plan.evaluation_plan(durations, (shape,), speed)) == [0]
+
+
+def test_a_row_that_fits_no_shape_is_an_error():
+  durations = np.array([1.0, 3.0])
+  shapes = make_shapes(durations[:1], batch_seconds=20.0, buckets=2)
+  with pytest.raises(ValueError, match="fits no shape"):
+    plan.evaluation_plan(durations, shapes)
 
 
 def test_shapes_made_for_two_splits_hold_both():

@@ -240,6 +240,16 @@ def test_nan_in_padding_changes_nothing(tmp_path, top):
   np.testing.assert_array_equal(out[taught.mask], other[taught.mask])
 
 
+def test_every_utterance_is_stored_at_every_speed(tmp_path):
+  """Of 64296 samples at 0.95 one is the longest, of 67680.0 or 67680.00000000001 samples."""
+  audio = np.random.default_rng(0).uniform(-0.5, 0.5, 64_296).astype(np.float32)
+  names = ["a", "b", "c"]
+  source = Source("fixed", names, np.full(3, 64_296 / 16_000), [None] * 3, [], lambda _: audio)
+  totals, found = write(tmp_path / "store", [(source, (0.95, 1.0))])
+  assert (totals["records"], totals["left_out"]) == (6, [])
+  assert found.positions.keys() == {(name, speed) for name in names for speed in (0.95, 1.0)}
+
+
 class Stopped(Exception):
   pass
 
