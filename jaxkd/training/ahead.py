@@ -24,12 +24,13 @@ from jaxkd.models import registry, rounding
 from jaxkd.models.huggingface import known
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
+from jaxkd.teacher import store
 from jaxkd.teacher.stored import Stored
 from jaxkd.training import batches, objective, optim
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import Objective
 from jaxkd.training.terms import INNER_HEADS, TEACHER_ENCODINGS
-from jaxkd.types import HYPOTHESES, TRANSCRIPTS
+from jaxkd.types import HYPOTHESES, STORED, STORED_IDS, TRANSCRIPTS
 
 _LABELS_PER_SECOND = 20.0  # characters; the fastest utterance decides
 
@@ -44,6 +45,7 @@ class Step:
     config: of the run that it belongs to.
     graphdef, like: structure and abstract parameters of what it trains.
     teacher, teacher_like: of the frozen model beside it, or None.
+    stored_as: of the stored teacher whose frames are in the batches, or None.
     objective, optimizer: of the step.
     frame_samples: audio samples in an output frame.
   """
@@ -55,6 +57,7 @@ class Step:
   like: Any
   teacher: Any
   teacher_like: Any
+  stored_as: store.Settings | None
   objective: Objective
   optimizer: optax.GradientTransformation
   frame_samples: int
@@ -108,13 +111,19 @@ def steps_of(config: ConfigDict) -> list[Step]:
       )
     options = dict(pool=config.teacher.pool, language=config.teacher.language)
     teacher = teachers.find(source, dtype=config.dtype, **options)
-    if isinstance(teacher, Stored):
-      raise UserError(
-        f"config.teacher.source is {source!r}, a store: the steps that are planned here run their "
-        "teacher"
-      )
   model = _model(config, "student", teacher)
   return [*steps, _step("student", "training", config, model, teacher)]
+
+
+def _stored_as(config: ConfigDict, teacher) -> store.Settings | None:
+  """How the frames of a run's teacher are stored; None for one that runs beside its student."""
+  if isinstance(teacher, Stored):
+    return teacher.settings
+  if not config.teacher.cache or teacher is None:
+    return None
+  classes = len(teacher.vocabulary.symbols)
+  top = store.TOP if classes > store.WHOLE_CLASSES else 0
+  return store.Settings(classes, teacher.vocabulary.blank_id, config.kd.temperature, top)
 
 
 class _Model(NamedTuple):
@@ -146,6 +155,8 @@ def _model(config: ConfigDict, path: str, teacher=None) -> _Model:
   vocabulary = teacher.vocabulary if teacher else _vocabulary(config.labels, architecture.head)
   width = None
   if TEACHER_ENCODINGS in objective.needs(config.kd):
+    if _stored_as(config, teacher):
+      raise UserError("config.kd.warmup asks for encodings of the teacher, and a store has none")
     width = registry.encoder_width(teacher.graphdef, teacher.like)
   inner = INNER_HEADS in objective.needs(config.kd)
   structure = architecture.structure(len(vocabulary.symbols), width, inner_heads=inner)
@@ -171,8 +182,11 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
     blank_id=model.vocabulary.blank_id,
     log_prior=prior,
     average_decay=config_lib.average_decay(config.teacher),
+    chunk_frames=config.student.get("chunk_frames", ()),
+    left_frames=config.student.get("left_frames", ()),
   )
-  asked = teacher if made.asks_teacher else None
+  stored_as = _stored_as(config, teacher) if made.asks_teacher else None
+  asked = teacher if made.asks_teacher and stored_as is None else None
   frozen = asked and rounding.rounded(asked.graphdef, asked.like, config.dtype)
   return Step(
     name=name,
@@ -182,6 +196,7 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
     like=model.like,
     teacher=asked and asked.graphdef,
     teacher_like=frozen,
+    stored_as=stored_as,
     objective=made,
     optimizer=optim.of_training(config.training, 1, model.architecture.frozen)[0],
     frame_samples=model.architecture.frame_samples,
@@ -202,7 +217,7 @@ def shape_of(step: Step, seconds: float, devices: int) -> plan.Shape:
     np.array([seconds]),
     buckets=1,
     frame_samples=step.frame_samples,
-    join_seconds=training.join_seconds,
+    join_seconds=training.join_seconds if step.stored_as is None else 0.0,
     labels_per_second=_LABELS_PER_SECOND if reads_labels else 0.0,
     speeds=tuple(training.speeds),
     **batches.of_config(training, devices)._asdict(),
@@ -223,7 +238,7 @@ def trace(step: Step, shape: plan.Shape, devices: Mesh):
   arguments = (
     jax.tree.map(place, state, where),
     teacher,
-    mesh.batch_struct(shape, devices, needs=step.objective.needs),
+    _batch(step, shape, devices),
     place(jnp.int32(0), everywhere),
     place(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
   )
@@ -232,10 +247,21 @@ def trace(step: Step, shape: plan.Shape, devices: Mesh):
     step.teacher,
     step.objective,
     step.optimizer,
+    stored_as=step.stored_as,
     mesh=devices,
     state_shardings=where,
   )
   return update.trace(*arguments), arguments
+
+
+def _batch(step: Step, shape: plan.Shape, devices: Mesh):
+  """Shapes of a batch, with the frames of a stored teacher."""
+  needs, sizes = step.objective.needs, {}
+  if step.stored_as is not None:
+    needs |= {STORED, STORED_IDS} if step.stored_as.top else {STORED}
+    frames = shape.samples // step.frame_samples
+    sizes = dict(frames=frames, slots=step.stored_as.slots)
+  return mesh.batch_struct(shape, devices, needs=needs, **sizes)
 
 
 def compiled(step: Step, shape: plan.Shape, devices: Mesh) -> Program:

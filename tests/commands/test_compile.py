@@ -105,6 +105,25 @@ def test_a_full_size_step_has_the_operations_of_the_benchmarks_formula():
   assert found["teacher"] == pytest.approx(3 * expected["forward"], rel=0.02)
 
 
+@pytest.mark.parametrize("labels", ["characters", "sentencepiece"])
+def test_a_step_beside_stored_frames_runs_no_teacher(labels):
+  """Its batches hold them, each utterance alone; of many classes, the best."""
+  flags = ["--config.teacher.cache=True", f"--config.labels.name={labels}"]
+  config, _ = overrides.parse(["", f"--config={ROOT}/configs/symmetric.py:demo", *flags])
+  _, step = ahead.steps_of(config)
+  assert step.teacher is None and step.stored_as.top == (8 if labels == "sentencepiece" else 0)
+  shape, devices = ahead.shape_of(step, 2.0, 1), mesh.make_mesh(1, jax.devices()[:1])
+  assert shape.seconds < 3 < config.training.join_seconds
+  _, (_, teacher, batch, *_) = ahead.trace(step, shape, devices)
+  assert teacher is None and batch.taught.log_probs.shape[-1] == step.stored_as.slots
+
+
+def test_a_student_of_streams_is_planned_with_its_chunks():
+  config, _ = overrides.parse(["", f"--config={ROOT}/configs/streaming.py:demo"])
+  _, step = ahead.steps_of(config)
+  assert step.objective.chunk_frames == config.student.chunk_frames != ()
+
+
 # As TPU's compiler writes it: S(1) is the core's own memory.
 PROGRAM = """\
 HloModule jit_f, is_scheduled=true
