@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxkd.data.audio import BrokenAudio
 from jaxkd.errors import UserError
 from jaxkd.inference.listening import Frames, said
 from jaxkd.inference.recogniser import runs, timed
@@ -55,7 +56,7 @@ class Live:
   """Audio in, words out.
 
   Attributes:
-    latency_ms: from the first sample of a chunk to the last that its words wait for.
+    latency_ms: from the first sample of a chunk to the last that its frames wait for.
   """
 
   def __init__(self, model: AcousticModel, heard: Chunks):
@@ -63,7 +64,8 @@ class Live:
     self._model = model
     stream = nnx.merge(model.graphdef, model.params).stream(*heard)
     self.latency_ms = stream.latency_ms
-    self._packet = heard.chunk * model.frame_samples
+    # After a packet of what a chunk waits for, each packet of a chunk's length completes one.
+    self._packet, self._chunk = stream.lookahead, heard.chunk * model.frame_samples
     self._step = _jitted(model.graphdef, heard, "step")
     self._end = _jitted(model.graphdef, heard, "finish")
     self._state = stream.init(1)
@@ -76,6 +78,7 @@ class Live:
     found = []
     while len(self._waiting) >= self._packet:
       packet, self._waiting = self._waiting[: self._packet], self._waiting[self._packet :]
+      self._packet = self._chunk
       found += self._take(packet, len(packet))
     return found
 
@@ -107,15 +110,16 @@ class Live:
       self._forget(len(self._path))
       return []
     seconds = self._model.frame_ms / 1000
-    pause = (len(self._path) - 1 - labels[-1][2]) * seconds
+    ends |= (len(self._path) - 1 - labels[-1][2]) * seconds >= _PAUSE_SECONDS
     spans = self._model.vocabulary.words([label for label, _, _ in labels])
-    if not (ends or pause >= _PAUSE_SECONDS):
+    if not ends:
       spans = [span for span in spans if span[2] < len(labels)]
-    if not spans:
-      return []
     frames = Frames(self._path, self._sure, None, np.inf)
     found = [word.later(self._start * seconds) for word in timed(labels, spans, frames, seconds)]
-    self._forget(labels[spans[-1][2] - 1][2] + 1)
+    if ends:  # also labels that are no word, such as a space
+      self._forget(len(self._path))
+    elif spans:
+      self._forget(labels[spans[-1][2] - 1][2] + 1)
     return found
 
   def _forget(self, count: int) -> None:
@@ -130,11 +134,18 @@ def _jitted(graphdef, heard: Chunks, what: str):
 
 
 def words(model: AcousticModel, heard: Chunks, packets: Iterable[np.ndarray]) -> Iterator[Word]:
-  """The words of f32[S] after f32[S] at 16 kHz, as they become final; also after Ctrl-C."""
+  """The words of f32[S] after f32[S] at 16 kHz, as they become final; the last also after Ctrl-C.
+
+  Raises:
+    BrokenAudio: of the packets, behind the words of what came before.
+  """
   live = Live(model, heard)
   try:
     for packet in packets:
       yield from live.hear(packet)
   except KeyboardInterrupt:
     log.info("stopped: the last words")
+  except BrokenAudio:
+    yield from live.finish()
+    raise
   yield from live.finish()

@@ -68,6 +68,21 @@ def test_words_of_a_stream_are_those_of_all_its_frames(size):
     assert 0 <= word.confidence <= 1
 
 
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_frames_of_a_chunk_come_67_5_ms_after_its_last_sample(chunk, monkeypatch):
+  heard, size, counts = live.Live(model(), Chunks(chunk, 5)), 120, []
+  monkeypatch.setattr(heard, "_add", lambda output: counts.append(int(output.mask.sum())))
+  came = []
+  for sample in range(size, 32_000, size):
+    heard.hear(np.ones(size, np.float32))
+    came += [sample] * any(counts)
+    assert set(counts) <= {0, chunk}
+    counts.clear()
+  complete = range(chunk * 640 + 1080, sample, chunk * 640)
+  assert came == [-(-end // size) * size for end in complete]
+  assert heard.latency_ms == 40 * chunk + 67.5
+
+
 def told(path):
   """Frames of a stream, of which each is sure."""
   logits = 9.0 * jnp.eye(len(SYMBOLS))[jnp.array(path, jnp.int32)][None]
@@ -89,6 +104,28 @@ def test_a_word_is_final_when_another_begins_or_after_a_pause():
   assert say(0) == [("c", 0.32, 0.4)]
   assert say(0, 4, 0, 4) == []
   assert say(ends=True) == [("cc", 1.24, 1.36)]
+
+
+def test_silence_is_not_kept():
+  """Nor behind a label that is no word."""
+  heard = live.Live(model(), CHUNKS)
+  for path, words in [((2, 1), ["a"]), ((0,) * 19, []), ((0,) * 9, []), ((1, 0, 3), [])]:
+    heard._add(told(path))
+    assert [w.text for w in heard._final(ends=False)] == words
+    assert len(heard._path) < 22
+  assert [(w.text, w.start_s) for w in heard._final(ends=True)] == [("b", 32 * 0.04)]
+
+
+def test_words_before_a_break_are_not_lost():
+  def packets():
+    yield audio
+    raise BrokenAudio("it ends too early")
+
+  audio, found = make_audio(), []
+  with pytest.raises(BrokenAudio, match="too early"):
+    for word in live.words(model(), CHUNKS, packets()):
+      found.append(word.text)
+  assert found == [word.text for word in at_once(audio)]
 
 
 class Pipe(io.BytesIO):
