@@ -21,6 +21,7 @@ _LENGTHS_SECONDS = (2.5, 5.0, 10.0, 20.0, 40.0, LONGEST_SECONDS)
 _BATCH_SECONDS = 80.0
 _MOST_WAITING = 64  # recordings whose frames are there before those of an earlier one
 _ALPHA = 1 / 3
+_FULL_SCALE = {"int16": 2**15, "int32": 2**31}  # of samples that are no floats
 
 
 class Frames(NamedTuple):
@@ -105,7 +106,7 @@ def said(logits: jax.Array, *, whole: bool) -> tuple:
 
 def listen(
   model: AcousticModel,
-  recordings: Iterable[str | os.PathLike | np.ndarray],
+  recordings: Iterable[str | os.PathLike | np.ndarray | jax.Array],
   *,
   log_probs: bool = False,
 ) -> Iterator[Frames | BrokenAudio]:
@@ -115,7 +116,7 @@ def listen(
 
   Args:
     model: of the frames.
-    recordings: files, or f32[S] samples at 16 kHz.
+    recordings: files, or float[S], i16[S] or i32[S] samples at 16 kHz.
     log_probs: whether all classes' are wanted, beside the best class.
   """
   batches = _Batches(model, log_probs)
@@ -175,19 +176,19 @@ class _Batches:
 
 
 def _pieces(
-  recording: str | os.PathLike | np.ndarray, windows: Windows, frame_samples: int
+  recording: str | os.PathLike | np.ndarray | jax.Array, windows: Windows, frame_samples: int
 ) -> Iterator[_Piece]:
   """All of a short recording, or windows of a long one whose kept frames follow one another.
 
   Raises:
-    BrokenAudio: a file that cannot be used.
+    BrokenAudio: a file or samples that cannot be used.
   """
-  if isinstance(recording, np.ndarray):
-    blocks = iter([audio.as_model_hears(recording.astype(np.float32), SAMPLE_RATE_HZ)])
+  if not isinstance(recording, (str, os.PathLike)):
+    blocks = iter([audio.as_model_hears(_samples(recording), SAMPLE_RATE_HZ)])
   elif audio.duration(recording) <= LONGEST_SECONDS:
     blocks = iter([audio.read(recording)])
   else:
-    blocks = audio.stream(recording)
+    blocks = _with_sound(audio.stream(recording))
   size, hop, longest = (
     windows.size * frame_samples,
     windows.hop * frame_samples,
@@ -200,3 +201,23 @@ def _pieces(
       yield _Piece(held[:size], start, slice(first, windows.margin + windows.hop))
       held, start, first = held[hop:], start + hop, windows.margin
   yield _Piece(held, start, slice(first, None))
+
+
+def _samples(given) -> np.ndarray:
+  """f32[S] of an array; raises BrokenAudio for what holds no samples of one channel."""
+  given = np.asarray(given)
+  scale = 1 if jnp.issubdtype(given.dtype, jnp.floating) else _FULL_SCALE.get(given.dtype.name)
+  if given.ndim != 1 or scale is None:
+    shape = ", ".join(map(str, given.shape))
+    raise BrokenAudio(f"{given.dtype}[{shape}]: they must be float[S], int16[S] or int32[S]")
+  return given.astype(np.float32) / np.float32(scale)
+
+
+def _with_sound(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  """The same; raises BrokenAudio at the end where all were silent."""
+  silent = True
+  for block in blocks:
+    silent = silent and not block.any()
+    yield block
+  if silent:
+    raise BrokenAudio("silent: every sample is 0")

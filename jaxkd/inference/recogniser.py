@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _STRETCH_SECONDS = 20.0
 _FRAMES, _LABELS = 128, 32  # what alignments are padded to multiples of
 NBEST = 16
+_SHOWN = 5  # words in a message
 
 # log p of every class f32[T, V] → text.
 Search = Callable[[np.ndarray], str]
@@ -52,7 +53,8 @@ class Recogniser:
     """What is said in a recording, or in several.
 
     Args:
-      recordings: a file's path or f32[S] samples at 16 kHz; or a list of these.
+      recordings: a file's path, or samples at 16 kHz: float[S] of full scale 1, i16[S] or i32[S];
+        or a list of these.
       search: of stretches of frames, such as `with_phrases` or `with_lexicon`; None for the best
         path.
 
@@ -62,7 +64,7 @@ class Recogniser:
     Raises:
       UserError: a recording that cannot be used.
     """
-    if isinstance(recordings, (str, os.PathLike, np.ndarray)):
+    if isinstance(recordings, (str, os.PathLike, np.ndarray, np.generic, jax.Array)):
       return self.transcribe([recordings], search=search)[0]
     given = list(recordings)
     found = []
@@ -97,8 +99,17 @@ class Recogniser:
       log_probs = frames.log_probs[start:end]
       text = search(log_probs)
       labels = _aligned(log_probs, text, vocabulary)
-      shifted = [(label, first + start, last + start) for label, first, last in labels]
-      yield from timed(shifted, vocabulary.words([x for x, _, _ in shifted]), frames, seconds)
+      spans = vocabulary.words([x for x, _, _ in labels])
+      if len(spans) == len(text.split()):
+        shifted = [(label, first + start, last + start) for label, first, last in labels]
+        # Of words that are spelled alike the search knows which.
+        words = [(word, a, b) for word, (_, a, b) in zip(text.split(), spans, strict=True)]
+        yield from timed(shifted, words, frames, seconds)
+        continue
+      first, last = start * seconds, min(end * seconds, frames.seconds)
+      told = "%r has no times but %.2f to %.2f s: its frames cannot spell it"
+      log.warning(told, text, first, last)
+      yield from (Word(word, first, last, 0.0) for word in text.split())
 
 
 def load(source: str | os.PathLike, model: str = "student", *, language: str = "") -> Recogniser:
@@ -143,7 +154,7 @@ def _hears_none(found: Stored) -> str:
 
 
 def _name(recording) -> str:
-  return "" if isinstance(recording, np.ndarray) else os.fspath(recording)
+  return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else ""
 
 
 def runs(path: np.ndarray, blank_id: int) -> list[tuple[int, int, int]]:
@@ -208,11 +219,14 @@ def _path(log_probs, frames, labels, label_len, blank_id):
 
 
 def _aligned(log_probs: np.ndarray, text: str, vocabulary: Vocabulary) -> list:
-  """(label, first frame, last frame) of each label of a text, by forced alignment."""
+  """(label, first frame, last frame) of each label of a text, by forced alignment.
+
+  None where the classes cannot write it, as what a phoneme model shows of sounds that are no word,
+  or where there are too few frames for it.
+  """
   try:
     labels = vocabulary.encode(text)
-  except UnknownSymbol:  # what a phoneme model shows of sounds that are no word
-    log.warning("%r has no times: the classes cannot write it", text)
+  except UnknownSymbol:
     return []
   frames, count = len(log_probs), len(labels)
   if not count:
@@ -263,7 +277,13 @@ def with_lexicon(
   options: lexicon_lib.Options,
 ) -> Search:
   """A search among the sentences of some words, weighed by a language model."""
-  found = lexicon_lib.LexiconSearch(lexicon_lib.spell(words, vocabulary), vocabulary, lm)
+  spelled = lexicon_lib.spell(words, vocabulary)
+  if missing := spelled.missing:
+    few = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+    log.warning(
+      "words of the lexicon that the model's classes cannot spell: %d (%s)", len(missing), few
+    )
+  found = lexicon_lib.LexiconSearch(spelled, vocabulary, lm)
   prior = np.zeros(len(vocabulary.symbols))
 
   def search(log_probs: np.ndarray) -> str:

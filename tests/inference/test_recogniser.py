@@ -18,7 +18,8 @@ from jaxkd.inference import listening, recogniser
 from jaxkd.inference.alignment import viterbi
 from jaxkd.inference.recogniser import Recogniser
 from jaxkd.inference.search import lexicon
-from jaxkd.labels import Vocabulary, characters
+from jaxkd.labels import Vocabulary, characters, phonemes
+from jaxkd.labels.lexicon import Lexicon
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher import store, stored
@@ -115,6 +116,45 @@ def test_what_cannot_be_heard_is_named(ears, tmp_path):
   found = list(ears.each([sound("aa"), tmp_path / "x.wav", sound("bb"), np.zeros(9000)]))
   assert [getattr(t, "text", None) for t in found] == ["a", None, "b", None]
   assert "silent" in str(found[3])
+  soundfile.write(str(tmp_path / "long.wav"), np.zeros(61 * 16_000), 16_000)  # heard in windows
+  with pytest.raises(UserError, match="long.wav: silent: every sample is 0"):
+    ears.transcribe(tmp_path / "long.wav")
+
+
+def test_samples_are_floats_or_whole_numbers_of_one_channel(ears):
+  samples = sound("-ab-")
+  for same in (samples.astype(np.float64), jnp.asarray(samples), (2**31 * samples).astype("<i4")):
+    assert ears.transcribe(same).text == "ab"
+  assert ears.transcribe([np.int16(2**15 * samples)])[0].text == "ab"
+  for wrong, words in [
+    (np.stack([samples, samples], 1), r"float32\[2560, 2\]"),
+    (np.ones(()), r"float64\[\]"),
+    (np.float32(1), r"float32\[\]"),
+    (samples > 0, r"bool\[2560\]"),
+    (np.uint8(samples), r"uint8\[2560\]"),
+    ([0.5, 0.25], r"float64\[\]"),
+  ]:
+    with pytest.raises(UserError, match=rf"the samples: {words}: they must be float\[S\], int16"):
+      ears.transcribe(wrong)
+
+
+def test_words_that_have_no_alignment_are_not_lost(ears, caplog):
+  """Too many for their frames, or ones that the classes cannot write."""
+  for text in ("abababab", "a cow"):
+    caplog.clear()
+    found = ears.transcribe(sound("-ab-"), search=lambda log_probs, text=text: text)
+    assert found.text == text
+    assert {(w.start_s, w.end_s, w.confidence) for w in found.words} == {(0, 0.16, 0)}
+    assert f"{text!r} has no times but 0.00 to 0.16 s" in caplog.text
+
+
+def test_of_words_that_sound_alike_the_searchs_is_given():
+  vocabulary = phonemes(Lexicon((("to", (("T", "U"),)), ("two", (("T", "U"),)))))
+  graphdef, params = nnx.split(Levels())
+  heard = Recogniser(AcousticModel(graphdef, params, vocabulary, FRAME), "levels")
+  log_probs = np.log(np.full((6, len(vocabulary.symbols)), 0.2, np.float32))
+  frames = listening.Frames(np.zeros(6, np.int32), np.ones(6), log_probs, 0.24)
+  assert [word.text for word in heard._words(frames, lambda _: "two to")] == ["two", "to"]
 
 
 def test_confidence_is_one_of_a_sure_frame_and_zero_of_an_unsure_one():
@@ -163,9 +203,10 @@ def test_a_phrase_flips_a_near_tie_and_no_clear_word(ears):
   assert [t.text for t in ears.transcribe([tie, clear], search=favoured)] == ["b", "a"]
 
 
-def test_words_of_a_lexicon_alone(ears):
+def test_words_of_a_lexicon_alone(ears, caplog):
   pytest.importorskip("flashlight")
-  search = recogniser.with_lexicon(LETTERS, ["ab", "bb"], None, lexicon.Options())
+  search = recogniser.with_lexicon(LETTERS, ["ab", "bb", "cow"], None, lexicon.Options())
+  assert "that the model's classes cannot spell: 1 (cow)" in caplog.text
   found = ears.transcribe(sound("-aa--bb- a-a-"), search=search)
   assert found.text == "ab ab" or found.text.split()[0] == "ab"
   assert all(word.text in ("ab", "bb") for word in found.words)
