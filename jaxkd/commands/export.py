@@ -141,6 +141,11 @@ def _onnx(args, out: pathlib.Path) -> int:
       f"omnilingual: sherpa-onnx removes the mean of recordings and levels them, which changes "
       f"{100 * changed:.1f} % of the student's texts, here as well as there"
     )
+  if facts["joined_otherwise"]:
+    _say(
+      f"{facts['joined_otherwise']} of {facts['recordings']} texts are other words than jaxkd "
+      "transcribe's: these runtimes write pieces one after another as they are"
+    )
   if chunks:
     _say_of_streams(facts["files"]["online/model.onnx"], out)
   kept_not = {name: x["not_kept"] for name, x in facts["files"].items() if "not_kept" in x}
@@ -167,7 +172,8 @@ def _chunks(student, args):
 
 def _say_of_streams(of_file: dict, out: pathlib.Path) -> None:
   """What the table does not say of the place for streams."""
-  _say(f"online: WER here in chunks {console.percent(of_file['wer_here'])} %")
+  if of_file["wer_here"] is not None:
+    _say(f"online: WER here in chunks {console.percent(of_file['wer_here'])} %")
   if of_file.get("changed_by_preparation"):
     _say(
       f"online: silence behind recordings, with which sherpa-onnx hears their ends, changes "

@@ -48,8 +48,10 @@ class Heard(NamedTuple):
     audio: f32[S] of each.
     texts: hypotheses.
     prepared: folder → the same of audio as its runtime hears it, where that is another.
-    references: transcripts; the hypotheses where there are none, or the classes are phonemes.
+    references: transcripts; none where one is lacking, or the classes are phonemes.
     transcribed: whether they are transcripts.
+    joined_otherwise: hypotheses that are other words than the student's own here, since a runtime
+      writes classes one after another as they are; of phonemes, which are no words there, none.
   """
 
   audio: list[np.ndarray]
@@ -57,6 +59,7 @@ class Heard(NamedTuple):
   prepared: dict[str, list[str]]
   references: list[str]
   transcribed: bool
+  joined_otherwise: int = 0
 
 
 def read(source: Source) -> Recordings:
@@ -82,24 +85,33 @@ def hear(
 
   `update` is called after each recording.
   """
-  texts = list(_texts(model, given.audio, update))
-  prepared = {}
-  for folder in PREPARATIONS:
-    if folder in folders:
-      prepared[folder] = list(_texts(model, given.audio, lambda: None, folder))
+  written = _writer(model)
+  texts, otherwise = [], 0
+  for labels in _labels(model, given.audio):
+    texts.append(written(labels))
+    words = " ".join(word for word, _, _ in model.vocabulary.words(labels))
+    otherwise += model.vocabulary.kind != "phonemes" and words != texts[-1]
+    update()
+  prepared = {
+    folder: [written(labels) for labels in _labels(model, given.audio, folder)]
+    for folder in PREPARATIONS
+    if folder in folders
+  }
   transcripts = given.transcripts
   transcribed = None not in transcripts and model.vocabulary.kind != "phonemes"
-  references = [normalise(text) for text in transcripts] if transcribed else texts
-  return Heard(given.audio, texts, prepared, references, transcribed)
+  references = [normalise(text) for text in transcripts] if transcribed else []
+  return Heard(given.audio, texts, prepared, references, transcribed, otherwise)
 
 
-def _texts(model: AcousticModel, audio, update, folder: str = "") -> Iterator[str]:
-  """What the runtimes should write: for phonemes, these and not their words."""
+def _writer(model: AcousticModel) -> Callable[[list[int]], str]:
+  """Labels → what the runtimes should write: for phonemes, these and not their words."""
   written = dict(zip(classes(model), tokens(model), strict=True))
+  return lambda labels: normalise("".join(map(written.get, labels)).replace(SPACE, " "))
+
+
+def _labels(model: AcousticModel, audio, folder: str = "") -> Iterator[list[int]]:
   for frames in _listen(model, audio, folder):
-    labels = collapse(frames.path, blank_id=model.blank_id)
-    yield normalise("".join(written[label] for label in labels.tolist()).replace(SPACE, " "))
-    update()
+    yield collapse(frames.path, blank_id=model.blank_id).tolist()
 
 
 def _listen(
@@ -132,14 +144,17 @@ def check(
   Returns:
     "bytes"; "largest_difference" of log probabilities in onnxruntime; "wer_here"; "runtime",
     "same_texts" (share that is identical to what the student says here of audio as the runtime
-    prepares it), "changed_by_preparation" (share of the student's texts that this changes), "wer"
-    and "real_time_factor" on one thread in its runtime, or "not_run": why not.
+    prepares it), "changed_by_preparation" (share of the student's texts that this changes), "wer",
+    "words_changed" (WER with the student's texts here as references) and "real_time_factor" on
+    one thread in its runtime, or "not_run": why not. "wer_here" and "wer" are None where nothing
+    is transcribed.
   """
+  wer = lambda texts: error_rates(heard.references, texts)["wer"] if heard.transcribed else None
   folder = path.parent.name
   found = {
     "bytes": path.stat().st_size,
     "largest_difference": difference(model, path, heard),
-    "wer_here": error_rates(heard.references, heard.texts)["wer"],
+    "wer_here": wer(heard.texts),
   }
   try:
     listener = runtimes.RUNTIMES[folder][1](path)
@@ -162,7 +177,8 @@ def check(
     "runtime": runtimes.version(folder),
     "same_texts": _same(texts, prepared),
     "changed_by_preparation": round(1 - _same(prepared, heard.texts), 4),
-    "wer": error_rates(heard.references, texts)["wer"],
+    "wer": wer(texts),
+    "words_changed": error_rates(heard.texts, texts)["wer"],
     "real_time_factor": round(seconds / length, 5),
   }
 
@@ -244,7 +260,8 @@ def wrong(facts: dict) -> str:
 
 
 def lost(whole: dict, small: dict) -> float:
-  """Points of WER that a smaller file loses against the float32 one."""
-  if small.get("wer") is None or whole.get("wer") is None:
-    return 0.0
-  return 100 * (small["wer"] - whole["wer"])
+  """Points of WER that a smaller file loses against the float32 one; else of changed words."""
+  for rate in ("wer", "words_changed"):
+    if small.get(rate) is not None and whole.get(rate) is not None:
+      return 100 * (small[rate] - whole[rate])
+  return 0.0

@@ -11,13 +11,16 @@ from jaxkd.export import check, online, quantised, slots
 from jaxkd.models.acoustic import AcousticModel, Chunks
 from jaxkd.models.exported import FACTS, VOCABULARY
 
+_SMALLER = ("int8", "fp16")
+
 
 class Wanted(NamedTuple):
   """What is asked for beside float32.
 
   Attributes:
     forms: of "int8" and "fp16".
-    max_wer_loss: points of WER; a form that loses more is not kept.
+    max_wer_loss: points of WER, or where nothing is transcribed of words that are others than
+      here; a form that loses more is not kept.
     chunks: of the streams that a graph is to hear, too; None for none.
   """
 
@@ -38,7 +41,7 @@ def write(model: AcousticModel, folder: pathlib.Path, source: Source, wanted: Wa
   Returns:
     What export.json holds: "files", path → facts (see `check.check`; "not_kept": why a file was
     taken away again), "left_out", folder → why there is none, and facts of the model and of what
-    was listened to.
+    was listened to ("joined_otherwise": see `check.Heard`).
 
   Raises:
     UserError: no runtime has a place for it, the folder cannot be written, or nothing can be heard.
@@ -57,6 +60,7 @@ def write(model: AcousticModel, folder: pathlib.Path, source: Source, wanted: Wa
       for slot in found
       for name in _write_slot(models[slot.folder], slot, folder, wanted.forms)
     ]
+    _remove_others(found, folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.vocabulary.save(folder / VOCABULARY)
   except OSError as error:
@@ -78,6 +82,7 @@ def write(model: AcousticModel, folder: pathlib.Path, source: Source, wanted: Wa
     "recordings": len(given.audio),
     "recordings_left_out": given.left_out,
     "transcribed": heard[model.chunks].transcribed,
+    "joined_otherwise": heard[model.chunks].joined_otherwise,
     "files": facts,
     "left_out": left_out,
   }
@@ -103,7 +108,7 @@ def _write_slot(model, slot: slots.Slot, folder: pathlib.Path, forms) -> list[st
   slot.write_classes(model, inside)
   whole = inside / "model.onnx"
   files.write_bytes(whole, slot.build(model, False).SerializeToString())
-  for form in ("int8", "fp16"):
+  for form in _SMALLER:
     path = inside / f"model.{form}.onnx"
     path.unlink(missing_ok=True)  # of an earlier export
     if form == "int8" and form in forms:
@@ -114,6 +119,15 @@ def _write_slot(model, slot: slots.Slot, folder: pathlib.Path, forms) -> list[st
       files.write_bytes(path, slot.build(model, True).SerializeToString())
   names = [whole.name, *(f"model.{form}.onnx" for form in forms)]
   return [f"{slot.folder}/{name}" for name in names]
+
+
+def _remove_others(written: list[slots.Slot], folder: pathlib.Path) -> None:
+  """Takes away an earlier export's models in places that this one has not written."""
+  new = {slot.folder for slot in written}
+  for slot in (*slots.SLOTS, online.SLOT):
+    if slot.folder not in new:
+      for name in ("model.onnx", *(f"model.{form}.onnx" for form in _SMALLER)):
+        (folder / slot.folder / name).unlink(missing_ok=True)
 
 
 def _drop_what_is_wrong(folder: pathlib.Path, facts: dict, max_wer_loss: float) -> None:
@@ -128,7 +142,10 @@ def _drop_what_is_wrong(folder: pathlib.Path, facts: dict, max_wer_loss: float) 
       reason = "it says no numbers (NaN)"
     else:
       lost = check.lost(facts[whole], facts[name])
-      reason = f"it loses {lost:.2f} points of WER" if lost > max_wer_loss else ""
+      reason = f"it loses {lost:.2f} points of WER"
+      if facts[whole].get("wer") is None:
+        reason = f"it changes {lost:.2f} % more of the words"
+      reason = reason if lost > max_wer_loss else ""
     if reason:
       (folder / name).unlink()
       facts[name]["not_kept"] = reason

@@ -178,14 +178,19 @@ def _nemo(model: AcousticModel, half: bool = False) -> onnx.ModelProto:
 def tokens(model: AcousticModel) -> list[str]:
   """What the runtimes write for each class, the blank first."""
   vocabulary, spaces = model.vocabulary, model.vocabulary.space_ids()
-  apart = vocabulary.kind in ("phonemes", "tokens")  # nothing stands for a space there
+
+  def apart(index: int) -> bool:
+    """Whether a space comes before it that no class stands for."""
+    of_pieces = vocabulary.kind == "subwords" and vocabulary.starts_word(index)
+    return of_pieces or vocabulary.kind in ("phonemes", "tokens")
 
   def token(index: int) -> str:
     if index == vocabulary.blank_id:
       return "<blk>"
     if index in spaces:
       return SPACE
-    return (SPACE if apart else "") + vocabulary.symbols[index].replace(" ", SPACE)
+    symbol = vocabulary.symbols[index].replace(" ", SPACE)
+    return SPACE + symbol.removeprefix(SPACE) if apart(index) else symbol
 
   return [token(index) for index in classes(model)]
 

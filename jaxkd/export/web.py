@@ -67,6 +67,8 @@ def write(
   try:
     for name, data in content.items():
       files.write_bytes(folder / name, data)
+    if chunks is None:
+      (folder / "stream.onnx").unlink(missing_ok=True)  # of an earlier page
   except OSError as error:
     raise UserError(f"{folder} cannot be written: {error.strerror}") from error
   return [folder / name for name in content]

@@ -139,6 +139,19 @@ def test_int8_that_loses_too_much_is_not_kept(lab, capfd, tmp_path, monkeypatch)
   assert not list(tmp_path.rglob("model.int8.onnx")) and not list(tmp_path.rglob("*unfinished*"))
 
 
+def test_audio_alone_gives_no_wer(lab, capfd, tmp_path):
+  (tmp_path / "audio").mkdir()
+  for path in sorted((lab / "audio").glob("test-*.flac"))[:2]:
+    (tmp_path / "audio" / path.name).symlink_to(path)
+  given = f"--data={tmp_path / 'audio'}", f"--out={tmp_path / 'out'}"
+  assert export(lab / "stream", "--stream=160ms", *given) == 0
+  facts = json.loads((tmp_path / "out" / "export.json").read_text())
+  assert not facts["transcribed"] and facts["joined_otherwise"] == 0
+  assert facts["files"]["online/model.onnx"]["wer"] is None
+  out = capfd.readouterr().out
+  assert "WER here" not in out and "online/model" in out and "–" in out
+
+
 def test_an_exported_folder_transcribes(lab, capfd, tmp_path):
   assert export(lab / "logmel", f"--out={tmp_path}") == 0
   capfd.readouterr()

@@ -1,6 +1,7 @@
 """ONNX graphs of a student against the student, in onnxruntime."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import onnxruntime
 import pytest
 from flax import nnx
 
-from jaxkd.export import check, conformer, online, runtimes, slots
+from jaxkd.export import check, conformer, folder, online, runtimes, slots
 from jaxkd.export.graph import FLOAT, INT, Graph
-from jaxkd.labels import Vocabulary
+from jaxkd.labels import SubwordVocabulary, Vocabulary
 from jaxkd.models.acoustic import AcousticModel, Chunks
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import HOP, LogMel, log_mel
@@ -220,3 +221,58 @@ def test_what_is_no_number_is_no_difference_of_0(tmp_path, audio):
   assert check.difference(model, path, heard) is None
   facts = {"largest_difference": None}
   assert check.wrong(facts) == "it says no numbers (NaN)"
+
+
+def subwords(*symbols, **tokenizer) -> SubwordVocabulary:
+  """Pieces of a tokenizer.json; the blank is last."""
+  model = {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(symbols)}, "merges": []}
+  found = json.dumps({"model": model, "decoder": None} | tokenizer)
+  return SubwordVocabulary((*symbols, "<pad>"), len(symbols), "", found)
+
+
+def test_pieces_without_a_decoder_are_words_there_too():
+  vocabulary = subwords("ab", "c")
+  model = dataclasses.replace(make_model(symbols=vocabulary.symbols), vocabulary=vocabulary)
+  assert slots.tokens(model) == ["<blk>", "▁ab", "▁c"]
+
+
+def test_what_runtimes_write_otherwise_is_counted(monkeypatch):
+  """They know no steps of a tokenizer."""
+  joins = {"type": "Replace", "pattern": {"String": "##"}, "content": ""}
+  marks = {"type": "Metaspace", "replacement": "▁"}
+  decoder = {"type": "Sequence", "decoders": [marks, joins]}
+  vocabulary = subwords("▁ab", "##c", "▁d", decoder=decoder)
+  model = dataclasses.replace(make_model(symbols=vocabulary.symbols), vocabulary=vocabulary)
+  paths = [[0, 3, 1, 3], [0, 3, 2, 2]]
+  frames = [check.Frames(np.array(path), np.ones(4), None, 0.16) for path in paths]
+  monkeypatch.setattr(check, "_listen", lambda *given: iter(frames))
+  given = check.Recordings([np.ones(2560)] * 2, ["abc", None], 0)
+  heard = check.hear(model, given, (), lambda: None)
+  assert heard.texts == ["ab##c", "ab d"] and heard.joined_otherwise == 1
+  assert not heard.transcribed and heard.references == []
+
+
+def test_without_transcripts_there_is_no_wer(tmp_path, monkeypatch):
+  """What a smaller form changes is known all the same."""
+  (tmp_path / "zipformer").mkdir()
+  (path := tmp_path / "zipformer" / "model.onnx").write_bytes(b"graph")
+  monkeypatch.setattr(check, "difference", lambda *given: 0.0)
+  texts = {"zipformer": ("it", lambda path: lambda audio: "a b c x")}
+  monkeypatch.setattr(runtimes, "RUNTIMES", texts)
+  monkeypatch.setattr(runtimes, "version", lambda name: name)
+  heard = check.Heard([np.ones(16_000)], ["a b c d"], {}, [], False)
+  facts = check.check(make_model(), path, heard, lambda: None)
+  assert facts["wer"] is None and facts["wer_here"] is None and facts["words_changed"] == 0.25
+  assert check.lost({"wer": None, "words_changed": 0.0}, facts) == 25
+  assert check.lost({"wer": 0.1, "words_changed": 0.0}, {"wer": 0.1, "words_changed": 0.5}) == 0
+
+
+def test_models_of_an_earlier_export_are_taken_away(tmp_path):
+  kept = ["online/mine.onnx", "online/tokens.txt", "onnx-asr/model.onnx", "model.onnx"]
+  gone = ["online/model.onnx", "online/model.int8.onnx", "zipformer/model.fp16.onnx"]
+  for name in kept + gone:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  folder._remove_others([slot("onnx-asr"), slot("omnilingual")], tmp_path)
+  there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+  assert there == set(kept)
