@@ -40,19 +40,19 @@ def nothing_is_kept_for_the_next_file():
 
 
 @pytest.fixture(scope="session")
-def kept():
+def bytes_that_stay():
   """Bytes that stay whatever is given back: libraries, mostly."""
   return [0]
 
 
 @pytest.fixture(autouse=True)
-def a_worker_stays_small(kept):
+def a_worker_stays_small(bytes_that_stay):
   """Around 3 GB with what the next test takes: a machine runs many workers."""
   yield
   memory = lambda: psutil.Process().memory_info().rss
-  if memory() > max(MUCH_MEMORY, kept[0] + MUCH_MEMORY // 3):
+  if memory() > max(MUCH_MEMORY, bytes_that_stay[0] + MUCH_MEMORY // 3):
     give_back_memory()
-    kept[0] = memory()
+    bytes_that_stay[0] = memory()
 
 
 @pytest.fixture(scope="session", autouse=True)
