@@ -1,5 +1,6 @@
 """Compiled programs that are kept from run to run, by JAX's own persistent cache."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -62,7 +63,11 @@ def _machine() -> str:
 
 def _tidy(folder: pathlib.Path) -> None:
   """Removes the oldest programs where there is more than enough of them."""
-  found = [(entry.stat(), entry.path) for entry in os.scandir(folder) if entry.is_file()]
+  found = []
+  for entry in os.scandir(folder):
+    with contextlib.suppress(FileNotFoundError):  # another process tidies, too
+      if entry.is_file():
+        found.append((entry.stat(), entry.path))
   total = sum(stat.st_size for stat, _ in found)
   for stat, path in sorted(found, key=lambda x: x[0].st_mtime):
     if total <= _MOST_BYTES:

@@ -93,7 +93,7 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
 
 
 def _finished(folder: pathlib.Path, config: dict) -> Run:
-  results = files.read_json(folder / "results.json")
+  results = files.read_json(folder / "results.json", kind=dict)
   hypotheses = {}
   for split in (s for s in SPLITS if s in results):
     for model in (m for m in MODELS if m in results[split]):
@@ -127,7 +127,7 @@ def reproducing(config: ConfigDict | dict) -> dict:
 
 
 def _optional(path: pathlib.Path) -> dict | None:
-  return files.read_json(path) if path.exists() else None
+  return files.read_json(path, kind=dict) if path.exists() else None
 
 
 def _metrics(folder: pathlib.Path) -> list[dict]:

@@ -61,6 +61,17 @@ def test_the_oldest_go(monkeypatch, tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
+def test_what_another_process_has_removed_is_no_mistake(monkeypatch, tmp_path):
+  for name in ("gone", "there"):
+    (tmp_path / name).write_bytes(b"x")
+  listed = list(os.scandir(tmp_path))
+  (tmp_path / "gone").unlink()
+  monkeypatch.setattr(os, "scandir", lambda folder: listed)
+  monkeypatch.setattr(programs, "_MOST_BYTES", 0)
+  programs._tidy(tmp_path)
+  assert not (tmp_path / "there").exists()
+
+
 def test_processes_on_cpu_keep_none_but_what_jax_was_told(monkeypatch):
   changed = []
   config = SimpleNamespace(jax_compilation_cache_dir="a", update=lambda *what: changed.append(what))

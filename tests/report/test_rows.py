@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from jaxkd.report import collect, tables
 from report_runs import references, write_run
@@ -33,6 +34,14 @@ def test_a_run_that_goes_on_for_more_epochs_is_unfinished(tmp_path):
   config["training"]["epochs"] += 1
   (folder / "config.json").write_text(json.dumps(config))
   assert "unfinished" in collect.read(folder).reason
+
+
+@pytest.mark.parametrize("name", ["results", "data", "labels", "search"])
+def test_a_file_that_holds_something_else_costs_its_row_alone(tmp_path, name):
+  folder = write_run(tmp_path / "run")
+  (folder / f"{name}.json").write_text("[]")
+  found = collect.read(folder)
+  assert isinstance(found, collect.LeftOut) and f"{name}.json must hold" in found.reason
 
 
 def test_other_dev_sets_of_one_size_have_no_p(tmp_path):
