@@ -209,6 +209,87 @@ def test_packets_of_any_size_are_the_same_windows(packet):
   assert found["frames"] == len(starts)
 
 
+@needs_node
+@pytest.mark.parametrize("vocabulary", vocabularies(), ids=lambda v: f"{v.kind}-{len(v.symbols)}")
+def test_words_of_a_stream_are_those_of_live(heard, vocabulary):
+  """As they become final; frames of final words and of silence are forgotten."""
+  model = dataclasses.replace(heard.model, vocabulary=vocabulary)
+  order, rng = web.classes(model), np.random.default_rng(0)
+  path = np.concatenate(
+    [[*rng.integers(0, len(order), 9), *[0] * pause] for pause in 3 * (0, 3, 40, 1, 25)]
+  )
+  there = live.Live.__new__(live.Live)
+  there._model, there._path, there._sure = model, np.empty(0, np.int32), np.empty(0, np.float32)
+  there._start, want = 0, []
+  for start in range(0, len(path), 8):
+    there._path = np.concatenate([there._path, np.array(order)[path[start : start + 8]]])
+    there._sure = np.append(there._sure, np.ones(len(there._path) - len(there._sure)))
+    want.append([(w.text, w.start_s, w.end_s) for w in there._final(ends=False)])
+  found = in_node(
+    "let place = 0;"
+    "const size = given.model.classes.length;"
+    "const hear = async () => {"
+    "  const path = given.path.slice(place, (place += 8));"
+    "  const logProbs = new Float32Array(path.length * size).fill(-1e4);"
+    "  path.forEach((id, t) => (logProbs[t * size + id] = 0));"
+    "  return { logProbs, count: path.length, states: null };"
+    "};"
+    "const stream = new page.Stream(given.model, hear);"
+    "const found = [];"
+    "while (place < given.path.length) {"
+    "  await stream.push(new Float32Array(1));"
+    "  const { final, open } = stream.words();"
+    "  const kept = stream.frames.path.length;"
+    "  found.push([final.map((w) => [w.text, w.start, w.end]), open.length, kept]);"
+    "}"
+    "return found;",
+    {
+      "model": web.described(model)
+      | {"stream": {"piece_samples": 1, "shift_samples": 1, "lead_samples": 0}},
+      "path": path.tolist(),
+    },
+    "stream.js",
+  )
+  assert sum(map(len, want)) > 4 and max(kept for *_, kept in found) < 70
+  for (final, _, _), words in zip(found, want, strict=True):
+    assert [text for text, *_ in final] == [text for text, *_ in words]
+    np.testing.assert_allclose([w[1:] for w in final], [w[1:] for w in words])
+  assert {count for _, count, _ in found} <= {0, 1}
+
+
+@needs_node
+def test_every_microphone_that_is_opened_is_closed():
+  """Also where another recording starts before one has stopped."""
+  found = in_node(
+    "const tracks = [];"
+    "const mediaDevices = {"
+    "  getUserMedia: async () => {"
+    "    const track = { open: true, stop: () => (track.open = false) };"
+    "    tracks.push(track);"
+    "    return { getTracks: () => [track] };"
+    "  },"
+    "};"
+    "Object.defineProperty(globalThis, 'navigator', { value: { mediaDevices } });"
+    "globalThis.MediaRecorder = class {"
+    "  state = 'inactive';"
+    "  start() { this.state = 'recording'; }"
+    "  stop() {"
+    "    setTimeout(() => { this.ondataavailable({ data: 'said' }); this.onstop(); }, 20);"
+    "  }"
+    "};"
+    "const microphone = new page.Microphone();"
+    "await microphone.start();"
+    "const first = microphone.stop();"
+    "await microphone.start();"
+    "const blobs = [await first, await microphone.stop()];"
+    "const texts = await Promise.all(blobs.map((blob) => blob.text()));"
+    "return [tracks.map(({ open }) => open), texts];",
+    {},
+    "audio.js",
+  )
+  assert found == [[False, False], ["said", "said"]]
+
+
 SHOWN = "!document.getElementById('result').hidden"
 FAILED = "document.getElementById('error').textContent"
 READY = "document.getElementById('status').textContent.startsWith('Ready')"
@@ -303,10 +384,13 @@ def test_the_microphone_and_threads(site, tmp_path):
 LISTENED = """
 new Promise((resolve, reject) => {
   const worker = new Worker("worker.js", { type: "module" });
-  const found = [];
+  const [found, said] = [[], []];
   worker.onmessage = ({ data }) => {
     if (data.kind === "failed") reject(new Error(data.reason));
-    if (data.kind === "live") found.push(data.words);
+    if (data.kind === "live") {
+      said.push(...data.final);
+      found.push([...said, ...data.open]);
+    }
     if (data.kind === "found") resolve(found);
   };
   const samples = Float32Array.from(SAMPLES, (value) => value / 32768);
@@ -355,6 +439,7 @@ def test_words_come_while_one_speaks(live_site, tmp_path):
       page.until(f"{words}.split(' ').length > 2")
       assert page.value("document.getElementById('live').hidden") is False
       page.value("document.getElementById('record').click()")
+      assert page.value("document.getElementById('record').disabled")  # to a second click
       page.until(f"({SHOWN} && document.getElementById('live').hidden) || {FAILED}")
       assert page.value(FAILED) == "" and len(page.value(WORDS)) > 1
     assert page.logged == [] and "/stream.onnx" in asked

@@ -10,6 +10,7 @@ const posteriors = new Posteriors(at("posteriors"), at("player"), at("zoom"));
 
 let model = null;
 let recording = null; // the timer's id while the microphone is on
+let spoken = ""; // words that are final, each with a space behind it
 
 /** Shows what goes on; `share` in [0, 1] moves the bar, null hides it. */
 function tell(text, share = null) {
@@ -87,14 +88,19 @@ function clock(seconds) {
 
 async function toggleRecording() {
   fail("");
+  allow(false, false); // a second click comes while the microphone starts or stops
   if (recording !== null) {
     clearInterval(recording);
     recording = null;
     at("record").textContent = "Record";
-    await transcribe(await microphone.stop(), "what was said");
+    try {
+      await transcribe(await microphone.stop(), "what was said");
+    } catch (error) {
+      fail(error.message);
+      rest();
+    }
     return;
   }
-  allow(false, false);
   at("result").hidden = true;
   try {
     await microphone.start();
@@ -117,13 +123,17 @@ async function toggleRecording() {
 
 /** Gives what is said to the worker while it is said; false where the browser cannot. */
 function followed() {
+  spoken = "";
   worker.postMessage({ kind: "begin" });
   return microphone.follow((samples) => worker.postMessage({ kind: "packet", samples }));
 }
 
-/** Words so far, but for those that come after the end. */
-function showLive(words) {
-  if (recording !== null) at("live").textContent = words.map((word) => word.text).join(" ");
+/** Words that are final now, and those that may go on; but for those that come after the end. */
+function showLive({ final, open }) {
+  if (recording === null) return;
+  const texts = (words) => words.map((word) => `${word.text} `).join("");
+  spoken += texts(final);
+  at("live").textContent = (spoken + texts(open)).trimEnd();
 }
 
 function ready(given) {
@@ -140,7 +150,7 @@ const HEARS = {
     tell(`Loading the model, ${Math.ceil(total / 1e6)} MB …`, done / total),
   ready: (message) => ready(message.model),
   heard: ({ done, total }) => tell("Listening …", done / total),
-  live: ({ words }) => showLive(words),
+  live: showLive,
   found: ({ found }) => show(found),
   failed: ({ reason }) => {
     fail(reason);

@@ -56,9 +56,10 @@ export class Microphone {
     } catch (error) {
       throw new Error(REASONS[error.name] ?? `The microphone cannot be used: ${error.message}`);
     }
-    this.parts = [];
+    const parts = [];
+    this.parts = parts;
     this.recorder = new MediaRecorder(this.stream);
-    this.recorder.ondataavailable = ({ data }) => this.parts.push(data);
+    this.recorder.ondataavailable = ({ data }) => parts.push(data);
     this.recorder.start();
   }
 
@@ -87,14 +88,15 @@ export class Microphone {
 
   /** Ends it. @returns {Promise<Blob>} what was recorded. */
   async stop() {
-    await this.context?.close();
+    const { stream, context, recorder, parts } = this; // another may start meanwhile
     this.context = null;
-    const stopped = new Promise((resolve) => (this.recorder.onstop = resolve));
-    if (this.recorder.state !== "inactive") this.recorder.stop();
-    else this.recorder.onstop();
+    await context?.close();
+    const stopped = new Promise((resolve) => (recorder.onstop = resolve));
+    if (recorder.state !== "inactive") recorder.stop();
+    else recorder.onstop();
     await stopped;
-    for (const track of this.stream.getTracks()) track.stop();
-    return new Blob(this.parts, { type: this.recorder.mimeType });
+    for (const track of stream.getTracks()) track.stop();
+    return new Blob(parts, { type: recorder.mimeType });
   }
 }
 

@@ -111,6 +111,12 @@ export function joined(parts) {
   return all;
 }
 
+/** Frames from one on. */
+export function behind(frames, first) {
+  const cut = ([name, values]) => [name, values.slice(first * (values.length / frames.path.length))];
+  return frames.path.length ? Object.fromEntries(Object.entries(frames).map(cut)) : frames;
+}
+
 /** Runs of a class but the blank: [{id, first, last}], in frames, the last included. */
 export function labelsOf(path) {
   const found = [];
@@ -145,7 +151,7 @@ export function wordsOf(labels, confidence, seconds, model) {
 }
 
 /** Labels of each word. */
-function grouped(labels, classes) {
+export function grouped(labels, classes) {
   const groups = [];
   let open = false;
   for (const label of labels) {

@@ -1,6 +1,8 @@
 // From packets of samples to words while a person speaks: what `jaxkd transcribe --stream` does.
 
-import { framesOf, joined, labelsOf, wordsOf } from "./recogniser.js";
+import { behind, framesOf, grouped, joined, labelsOf, wordsOf } from "./recogniser.js";
+
+const PAUSE_SECONDS = 0.8; // a word ends where so long nothing follows, even if no other begins
 
 export class Stream {
   /**
@@ -15,7 +17,8 @@ export class Stream {
     this.states = null;
     this.waiting = new Float32Array(0); // samples that a later chunk reads
     this.begun = false;
-    this.frames = joined([]);
+    this.frames = joined([]); // that words may come of which are not final
+    this.first = 0; // number of the first of them
   }
 
   /** Hears what has come, of any size. @returns {Promise<boolean>} whether there are new frames. */
@@ -38,11 +41,27 @@ export class Stream {
     return this.frames.path.length > before;
   }
 
-  /** Those that have been heard, as wordsOf gives them; the last one may go on. */
+  /**
+   * Words as wordsOf gives them: those that have become final, whose frames are forgotten, and the
+   * last one, which may go on.
+   *
+   * @returns {{final: object[], open: object[]}}
+   */
   words() {
     const { path, confidence } = this.frames;
-    const seconds = (path.length * this.model.frame_samples) / this.model.sample_rate_hz;
-    return wordsOf(labelsOf(path), confidence, seconds, this.model);
+    const frame = this.model.frame_samples / this.model.sample_rate_hz;
+    const labels = labelsOf(path);
+    const after = path.length - 1 - (labels.at(-1)?.last ?? -Infinity);
+    const group = after * frame >= PAUSE_SECONDS ? [] : grouped(labels, this.model.classes).at(-1);
+    const begin = this.first * frame;
+    const later = (word) => ({ ...word, start: begin + word.start, end: begin + word.end });
+    const words = (found) => wordsOf(found, confidence, Infinity, this.model).map(later);
+    const final = words(labels.slice(0, labels.length - group.length));
+    const open = words(group);
+    const kept = group.length ? group[0].first : path.length;
+    this.frames = behind(this.frames, kept);
+    this.first += kept;
+    return { final, open };
   }
 }
 

@@ -1,8 +1,8 @@
 // The model in a thread of its own, so that the page stays alive while it works.
 //
 // Says {kind: "loading" | "heard", done, total}, {kind: "ready", model}, {kind: "found", found},
-// {kind: "live", words} and {kind: "failed", reason}; is asked by {kind: "whole", samples}, or for a
-// stream by {kind: "begin"} and then {kind: "packet", samples}. It answers one after the other.
+// {kind: "live", final, open} and {kind: "failed", reason}; is asked by {kind: "whole", samples}, or
+// for a stream by {kind: "begin"} and then {kind: "packet", samples}. It answers one after the other.
 
 import { recognise } from "./recogniser.js";
 import { Stream } from "./stream.js";
@@ -90,7 +90,7 @@ const TASKS = {
     stream = new Stream(model, hearChunk);
   },
   async packet({ samples }) {
-    if (await stream.push(samples)) postMessage({ kind: "live", words: stream.words() });
+    if (await stream.push(samples)) postMessage({ kind: "live", ...stream.words() });
   },
 };
 
