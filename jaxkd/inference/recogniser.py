@@ -221,8 +221,8 @@ def _path(log_probs, frames, labels, label_len, blank_id):
 def _aligned(log_probs: np.ndarray, text: str, vocabulary: Vocabulary) -> list:
   """(label, first frame, last frame) of each label of a text, by forced alignment.
 
-  None where the classes cannot write it, as what a phoneme model shows of sounds that are no word,
-  or where there are too few frames for it.
+  Nothing where there are too few frames for it, or the classes cannot write it, as what a phoneme
+  model shows of sounds that are no word.
   """
   try:
     labels = vocabulary.encode(text)
