@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import pathlib
 import re
 import shlex
@@ -185,7 +186,7 @@ class Parser(argparse.ArgumentParser):
     fields, rest = split_fields(argv)
     if fields and not self._takes_fields:
       self.error(f"{fields[0]}: fields of a config are for distil, train, grid and plan-tpu")
-    args, unknown = self.parse_known_intermixed_args(rest)
+    args, unknown = self.parse_known_intermixed_args(map(self._with_underscores, rest))
     for name in unknown:
       if not name.startswith("-"):
         self.error(f"'{name}' is not a flag")
@@ -193,6 +194,14 @@ class Parser(argparse.ArgumentParser):
       self.error(f"{name}: no such flag{did_you_mean(name.partition('=')[0], flags)}")
     args.config_fields = fields
     return args
+
+  def _with_underscores(self, argument: str) -> str:
+    """--dry_run where --dry-run is given, as launch scripts have it."""
+    name, mark, value = argument.partition("=")
+    known, other = self._option_string_actions, f"--{name[2:].replace('-', '_')}"
+    if not name.startswith("--") or name in known or other not in known:
+      return argument
+    return other + mark + value
 
   def _check_urls(self, argv: list[str]) -> None:
     """Passes paths in buckets where they can be used, and local ones."""
@@ -256,14 +265,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
-  """A type of arguments: numbers in a range."""
+  """A type of arguments: finite numbers in a range."""
 
   def read(given: str) -> float:
     try:
       found = float(given)
     except ValueError:
       found = float("nan")
-    if not low <= found <= high:
+    if not (low <= found <= high and math.isfinite(found)):
       upper = "upwards" if high == float("inf") else f"to {high:g}"
       raise argparse.ArgumentTypeError(f"it must be a number from {low:g} {upper}, not {given}")
     return found
@@ -281,6 +290,8 @@ def milliseconds(given: str) -> int:
   number = given.removesuffix("ms")
   if not (number.isascii() and number.isdigit()) or number == given:
     raise argparse.ArgumentTypeError(f"it is {given!r}; give milliseconds, such as 320ms")
+  if not int(number):
+    raise argparse.ArgumentTypeError(f"it is {given!r}; it must be longer, such as 320ms")
   return int(number)
 
 

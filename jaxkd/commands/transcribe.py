@@ -1,12 +1,15 @@
 """jaxkd transcribe: recordings in, words out."""
 
+import collections
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from jaxkd import buckets, console, files
 from jaxkd.commands import line
@@ -19,7 +22,9 @@ Folders are searched for recordings; - reads one from standard input: a file's
 bytes, or raw 16-bit samples at 16 kHz.
 
 Without --format the text goes to standard output; with it, each recording's
-transcript goes to a file beside it, or in --out.
+transcript goes to a file beside it, or to the same place below --out as its
+recording has below the folder that was given. A file that is there and says
+something else is left as it is, and named at the end; --overwrite replaces it.
 
 With --stream each word is printed as soon as it is final, with its start and
 end in seconds: recordings as a stream would tell them, or a microphone,
@@ -42,6 +47,7 @@ def add_arguments(parser) -> None:
   add("--language", metavar="NAME", default="", help="of a model with an adapter for each (MMS)")
   add("--format", choices=_FORMATS, help="of files with times and confidences")
   add("--out", metavar="DIR", type=buckets.output, help="where these files go")
+  add("--overwrite", action="store_true", help="files that are there and say something else")
   add(
     "--stream",
     metavar="MS",
@@ -60,37 +66,57 @@ def add_arguments(parser) -> None:
   add("--boost", metavar="B", type=line.number(0, 1e3), default="3", help="of each, added to log p")
 
 
+class _Recording(NamedTuple):
+  """What is listened to.
+
+  Attributes:
+    name: as the user knows it, and printable.
+    path: of its file, or in a bucket.
+    below: its path below the folder that was given, or its file's name.
+  """
+
+  name: str
+  path: str
+  below: str
+
+
 def run(args) -> int:
-  """Transcribes; returns the exit status, 1 where a recording could not be used."""
+  """Transcribes; returns the exit status, 1 where something could not be read or written."""
   from jaxkd.data.audio import BrokenAudio
   from jaxkd.inference import recogniser
 
-  if args.out and not args.format:
-    raise UserError(f"--out={args.out} is for files: say which with --format=txt, srt, …")
-  if args.stream:
+  for name in ("out", "overwrite"):
+    if getattr(args, name) and not args.format:
+      raise UserError(f"--{name} is for files: say which with --format=txt, srt, …")
+  if args.stream is not None:
     return _stream(args)
   with tempfile.TemporaryDirectory() as spool:
     found = _recordings(args.inputs, spool)
+    targets = _targets(found, args) if args.format else [None] * len(found)
     loaded = recogniser.load(args.model_source, args.model, language=args.language)
     search = _search(args, loaded.model.vocabulary, recogniser)
-    started, heard, broken = time.monotonic(), 0.0, []
+    started, heard, broken, left = time.monotonic(), 0.0, [], []
     with console.progress("transcribing", len(found)) as update:
-      said = loaded.each([entry.path for entry in found], search=search)
-      for entry, transcript in zip(found, said, strict=True):
+      said = loaded.each([recording.path for recording in found], search=search)
+      for recording, target, transcript in zip(found, targets, said, strict=True):
         update()
         if isinstance(transcript, BrokenAudio):
-          broken.append((entry.id, str(transcript)))
+          broken.append(f"{recording.name}: {transcript}")
           continue
         heard += transcript.seconds
-        _give(transcript, entry, args, many=len(found) > 1)
+        if target is None:
+          _print(transcript.text, recording.name if len(found) > 1 else "")
+        elif not _write(dataclasses.replace(transcript, name=recording.name), target, args):
+          left.append(f"{buckets.name(target)} says something else and is left as it is")
   seconds = time.monotonic() - started
-  for name, reason in broken:
-    console.err.print(f"{name}: {reason}", highlight=False, markup=False, soft_wrap=True)
   told = f"{heard:.0f} s of audio in {seconds:.1f} s, {heard / seconds:.0f} times real time"
   if broken:
     told += f"; {len(broken)} of {len(found)} recordings could not be used"
-  console.err.print(told, highlight=False, markup=False, soft_wrap=True)
-  return 1 if broken else 0
+  if left:
+    told += f"; {len(left)} of {len(found)} transcripts not written: --overwrite, or --out=DIR"
+  for line_ in (*broken, *left, told):
+    console.err.print(line_, highlight=False, markup=False, soft_wrap=True)
+  return 1 if broken or left else 0
 
 
 def _stream(args) -> int:
@@ -132,12 +158,12 @@ def _streams(inputs: list[str], stack: contextlib.ExitStack) -> list[tuple[str, 
       found.append(("stdin", microphone.packets(sys.stdin.buffer)))
       continue
     spool = stack.enter_context(tempfile.TemporaryDirectory())
-    found += [(entry.id, audio.stream(entry.path)) for entry in _recordings([given], spool)]
+    found += [(r.name, audio.stream(r.path)) for r in _recordings([given], spool)]
   return found
 
 
-def _recordings(inputs: list[str], spool: str):
-  """Entries of all recordings.
+def _recordings(inputs: list[str], spool: str) -> list[_Recording]:
+  """All recordings.
 
   Raises:
     UserError: a folder without audio.
@@ -148,23 +174,38 @@ def _recordings(inputs: list[str], spool: str):
   for given in inputs:
     path = pathlib.Path(os.path.expanduser(given))
     if buckets.is_url(given):
-      entries = manifest.of_bucket(given)
-      found += [entry._replace(id=entry.path) for entry in entries]
+      folder = given.rstrip("/") + "/"
+      for entry in manifest.of_bucket(given):
+        inside = entry.path.startswith(folder)
+        below = entry.path[len(folder) :] if inside else os.path.basename(entry.path)
+        found.append(_Recording(entry.path, entry.path, below))
     elif given == "-":
-      found.append(manifest.Entry("stdin", _spooled(spool)))
+      found.append(_Recording("stdin", _spooled(spool), "stdin"))
     elif path.is_dir():
-      entries = manifest.of_folder(given, path)
-      found += [entry._replace(id=os.path.join(given, entry.id)) for entry in entries]
+      for entry in manifest.of_folder(given, path):
+        name = os.path.join(_printable(given), entry.id)
+        found.append(_Recording(name, entry.path, os.path.relpath(entry.path, path)))
     else:
-      (entry,) = manifest.of_recording(path)
-      found.append(entry._replace(id=given))
+      manifest.of_recording(path)
+      found.append(_Recording(_printable(given), str(path), path.name))
   return found
 
 
+def _printable(name: str) -> str:
+  """A name with the bytes that are no UTF-8 as \\xNN."""
+  return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _spooled(folder: str) -> str:
-  """Standard input as a file: as it is, or raw samples with a header."""
+  """Standard input as a file: as it is, or raw samples with a header.
+
+  Raises:
+    UserError: a kind of file that is not decoded here.
+  """
   import numpy as np
   import soundfile
+
+  from jaxkd.data import microphone
 
   data = sys.stdin.buffer.read()
   path = os.path.join(folder, "stdin")
@@ -172,7 +213,9 @@ def _spooled(folder: str) -> str:
     file.write(data)
   try:
     soundfile.info(path)
-  except RuntimeError:
+  except RuntimeError as error:
+    if told := microphone.no_samples(data):
+      raise UserError(f"standard input {told}") from error
     samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
     soundfile.write(path, samples, 16_000, format="WAV", subtype="PCM_16")
   return path
@@ -209,20 +252,57 @@ def _phrases(path: pathlib.Path) -> list[str]:
   return [text for text in found if text]
 
 
-def _give(transcript, entry, args, *, many: bool) -> None:
-  """Prints a transcript, or writes its file."""
+def _targets(found: list[_Recording], args) -> list[pathlib.Path]:
+  """Where each recording's transcript goes: talk.txt, or talk.wav.txt where talk.flac is, too.
+
+  Raises:
+    UserError: two recordings would have one file.
+  """
+  short, named = [_target(recording, args) for recording in found], {}
+  same = collections.defaultdict(set)
+  for recording, target in zip(found, short, strict=True):
+    same[target].add(recording.path)
+  targets = []
+  for recording, target in zip(found, short, strict=True):
+    if len(same[target]) > 1:
+      target = target.with_name(f"{os.path.basename(recording.below)}.{args.format}")
+    other = named.setdefault(target, recording)
+    if other.path != recording.path:
+      raise UserError(
+        f"{other.name} and {recording.name} would both be written to {target}: give the folder "
+        "that holds both, or each its own --out=DIR"
+      )
+    targets.append(target)
+  there = sum(target.exists() for target in named)
+  if there and not args.overwrite:
+    told = "those that would say something else are left as they are (--overwrite)"
+    console.err.print(f"{there} of {len(named)} transcripts are there: {told}", highlight=False)
+  return targets
+
+
+def _target(recording: _Recording, args) -> pathlib.Path:
+  if buckets.is_url(recording.path) and not args.out:
+    raise UserError(f"--format={args.format} writes beside {recording.path}: give --out=DIR")
+  path = pathlib.Path(recording.path)
+  if args.out or recording.name == "stdin":
+    path = (args.out or pathlib.Path()) / recording.below
+  return path.with_suffix(f".{args.format}")
+
+
+def _print(text: str, name: str) -> None:
+  console.out.file.write(f"{name}\t{text}\n" if name else f"{text}\n")
+  console.out.file.flush()
+
+
+def _write(transcript, path: pathlib.Path, args) -> bool:
+  """Writes a transcript's file; returns whether it holds that now, and not something else."""
   from jaxkd.inference.transcript import FORMATS
 
-  if not args.format:
-    console.out.file.write(f"{entry.id}\t{transcript.text}\n" if many else f"{transcript.text}\n")
-    console.out.file.flush()
-    return
-  if buckets.is_url(entry.path) and not args.out:
-    raise UserError(f"--format={args.format} writes beside {entry.path}: give --out=DIR")
-  path = pathlib.Path(entry.path).with_suffix(f".{args.format}")
-  if args.out or entry.id == "stdin":
-    path = (args.out or pathlib.Path()) / path.name
+  text = FORMATS[args.format](transcript)
   try:
-    files.write_text(path, FORMATS[args.format](transcript))
+    if path.exists() and not args.overwrite and path.read_bytes() != text.encode():
+      return False
+    files.write_text(path, text)
   except OSError as error:
     raise UserError(f"{path} cannot be written: {error.strerror}; --out=DIR") from error
+  return True

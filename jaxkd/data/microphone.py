@@ -10,6 +10,22 @@ from jaxkd.data.audio import BrokenAudio
 from jaxkd.types import SAMPLE_RATE_HZ
 
 _PCM, _EXTENSIBLE = 1, 0xFFFE
+# What files begin with, after so many bytes.
+_BEGINNINGS = (
+  (0, b"RIFF", "WAV or AVI"),
+  (0, b"RF64", "RF64"),
+  (0, b"FORM", "AIFF"),
+  (0, b"fLaC", "FLAC"),
+  (0, b"OggS", "Ogg"),
+  (0, b"ID3", "MP3"),
+  (4, b"ftyp", "MP4 or M4A"),
+  (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
+  (0, b"0&\xb2u", "WMA"),
+  (0, b"#!AMR", "AMR"),
+  (0, b"caff", "CAF"),
+  (0, b".snd", "AU"),
+)
+_LONGEST = 12  # bytes that show it; of RIFF, all before the first chunk
 
 
 def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
@@ -19,12 +35,14 @@ def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
     pipe: buffered, with `read1`.
 
   Raises:
-    BrokenAudio: a WAV header of other samples.
+    BrokenAudio: a WAV header of other samples, or another kind of file.
   """
-  held = pipe.read(4)
-  if held == b"RIFF":
+  held = pipe.read(_LONGEST)
+  if held.startswith(b"RIFF"):
     _skip_header(pipe)
     held = b""
+  if told := no_samples(held):
+    raise BrokenAudio(told)
   while True:
     whole = len(held) // 2 * 2
     if whole:
@@ -35,9 +53,19 @@ def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
     held = held[whole:] + more
 
 
+def no_samples(data: bytes) -> str:
+  """What to do about bytes that begin a file of another kind; "" where they may be raw samples."""
+  kinds = [kind for at, mark, kind in _BEGINNINGS if data.startswith(mark, at)]
+  if not kinds:
+    return ""
+  return (
+    f"begins as {kinds[0]} does and cannot be read as that: pipe raw samples, with ffmpeg "
+    f"-i FILE -f s16le -ac 1 -ar {SAMPLE_RATE_HZ} -"
+  )
+
+
 def _skip_header(pipe: BinaryIO) -> None:
   """Reads to the first sample; the length that the header tells is not believed."""
-  pipe.read(8)
   while True:
     name, size = struct.unpack("<4sI", _exactly(pipe, 8))
     if name == b"data":

@@ -14,7 +14,7 @@ import soundfile
 import corpus
 from jaxkd import config as config_lib
 from jaxkd import console, main
-from jaxkd.commands import line, search, train
+from jaxkd.commands import grid, line, search, train
 from jaxkd.config import overrides
 from jaxkd.errors import UserError
 
@@ -106,6 +106,10 @@ def test_main_has_the_help_of_train(arguments, capsys):
     (["grid", "smal"], ["smal: no such file or grid", "'small'", "grids: evidence, paper, small"]),
     (["grid", "small", "--config.kd.scael=1", "--dry_run"], ["config.kd.scael: no such field"]),
     (["plan-tpu", "--config=trim"], ["missing: --topology; see"]),
+    (["export", "x", "--stream=0ms"], ["--stream: it is '0ms'; it must be longer, such as 320ms"]),
+    (["search", "--threshold=inf"], ["a number from 0 upwards, not inf"]),
+    (["transcribe", "x", "-", "--boost=nan"], ["--boost: it must be a number from 0 to 1000"]),
+    (["search", "--lm-weights=nan"], ["--lm_weights: it must be a number"]),
   ],
 )
 def test_mistakes_are_one_line_and_load_no_jax(tmp_path, monkeypatch, arguments, words):
@@ -155,6 +159,15 @@ def test_values_may_stand_behind_a_space(monkeypatch):
     assert config.kd.selection.n == 4 and config.training.remat is True, given
   fields, rest = line.split_fields(["small", "--config.a", "-1.5", "--config.b= '", "--only=x"])
   assert fields == ["--config.a=-1.5", "--config.b= '"] and rest == ["small", "--only=x"]
+
+
+def test_dashes_are_as_good_as_underscores():
+  parser = line.Parser("jaxkd grid", "")
+  grid.add_arguments(parser)
+  for given in ("--dry-run", "--dry_run", "-dry-run"):
+    assert parser.parse(["small", given, "--only=a-b"]).dry_run
+  with pytest.raises(UserError, match="--dryrun: no such flag .did you mean '--dry_run'"):
+    parser.parse(["small", "--dryrun"])
 
 
 @pytest.mark.parametrize("given", [["--fields"], ["--fields=manifest-medium"]])

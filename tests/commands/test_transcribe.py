@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -18,6 +19,7 @@ import corpus
 import drawn_run
 import jaxkd
 import jaxkd.inference.finished
+from jaxkd import console
 from jaxkd.commands import distil, evaluate, train
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
@@ -73,6 +75,76 @@ def test_standard_input(lab, said, capfd, monkeypatch, raw):
   assert capfd.readouterr().out == said["test-01.flac"] + "\n"
 
 
+def test_standard_input_of_other_files_is_no_raw_audio(lab, monkeypatch):
+  for data in (b"\0\0\0\x20ftypM4A " + bytes(9999), b"fLaC" + bytes(9999)):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+    with pytest.raises(UserError, match="standard input begins as .* ffmpeg -i FILE -f s16le"):
+      command_line.main(["transcribe", str(lab / "run"), "-"])
+
+
+@pytest.fixture
+def talks(lab, tmp_path):
+  """Recordings whose files' names, or their stems, are the same."""
+  found = tmp_path / "T"
+  for n, name in enumerate(("a/talk.wav", "a/talk.flac", "b/talk.wav", "a/other.wav")):
+    (found / name).parent.mkdir(parents=True, exist_ok=True)
+    samples, rate = soundfile.read(lab / "audio" / f"test-0{n % 2}.flac")
+    soundfile.write(found / name, samples, rate)
+  return found
+
+
+def test_each_recording_has_its_own_transcript(lab, talks, said, tmp_path):
+  given = ["transcribe", str(lab / "run"), str(talks), "--format=txt", f"--out={tmp_path / 'o'}"]
+  names = ["a/other.txt", "a/talk.flac.txt", "a/talk.wav.txt", "b/talk.txt"]
+  for _ in range(2):  # the same command again works
+    assert command_line.main(given) == 0
+    paths = sorted((tmp_path / "o").rglob("*.txt"))
+    assert [str(path.relative_to(tmp_path / "o")) for path in paths] == names
+  texts = [f"{said[f'test-0{n}.flac']}\n" for n in (1, 1, 0, 0)]
+  assert [path.read_text() for path in paths] == texts
+
+
+def test_what_a_user_wrote_is_not_overwritten(lab, talks, said, capfd):
+  (talks / "b" / "talk.txt").write_text("what was really said")
+  given = ["transcribe", str(lab / "run"), str(talks), "--format=txt"]
+  assert command_line.main(given) == 1
+  assert (talks / "b" / "talk.txt").read_text() == "what was really said"
+  assert (talks / "a" / "other.txt").exists()
+  err = capfd.readouterr().err
+  assert "1 of 4 transcripts are there" in err and "1 of 4 transcripts not written" in err
+  assert f"{talks / 'b' / 'talk.txt'} says something else and is left as it is" in err
+  assert command_line.main([*given, "--overwrite"]) == 0
+  assert (talks / "b" / "talk.txt").read_text() == said["test-00.flac"] + "\n"
+
+
+def test_json_of_standard_input_is_the_same_again(lab, monkeypatch, tmp_path):
+  data = (lab / "audio" / "test-01.flac").read_bytes()
+  for _ in range(2):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+    given = ["transcribe", str(lab / "run"), "-", "--format=json", f"--out={tmp_path}"]
+    assert command_line.main(given) == 0
+  assert json.loads((tmp_path / "stdin.json").read_text())["audio"] == "stdin"
+
+
+def test_two_recordings_with_one_file_are_refused_before_a_model_is_loaded(lab, talks, tmp_path):
+  two = [str(talks / "a" / "talk.wav"), str(talks / "b" / "talk.wav")]
+  with pytest.raises(UserError, match="would both be written to .*talk.wav.srt: give the folder"):
+    command_line.main(["transcribe", str(lab), *two, "--format=srt", f"--out={tmp_path}"])
+
+
+def test_names_that_are_no_utf_8_are_printable(lab, said, monkeypatch, tmp_path):
+  path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.flac")
+  shutil.copy(lab / "audio" / "test-00.flac", path)
+  strict = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict", write_through=True)
+  monkeypatch.setattr(console, "out", console.Console(file=strict))
+  other = str(lab / "audio" / "test-01.flac")
+  assert command_line.main(["transcribe", str(lab / "run"), path, other]) == 0
+  first = strict.buffer.getvalue().decode().splitlines()[0]
+  assert first == f"{tmp_path}/caf\\xe9.flac\t{said['test-00.flac']}"
+  assert command_line.main(["transcribe", str(lab / "run"), path, "--format=json"]) == 0
+  assert json.loads((tmp_path / os.path.basename(path[:-4] + "json")).read_text())["text"]
+
+
 def test_words_of_a_stream(lab, capfd, monkeypatch, tmp_path):
   paths = [str(lab / "audio" / f"test-0{n}.flac") for n in (0, 1)]
   given = ["transcribe", str(lab / "streaming"), "--stream=160ms"]
@@ -123,12 +195,14 @@ def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
     (["{lab}/run", "{lab}/x.m4a"], "x.m4a: .m4a is not read: make FLAC"),
     (["{lab}/run", "{lab}/audio", "--model=teacher"], "has no teacher"),
     (["{lab}/run", "{lab}/audio", "--format=doc"], "--format: invalid choice: 'doc'"),
-    (["{lab}/run", "{lab}/audio", "--out=x"], "--out=x is for files: say which with --format"),
+    (["{lab}/run", "{lab}/audio", "--out=x"], "--out is for files: say which with --format"),
+    (["{lab}/run", "{lab}/audio", "--overwrite"], "--overwrite is for files: say which"),
     (["{lab}/run", "{lab}/audio", "--phrases=gone.txt"], "gone.txt cannot be read"),
     (["{lab}/run", "{lab}/audio", "--lm=gone.arpa"], "gone.arpa cannot be read"),
     (["{lab}/run", "{lab}/audio", "--lm=a", "--phrases=b"], "leave out --lexicon and --lm"),
     (["{lab}/run"], "missing: INPUT"),
     (["{lab}/run", "-", "--stream=320"], "'320'; give milliseconds, such as 320ms"),
+    (["{lab}/run", "-", "--stream=0ms"], "'0ms'; it must be longer"),
     (["{lab}/run", "-", "--stream=320ms"], "run cannot hear streams: features.kind is logmel"),
     (["{lab}/streaming", "-", "--stream=30ms"], "must be a multiple of a frame, 40 ms"),
     (["{lab}/streaming", "-", "--stream=40ms", "--format=srt"], "--format needs what comes later"),

@@ -165,6 +165,11 @@ def test_nothing_in_a_pipe_is_nothing():
     (as_wav(np.zeros(8, "<i2"), channels=2), "2 channels of 16 bits at 16000 Hz"),
     (as_wav(np.zeros(8, "<i2"))[:30], "cut short"),
     (b"RIFF", "cut short"),
+    (b"fLaC" + bytes(99), "begins as FLAC does .*ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -"),
+    (b"\0\0\0\x20ftypM4A " + bytes(99), "begins as MP4 or M4A does"),
+    (b"\x1aE\xdf\xa3" + bytes(99), "begins as WebM or Matroska does"),
+    (b"OggS" + bytes(99), "begins as Ogg does"),
+    (b"ID3\4" + bytes(99), "begins as MP3 does"),
   ],
 )
 def test_other_samples_get_one_line(data, words):
