@@ -21,6 +21,7 @@ from jaxkd.errors import UserError
 
 FORMAT, VERSION = "jaxkd-shards", 1
 HEADER, COLUMNS = "index.json", "columns"
+_FORMAT_WITHIN = 100  # bytes of a header
 _NUMBERS = {
   "seconds": "<f8",
   "start": "<f8",
@@ -63,8 +64,12 @@ class Row(NamedTuple):
 
 
 def is_one(path: str | os.PathLike) -> bool:
-  """Whether a folder holds an index."""
-  return os.path.isfile(os.path.join(path, HEADER))
+  """Whether a folder holds an index: other programs have an index.json, too."""
+  try:
+    with open(os.path.join(path, HEADER), "rb") as file:
+      return f'"{FORMAT}"'.encode() in file.read(_FORMAT_WITHIN)
+  except OSError:
+    return False
 
 
 def write(folder: pathlib.Path, rows: Iterable[Row], facts: dict) -> "Index":

@@ -3,10 +3,10 @@
 import collections
 import json
 import logging
-import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from jaxkd import buckets, files
@@ -52,7 +52,7 @@ def of_file(path: pathlib.Path, beside: str = "") -> list[Entry]:
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read as a manifest (UTF-8 JSON lines): {error}") from error
   rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
-  names = numbered(_printable(row["audio_filepath"]) for row in rows)
+  names = numbered(printable(row["audio_filepath"]) for row in rows)
   beside = beside or str(path.parent)
   return [_entry(name, row, beside) for name, row in zip(names, rows, strict=True)]
 
@@ -92,8 +92,8 @@ def of_recording(path: pathlib.Path) -> list[Entry]:
     UserError: of a kind that is not decoded here.
   """
   if path.suffix.lower() in audio.UNREAD_EXTENSIONS:
-    raise UserError(f"{path}: {path.suffix} is not read: {_cure(path.suffix)}")
-  return [Entry(_printable(path.name), str(path))]
+    raise UserError(f"{path}: {unread(path.suffix)}")
+  return [Entry(printable(path.name), str(path))]
 
 
 def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
@@ -106,38 +106,41 @@ def of_folder(name: str, folder: pathlib.Path) -> list[Entry]:
   Raises:
     UserError: none there.
   """
-  names = (os.path.relpath(path, folder) for path in _files(folder))
+  names = (os.path.relpath(path, folder) for path in walked(folder))
   return _of_names(name, names, lambda below: str(folder / below))
 
 
 def _of_names(name: str, files_: Iterable[str], whole: Callable[[str], str]) -> list[Entry]:
   """Those of a folder's files that are recordings; `whole` makes a path of a file's name."""
-  found, unread, tarred = [], collections.Counter(), 0
+  found, kinds, tarred = [], collections.Counter(), 0
   for below in files_:
     suffix = os.path.splitext(below)[1].lower()
     if suffix in audio.EXTENSIONS:
       found.append(pathlib.PurePath(below))
     elif suffix in audio.UNREAD_EXTENSIONS:
-      unread[suffix] += 1
+      kinds[suffix] += 1
     tarred += suffix == ".tar"
-  told = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
+  counts = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
   if not found and tarred:
     raise UserError(
       f"{name}: {tarred} tar files and no audio: jaxkd shard {name} --out=DIR writes an index of "
       "them, which is data"
     )
   if not found:
-    there = f"; {told} there: {_cure(unread.most_common()[0][0])}" if unread else ""
+    there = f"; {counts} there: {_cure(kinds.most_common()[0][0])}" if kinds else ""
     raise UserError(f"{name}: no audio in this folder ({', '.join(audio.EXTENSIONS)}){there}")
-  if unread:
-    log.warning("%s: not read: %s: %s", name, told, _cure(unread.most_common()[0][0]))
+  if kinds:
+    log.warning("%s: not read: %s: %s", name, counts, _cure(kinds.most_common()[0][0]))
+  if tarred:
+    beside = "%s: not read: %d tar files beside recordings: jaxkd shard indexes a folder of these"
+    log.warning(beside + " alone", name, tarred)
   found.sort()
-  names = numbered(_printable(str(below)) for below in found)
+  names = numbered(printable(str(below)) for below in found)
   return [Entry(unique, whole(str(below))) for unique, below in zip(names, found, strict=True)]
 
 
-def _files(folder: pathlib.Path):
-  """Paths of all files; a folder that several links lead to is looked into once."""
+def walked(folder: pathlib.Path) -> Iterator[str]:
+  """Paths of all files, behind links, too; what several links lead to is looked into once."""
   seen = {os.path.realpath(folder)}
   unseen = lambda error: log.warning("%s: not looked into: %s", error.filename, error.strerror)
   for here, folders, names in os.walk(folder, followlinks=True, onerror=unseen):
@@ -151,33 +154,67 @@ def _files(folder: pathlib.Path):
     yield from (os.path.join(here, name) for name in names)
 
 
+def unread(suffix: str) -> str:
+  """Why a recording of a kind that is not decoded here is left out."""
+  return f"{suffix} is not read: {_cure(suffix)}"
+
+
 def _cure(suffix: str) -> str:
   return f"make FLAC of these, with ffmpeg -i x{suffix} x.flac"
 
 
 def _row(where: str, line: str) -> dict:
-  """One checked row; `where` is file:line."""
+  """One checked row of a manifest; `where` is file:line."""
+  row = checked(where, parsed(where, line))
+  if buckets.is_url(row["audio_filepath"]):
+    try:
+      buckets.check_scheme(row["audio_filepath"])
+    except UserError as error:
+      raise UserError(f"{where}: {error}") from error
+  return row
+
+
+def parsed(where: str, line: str | bytes):
+  """The JSON of a line, `where` is file:line; UserError where it is none."""
   try:
-    row = json.loads(line)
+    return json.loads(line)
+  except RecursionError as error:
+    raise UserError(f"{where}: not JSON (too many brackets in brackets)") from error
   except ValueError as error:
     raise UserError(f"{where}: not JSON ({error})") from error
+
+
+def checked(where: str, row) -> dict:
+  """A row whose fields are what they must be; UserError with `where` where they are not."""
   if not isinstance(row, dict) or not isinstance(row.get("audio_filepath"), str):
     raise UserError(f'{where}: each line must be an object with a string "audio_filepath"')
   for field in ("duration", "offset"):
     value = row.get(field)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and math.isfinite(value) and value >= 0):
-      raise UserError(f'{where}: "{field}" is {value!r}: it must be seconds, 0 or more')
+    if value is not None and not is_seconds(value):
+      raise UserError(f'{where}: "{field}" is {value!r:.60}: it must be seconds, 0 or more')
   if not isinstance(row.get("text", ""), (str, type(None))):
     raise UserError(f'{where}: "text" is {row["text"]!r}: it must be a string')
   return row
 
 
-def _entry(unique: str, row: dict, folder: str) -> Entry:
-  seconds, text = row.get("duration"), row.get("text")
-  wrong = ""
+def is_seconds(value) -> bool:
+  """Whether it is a number that seconds can be: no integer beyond what a float holds, either."""
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return number and 0 <= value <= sys.float_info.max
+
+
+def told(text) -> tuple[str | None, str]:
+  """A transcript, and why its utterance cannot be used; "" for nothing."""
+  if text is not None and not isinstance(text, str):
+    return None, f'"text" is {text!r:.60}: it must be a string'
   if text is not None and files.SURROGATE.search(text):
-    text, wrong = None, "half a character (a lone surrogate) in its text"
+    return None, "half a character (a lone surrogate) in its text"
+  return text, ""
+
+
+def _entry(unique: str, row: dict, folder: str) -> Entry:
+  seconds = row.get("duration")
+  text, wrong = told(row.get("text"))
   return Entry(
     id=unique,
     path=_joined(folder, row["audio_filepath"]),
@@ -196,16 +233,20 @@ def _joined(folder: str, path: str) -> str:
 
 
 def numbered(names: Iterable[str]) -> list[str]:
-  """The names, numbered from the second time on that one occurs."""
-  seen = collections.Counter()
+  """The names, numbered from the second time on that one occurs; no two of them are equal."""
+  counts, used = collections.Counter(), set()
   found = []
   for name in names:
-    seen[name] += 1
-    found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    unique = name
+    while unique in used:  # the numbered name, too, where it was given as it is
+      counts[name] += 1
+      unique = f"{name}#{counts[name] + 1}"
+    used.add(unique)
+    found.append(unique)
   return found
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
   """A name with the bytes that are no UTF-8 as \\xNN: results are written as UTF-8."""
   if not files.SURROGATE.search(name):
     return name

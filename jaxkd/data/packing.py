@@ -1,6 +1,7 @@
 """Shards are written: of any source packed, or an index of tar files as they lie."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,12 +18,13 @@ from jaxkd import console, files
 from jaxkd.data import audio, index, manifest, tars
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.index import Index, Row
-from jaxkd.data.shards import ARRAY_RECORD, SHARDS, TAR, fault
+from jaxkd.data.shards import ARRAY_RECORD, LOCK, SHARDS, TAR, fault
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 _SHARD_SECONDS = 36_000.0  # of audio in a shard: about 1 GB of FLAC
-_AHEAD = 64  # recordings that are read ahead of the writer
+# Recordings that are read ahead of the writer, and seconds of them, which memory holds encoded.
+_AHEAD, _AHEAD_SECONDS = 64, 14_400.0
 
 
 class _Piece(NamedTuple):
@@ -52,9 +54,9 @@ def write(
     UserError: the folder holds shards of other data.
   """
   ranges = list(_ranges(source, shard_seconds, longest))
-  _check_same(folder, {name for _, _, name in ranges})
-  (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+  names = [name for _, _, name in ranges]
   with (
+    _alone(folder, names),
     console.progress(f"packing {source.name}", len(source)) as update,
     futures.ThreadPoolExecutor(audio.cores(), "pack") as pool,
   ):
@@ -63,12 +65,11 @@ def write(
         _write_shard(folder / SHARDS / name, source, range(first, end), longest, pool, update)
       else:
         update(end - first)
-  names = [name for _, _, name in ranges]
-  return _write_index(folder, names, ARRAY_RECORD, source.name, source.skipped)
+    return _write_index(folder, names, ARRAY_RECORD, source.name, source.skipped)
 
 
 def _ranges(source, shard_seconds: float, longest: float) -> Iterator[tuple[int, int, str]]:
-  """(first, end, name) of each shard; the name is another where its utterances are."""
+  """(first, end, name) of each shard; the name is another where its utterances or files are."""
   totals = np.cumsum(source.durations)
   first = number = 0
   while first < len(source):
@@ -78,8 +79,38 @@ def _ranges(source, shard_seconds: float, longest: float) -> Iterator[tuple[int,
     places = np.arange(first, end)
     ids, texts = index.taken(source.ids, places), index.taken(source.texts, places)
     digest.update(json.dumps([*zip(ids, source.durations[first:end].tolist(), texts)]).encode())  # noqa: B905
+    digest.update(json.dumps([source.stamp(place) for place in range(first, end)]).encode())
     yield first, end, f"{number:06}-{digest.hexdigest()[:12]}"
     first, number = end, number + 1
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path, names: list[str]) -> Iterator[None]:
+  """Holds the lock of a folder that these shards may be written in."""
+  try:
+    _check_same(folder, set(names))  # before anything is made there
+  except OSError as error:
+    raise _unwritable(folder, error) from error
+  with _locked(folder):
+    _check_same(folder, set(names))  # what another process has written since
+    yield
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """While one process writes a folder, others wait."""
+  with contextlib.ExitStack() as stack:
+    try:
+      (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+      waits = f"waiting for another process that writes {folder}"
+      stack.enter_context(files.locked(folder / SHARDS / LOCK, waits=waits))
+    except OSError as error:
+      raise _unwritable(folder, error) from error
+    yield
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+  return UserError(f"--out={folder} cannot be written: {error.strerror}")
 
 
 def _check_same(folder: pathlib.Path, names: set[str]) -> None:
@@ -93,8 +124,8 @@ def _check_same(folder: pathlib.Path, names: set[str]) -> None:
       f"{folder} holds shards of other data or settings ({len(other)} of {len(there)}, the first "
       f"{other[0]}): give another --out, or remove it; new recordings can be a folder of their own"
     )
-  if not there and index.is_one(folder):
-    raise UserError(f"{folder} is an index of other shards: give another --out")
+  if not there and (folder / index.HEADER).exists():
+    raise UserError(f"{folder / index.HEADER} is of something else: give another --out")
 
 
 def listed(folder: pathlib.Path, name: str) -> dict | None:
@@ -115,7 +146,8 @@ def _write_shard(path: pathlib.Path, source, places: range, longest: float, pool
   path.with_suffix(".jsonl").unlink(missing_ok=True)
   writer = ArrayRecordWriter(str(shard), "group_size:1,uncompressed")
   rows, left_out = [], []
-  for place, found in _in_order(pool, lambda i: _pieces(source, i, longest), places):
+  seconds = lambda place: float(source.durations[place])
+  for place, found in _in_order(pool, lambda i: _pieces(source, i, longest), places, seconds):
     for piece in found:
       if isinstance(piece, str):
         left_out.append([source.ids[place], piece])
@@ -131,14 +163,16 @@ def _write_shard(path: pathlib.Path, source, places: range, longest: float, pool
   files.write_jsonl(path.with_suffix(".jsonl"), [facts, *rows])
 
 
-def _in_order(pool, work: Callable, given) -> Iterator[tuple]:
+def _in_order(pool, work: Callable, given, seconds: Callable = lambda _: 0.0) -> Iterator[tuple]:
   """(what was given, what was made of it), made some ahead by the threads of a pool."""
-  waiting = collections.deque()
+  waiting, ahead = collections.deque(), 0.0
   for one in given:
     waiting.append((one, pool.submit(work, one)))
-    if len(waiting) >= _AHEAD:
+    ahead += seconds(one)
+    while waiting and (len(waiting) >= _AHEAD or ahead > _AHEAD_SECONDS):
       first, future = waiting.popleft()
       yield first, future.result()
+      ahead -= seconds(first)
   for first, future in waiting:
     yield first, future.result()
 
@@ -203,6 +237,12 @@ def verify(folder: pathlib.Path, drop: bool = False) -> tuple[dict, list[str]]:
     folder: of the index.
     drop: the index is written again without the utterances of shards that are damaged.
   """
+  Index(folder)  # raises before anything is made there
+  with _locked(folder) if drop else contextlib.nullcontext():
+    return _verified(folder, drop)
+
+
+def _verified(folder: pathlib.Path, drop: bool) -> tuple[dict, list[str]]:
   there = Index(folder)
   problems, whole = [], []
   for number, shard in enumerate(there.header["shards"]):
@@ -259,7 +299,7 @@ def is_tars(given: pathlib.Path) -> bool:
   if index.is_one(given) or not tars.found(given):
     return False
   return given.is_file() or not any(
-    path.suffix.lower() in audio.EXTENSIONS for path in given.rglob("*")
+    os.path.splitext(path)[1].lower() in audio.EXTENSIONS for path in manifest.walked(given)
   )
 
 
@@ -280,41 +320,43 @@ def write_of_tars(given: pathlib.Path, folder: pathlib.Path, *, drop: bool) -> d
   there, told = tars.found(given), tars.manifests(given)
   said = hashlib.sha256(json.dumps(told).encode()).hexdigest()
   names = [_tar_name(number, path, said) for number, path in enumerate(there)]
-  _check_same(folder, set(names))
-  (folder / SHARDS).mkdir(parents=True, exist_ok=True)
   read = lambda pair: _read_tar(*pair, folder, told, drop)
-  kept = []
+  kept, left_out = [], tars.without_tar(told, there) if given.is_dir() else []
   with (
+    _alone(folder, names),
     console.progress(f"reading {given}", len(there)) as update,
     futures.ThreadPoolExecutor(audio.cores(), "tar") as pool,
   ):
-    for (name, _), whole in _in_order(pool, read, zip(names, there, strict=True)):
-      kept += [name] * whole
+    for (name, path), wrong in _in_order(pool, read, zip(names, there, strict=True)):
+      kept += [] if wrong else [name]
+      left_out += [(manifest.printable(str(path)), wrong)] if wrong else []
       update()
-  return _write_index(folder, kept, TAR, str(given), [])
+    return _write_index(folder, kept, TAR, str(given), left_out)
 
 
 def _tar_name(number: int, path: pathlib.Path, said: str) -> str:
   """Another one where the file, or what is said about its recordings, is another."""
   beside = [p for p in (path, tars.cuts_beside(path)) if p is not None]
+  if lost := [p for p in beside if not p.is_file()]:
+    raise UserError(f"{lost[0]} is no file, or a link that leads nowhere: remove it")
   facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in beside]
   return f"{number:06}-{hashlib.sha256(repr((facts, said)).encode()).hexdigest()[:12]}"
 
 
-def _read_tar(name: str, path: pathlib.Path, folder: pathlib.Path, told: dict, drop: bool) -> bool:
-  """Lists a tar file where that was not done before; whether it is whole."""
+def _read_tar(name: str, path: pathlib.Path, folder: pathlib.Path, told: dict, drop: bool) -> str:
+  """Lists a tar file where that was not done before; why it is left out, "" where it is not."""
   if listed(folder, name) is not None:
-    return True
+    return ""
   try:
     found = tars.contents(path, tars.parts_of(told, path))
   except UserError as error:
     if not drop:
       raise
     log.warning("%s", error)
-    return False
+    return "a tar file that is cut short, compressed or none"
   list_ = folder / SHARDS / f"{name}.jsonl"
   facts = {"path": os.path.abspath(path), "bytes": path.stat().st_size, "sha256": found.sha256}
   facts |= {"list": list_.name, "left_out": found.left_out}
   lines = [[part.id, part.seconds, part.text, part.start, *where] for part, *where in found.rows]
   files.write_jsonl(list_, [facts, *lines])
-  return True
+  return ""

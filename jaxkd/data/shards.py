@@ -17,7 +17,7 @@ from jaxkd.data.index import Index, Strings
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
-SHARDS = "shards"
+SHARDS, LOCK = "shards", ".lock"
 ARRAY_RECORD, TAR = "array_record", "tar"
 _OPEN_FILES = 128  # of shards, in each process
 _MUCH = 300_000  # utterances; of fewer, the fingerprint is that of the same manifest
@@ -42,8 +42,10 @@ class Opened(NamedTuple):
 
 
 def is_unfinished(folder: pathlib.Path) -> bool:
-  """Whether a kill ended what writes shards there before their index."""
-  return not index.is_one(folder) and any((folder / SHARDS).glob("*.array_record"))
+  """Whether a kill ended what writes shards there, or an index of tar files, before the index."""
+  shards = folder / SHARDS
+  began = (shards / LOCK).exists() or any(shards.glob("*.array_record"))
+  return began and not index.is_one(folder)
 
 
 def opened(folder: pathlib.Path, limits) -> Opened:
@@ -242,6 +244,11 @@ class Recordings:
   def __call__(self, utterance: int) -> np.ndarray:
     """f32[S], 16 kHz; audio.BrokenAudio or UserError where it cannot be."""
     return audio.read(*self._part(utterance))
+
+  def stamp(self, utterance: int) -> list:
+    """As `Source.stamp`."""
+    row = self._row(utterance)
+    return [int(self._index.crc[row]), int(self._index.bytes[row])]
 
   def encoded(self, utterance: int) -> bytes:
     """The part of a recording that an utterance is; raises as a call does."""

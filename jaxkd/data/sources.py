@@ -106,6 +106,10 @@ class Source:
       self._fingerprint = index_lib.fingerprint(self.ids, self.durations, self.texts)
     return self._fingerprint
 
+  def stamp(self, index: int) -> list | None:
+    """JSON-able, another where an utterance's file or record is; None where that is not known."""
+    return self._read.stamp(index) if hasattr(self._read, "stamp") else None
+
   def encoded(self, index: int) -> bytes:
     """A recording of which `audio.read` makes what `read` returns.
 
@@ -142,6 +146,9 @@ class _Part:
   def __call__(self, index: int) -> np.ndarray:
     return self.whole.read(int(self.kept[index]))
 
+  def stamp(self, index: int) -> list | None:
+    return self.whole.stamp(int(self.kept[index]))
+
   def encoded(self, index: int) -> bytes:
     return self.whole.encoded(int(self.kept[index]))
 
@@ -162,6 +169,16 @@ class _Files:
   def __call__(self, index: int) -> np.ndarray:
     return audio.read(*self.parts[index])
 
+  def stamp(self, index: int) -> list:
+    path, offset, _ = self.parts[index]
+    if buckets.is_url(path):
+      return [path, offset]
+    try:
+      there = os.stat(path)
+    except (OSError, ValueError):  # it is left out when it is read
+      return [os.path.abspath(path), offset]
+    return [os.path.abspath(path), offset, there.st_size, there.st_mtime_ns]
+
   def encoded(self, index: int) -> bytes:
     return encoded.part(*self.parts[index])
 
@@ -178,6 +195,10 @@ class _Several:
   def __call__(self, index: int) -> np.ndarray:
     source, index = self._of(index)
     return source.read(index)
+
+  def stamp(self, index: int) -> list | None:
+    source, index = self._of(index)
+    return source.stamp(index)
 
   def encoded(self, index: int) -> bytes:
     source, index = self._of(index)

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from corpus import tone, write_manifest
-from jaxkd.data import audio, sources
+from jaxkd.data import audio, manifest, sources
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Limits
 from jaxkd.errors import UserError
@@ -174,6 +174,15 @@ def test_utterances_beyond_the_limits_are_left_out(tmp_path, caplog):
   }
   told = "2 of 3 utterances are left out: long.wav: 1.20 s is longer than config.data.max_seconds"
   assert told in caplog.text and "and 1 other reason)" in caplog.text
+
+
+def test_parts_of_one_recording_in_several_manifests_have_names_of_their_own(tmp_path):
+  write(tmp_path / "x.wav", tone("abc"))
+  part = lambda start: {"audio_filepath": "x.wav", "offset": start, "duration": 0.2}
+  first = write_manifest(tmp_path / "a.jsonl", [part(0.0), part(0.2)])
+  second = write_manifest(tmp_path / "b.jsonl", [part(0.4)])
+  assert open_source(f"{first},{second}").ids == ["x.wav", "x.wav#2", "x.wav#3"]
+  assert manifest.numbered(["x", "x", "x#2", "x#2"]) == ["x", "x#2", "x#2#2", "x#2#3"]
 
 
 def test_several_sources_with_commas(tmp_path):

@@ -1,16 +1,20 @@
 """Sources packed into shards are the same sources."""
 
+import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent import futures
 
 import numpy as np
 import pytest
 import soundfile
 
 from corpus import make_split, tone, write_manifest
+from jaxkd import files
+from jaxkd.commands import line
 from jaxkd.data import audio, encoded, index, packing, pipeline, plan, shards, sources
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Limits
@@ -192,6 +196,76 @@ def test_other_data_is_not_written_into_a_folder_of_shards(packed, tmp_path):
   with pytest.raises(UserError, match="crc.bin has .* bytes and"):
     opened(packed)
   column.write_bytes(whole)
+
+
+def test_recordings_that_were_replaced_are_other_data(tmp_path):
+  for name, letter in (("a", "a"), ("b", "b")):
+    (tmp_path / name).mkdir()
+    soundfile.write(str(tmp_path / name / "x.wav"), tone(letter), 16_000)
+  packing.write(opened(tmp_path / "a"), tmp_path / "out", longest=40.0)
+  for again in (tmp_path / "b", f"{tmp_path / 'b'},{tmp_path / 'b'}"):
+    with pytest.raises(UserError, match="holds shards of other data"):
+      packing.write(opened(again).only([0]), tmp_path / "out", longest=40.0)
+  packing.write(opened(tmp_path / "a"), tmp_path / "out", longest=40.0)
+  os.utime(tmp_path / "a" / "x.wav", ns=(1, 1))
+  with pytest.raises(UserError, match="holds shards of other data"):
+    packing.write(opened(tmp_path / "a"), tmp_path / "out", longest=40.0)
+  # Shards know what is in them, wherever they lie.
+  packing.write(opened(tmp_path / "out"), tmp_path / "twice", longest=40.0)
+  shutil.move(tmp_path / "out", tmp_path / "moved")
+  packing.write(opened(tmp_path / "moved"), tmp_path / "twice", longest=40.0)
+
+
+def test_a_second_process_waits_for_the_first(tmp_path, caplog):
+  caplog.set_level("INFO")
+  source, folder = opened(make_split(tmp_path, "some", 2)), tmp_path / "out"
+  (folder / shards.SHARDS).mkdir(parents=True)
+  write = lambda: packing.write(source, folder, longest=40.0)
+  with futures.ThreadPoolExecutor() as pool, files.locked(folder / shards.SHARDS / shards.LOCK):
+    writing = pool.submit(write)
+    while "waiting for another process that writes" not in caplog.text:
+      assert not writing.done()
+    assert shards.is_unfinished(folder)
+  assert writing.result()["utterances"] == 2
+
+
+@pytest.mark.parametrize("out", ["file", "file/x"])
+def test_folder_that_cannot_be_made_is_one_line(tmp_path, out):
+  manifest = make_split(tmp_path, "some", 1)
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match=f"--out={tmp_path / out} (is a file|cannot be written)"):
+    line.main(["shard", str(manifest), f"--out={tmp_path / out}"])
+
+
+def test_folder_that_may_not_be_looked_into_is_one_line(tmp_path, monkeypatch):
+  def refused(*_):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(packing, "_check_same", refused)
+  with pytest.raises(UserError, match="out cannot be written: Permission denied"):
+    packing.write(opened(make_split(tmp_path, "some", 1)), tmp_path / "out", longest=40.0)
+
+
+def test_index_json_of_something_else(tmp_path):
+  """Other programs' is no index of shards, and is not overwritten."""
+  soundfile.write(str(tmp_path / "x.wav"), tone("a"), 16_000)
+  (tmp_path / index.HEADER).write_text('{"name": "of a web page"}')
+  source = opened(tmp_path)
+  assert source.ids == ["x.wav"]
+  with pytest.raises(UserError, match="index.json is of something else: give another --out"):
+    packing.write(source, tmp_path, longest=40.0)
+  with pytest.raises(UserError, match="index.json is no index of version 1"):
+    packing.verify(tmp_path, drop=True)
+  assert not (tmp_path / shards.SHARDS).exists()
+
+
+def test_recordings_ahead_of_the_writer_are_few_hours():
+  begun = []
+  with futures.ThreadPoolExecutor(1) as pool:
+    made = packing._in_order(pool, begun.append, range(99), lambda _: 3600.0)
+    for place, _ in made:
+      assert len(begun) <= place + 5
+  assert begun == [*range(99)]
 
 
 def test_strings_of_an_index(packed):

@@ -112,13 +112,25 @@ def test_tar_that_was_read_is_not_read_again(tmp_path, monkeypatch):
   indexed(tmp_path / "tars")
 
 
+def test_index_that_a_kill_has_left_unfinished_is_named(tmp_path, monkeypatch):
+  webdataset(tmp_path / "tars")
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(packing, "_read_tar", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    indexed(tmp_path / "tars")
+  with pytest.raises(UserError, match="index holds shards without an index: the jaxkd shard that"):
+    sources.open_source(str(tmp_path / "index"), Options())
+  assert len(indexed(tmp_path / "tars")) == len(SAID)
+
+
 def test_tar_cut_short(tmp_path, capsys):
   webdataset(tmp_path / "tars")
   short = tmp_path / "tars" / "000001.tar"
   short.write_bytes(short.read_bytes()[:3000])
   with pytest.raises(UserError, match=f"{short} is cut short.* --drop leaves it out"):
     indexed(tmp_path / "tars")
-  assert len(indexed(tmp_path / "tars", "--drop")) == 2
+  found = indexed(tmp_path / "tars", "--drop")
+  assert len(found) == 2
+  assert found.skipped == [(str(short), "a tar file that is cut short, compressed or none")]
 
 
 def test_tar_that_was_replaced_or_is_gone(tmp_path):
@@ -166,3 +178,107 @@ def test_mistakes_are_one_line(flags, words, tmp_path, monkeypatch):
 def test_bytes_that_are_no_audio_say_so():
   with pytest.raises(audio.BrokenAudio, match="not readable as audio"):
     audio.read(b"no audio")
+
+
+def texts_of(source: sources.Source) -> dict[str, str | None]:
+  return dict(zip(source.ids, source.texts, strict=True))
+
+
+ROW = '{"audio_filepath": "u0.flac", "duration": 0.2, "text": "a"}'
+
+
+@pytest.mark.parametrize(
+  ("line_", "words"),
+  [
+    ('{"audio_filepath": "u1.flac", "dura', "not JSON"),
+    ('{"audio_filepath": "u1.flac", "offset": "zero"}', "\"offset\" is 'zero'"),
+    ('{"audio_filepath": "u1.flac", "text": 7}', '"text" is 7'),
+    ('{"text": "a"}', "audio_filepath"),
+  ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_broken_line_of_a_manifest_beside_tars_is_named(tmp_path, line_, words, first):
+  tar(tmp_path / "t" / "audio_0.tar", {"u0.flac": recording("a"), "u1.flac": recording("b")})
+  lines = [line_, ROW] if first else [ROW, line_]
+  (tmp_path / "t" / "tarred_audio_manifest.json").write_text("\n".join(lines))
+  wanted = f"tarred_audio_manifest.json:{1 if first else 2}: .*{words}"
+  with pytest.raises(UserError, match=wanted):
+    indexed(tmp_path / "t")
+
+
+def test_json_of_other_kinds_beside_tars_is_passed_over(tmp_path):
+  webdataset(tmp_path / "tars")
+  (tmp_path / "tars" / "notes.json").write_text('{\n  "name": "x",\n  "audio_filepath": "y"\n}')
+  (tmp_path / "tars" / "deep.json").write_text("[" * 100_000)
+  assert len(indexed(tmp_path / "tars")) == len(SAID)
+
+
+def test_transcript_that_cannot_be_read_leaves_its_utterance_out(tmp_path):
+  told = {
+    "bom.txt": b"\xef\xbb\xbfcaf\xc3\xa9",
+    "latin.txt": b"caf\xe9",
+    "cut.json": b'{"text": "a',
+    "number.json": b'{"text": 7}',
+    "half.json": b'{"text": "\\ud800"}',
+    "long.json": b'{"text": "a", "duration": 1' + b"0" * 400 + b"}",
+    "UPPER.TXT": b"a",
+  }
+  sound = {f"{name.split('.')[0]}.FLAC": recording("a") for name in told}
+  tar(tmp_path / "t" / "0.tar", told | sound | {"README": b"x", "u.cls": b"1"})
+  found = indexed(tmp_path / "t")
+  assert texts_of(found) == {"bom": "café", "long": "a", "UPPER": "a"}
+  reasons = dict(found.skipped)
+  assert set(reasons) == {"latin", "cut", "number", "half"}
+  assert "its .txt or .json cannot be read" in reasons["latin"]
+  assert '"text" is 7' in reasons["number"] and "surrogate" in reasons["half"]
+
+
+def test_members_that_are_not_decoded_are_left_out_and_counted(tmp_path):
+  members = {"u0.flac": recording("a"), "u1.m4a": b"x", "u2.json": b"{}", "u3.xyz": b"x"}
+  tar(tmp_path / "t" / "audio_0.tar", members)
+  rows = [{"audio_filepath": f"u{i}.{kind}", "shard_id": 0} for i, kind in enumerate(SUFFIXES)]
+  rows.append({"audio_filepath": "far.flac", "shard_id": 7})
+  (tmp_path / "t" / "tarred_audio_manifest.json").write_text("\n".join(map(json.dumps, rows)))
+  assert dict(indexed(tmp_path / "t").skipped) == {
+    "u1.m4a": ".m4a is not read: make FLAC of these, with ffmpeg -i x.m4a x.flac",
+    "u2.flac": "not in audio_0.tar",
+    "u3.xyz": ".xyz is not read: make FLAC of these, with ffmpeg -i x.xyz x.flac",
+    "far.flac": "there is no tar file of its shard_id, 7",
+  }
+  tar(tmp_path / "web" / "t" / "0.tar", members)
+  (tmp_path / "index" / "index.json").unlink()
+  status = line.main(["shard", str(tmp_path / "web"), f"--out={tmp_path / 'two'}"])
+  found = sources.open_source(str(tmp_path / "two"), Options())
+  assert status == 0 and [name for name, _ in found.skipped] == ["u1"]
+
+
+SUFFIXES = ("flac", "m4a", "flac", "xyz")
+
+
+def test_tars_behind_links_and_beside_audio(tmp_path, caplog):
+  webdataset(tmp_path / "disk")
+  folder = tmp_path / "here"
+  folder.mkdir()
+  (folder / "linked").symlink_to(tmp_path / "disk")
+  assert len(indexed(folder)) == len(SAID)
+  soundfile.write(str(folder / "stray.wav"), tone("a"), 16_000)
+  assert not packing.is_tars(folder)
+  assert sources.open_source(str(folder), Options()).ids == ["stray.wav"]
+  assert "not read: 2 tar files beside recordings" in caplog.text
+
+
+def test_names_of_members_need_be_no_utf8(tmp_path):
+  tar(tmp_path / "t" / "0.tar", {"caf\udce9.flac": recording("a"), "caf\udce9.txt": b"a"})
+  assert texts_of(indexed(tmp_path / "t")) == {"caf\\xe9": "a"}
+
+
+def test_cuts_that_are_damaged_are_one_line(tmp_path):
+  shar(tmp_path / "tars")
+  cuts = tmp_path / "tars" / "cuts.000001.jsonl.gz"
+  data = bytearray(cuts.read_bytes())
+  data[12:40] = bytes(28)
+  wrong = (bytes(data), gzip.compress(b"[" * 100_000), gzip.compress(b"[]"))
+  for content in (*wrong, gzip.compress(b'{"id": "x", "start": 1' + b"0" * 400 + b"}")):
+    cuts.write_bytes(content)
+    with pytest.raises(UserError, match=r"cuts.000001.jsonl.gz cannot be read as Lhotse's cuts"):
+      indexed(tmp_path / "tars")
