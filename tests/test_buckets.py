@@ -22,6 +22,7 @@ from jaxkd.data.sources import fingerprint, open_source
 from jaxkd.errors import TryAgain, UserError
 from jaxkd.report import collect
 from jaxkd.teacher import sources as teachers
+from jaxkd.teacher import stored
 
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -127,7 +128,7 @@ def test_a_teacher_and_its_stored_frames_in_a_bucket(finished, elsewhere, server
   run, folder, store = (teachers.find(n, pool=1, dtype="float32") for n in (RUN, shared, frames))
   assert run.source == RUN and folder.source == shared
   assert run.vocabulary == folder.vocabulary == store.vocabulary
-  assert store.store.header["complete"]["utterances"] == 8 and not store.store.damaged()
+  assert store.store.header["complete"]["utterances"] == 8 and not stored.damaged(store.store)
 
 
 @pytest.mark.exhaustive

@@ -17,6 +17,7 @@ examples:
     --speeds=0.9,1,1.1 --out=frames
   %(prog)s --verify=frames"""
 _HEARD_AGAIN = 8
+_POOL, _MAX_SECONDS = 2, 40.0  # as config.teacher.pool and config.data.max_seconds
 
 
 def add_arguments(parser) -> None:
@@ -31,6 +32,15 @@ def add_arguments(parser) -> None:
     "the workdir of a finished run; several with commas between are averaged",
   )
   add("--data", metavar="DATA", help="manifests, folders of audio or corpus:split, with commas")
+  add("--root", default="", metavar="DIR", help="as config.data.root, of a named corpus")
+  add(
+    "--max_seconds",
+    type=line.number(1, 1e6),
+    default=_MAX_SECONDS,
+    metavar="S",
+    help="as config.data.max_seconds of the training: recordings without a transcript that are "
+    "longer are heard in pieces, others left out (40)",
+  )
   add("--out", metavar="STORE", help="a new folder, or one to go on in")
   add(
     "--speeds",
@@ -57,9 +67,8 @@ def add_arguments(parser) -> None:
   add(
     "--pool",
     type=line.whole(1, 16),
-    default=2,
     metavar="N",
-    help="frames of a Hugging Face model that become one (2)",
+    help=f"frames of a Hugging Face model that become one ({_POOL})",
   )
   add("--language", default="", help="of a Hugging Face model with an adapter for each")
   add("--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
@@ -74,7 +83,7 @@ def add_arguments(parser) -> None:
     "--verify",
     metavar="STORE",
     help="checks counts and checksums of a store, and with --teacher and --data some utterances "
-    "by hearing them again",
+    "by hearing them again; status 2 where a posterior differs by more than 0.2",
   )
 
 
@@ -116,14 +125,12 @@ def _say_what_next(args, found: dict) -> None:
 
 def write(args) -> dict:
   """Writes the store that the arguments ask for and returns its totals."""
-  from jaxkd.data.corpora import Options
-  from jaxkd.data.sources import open_source
   from jaxkd.devices import mesh
   from jaxkd.inference import teaching
 
   found = _teacher(args)
-  source, devices = open_source(args.data, Options()), mesh.make_mesh()
-  folder = buckets.fetch(buckets.output(args.out), mine=True)
+  source, devices = _data(args), mesh.make_mesh()
+  folder = buckets.output(args.out)
   if folder.exists() and not folder.is_dir():
     raise UserError(f"--out={args.out} is a file: it must be a folder")
   return teaching.write(
@@ -146,19 +153,30 @@ def _teacher(args):
 
   if stored.is_one(buckets.here(args.teacher)):
     raise UserError(f"--teacher={args.teacher} is a store already")
-  return sources.find(
+  found = sources.find(
     args.teacher,
-    pool=args.pool,
+    pool=args.pool or _POOL,
     dtype=args.arithmetic,
     language=args.language,
     named="--teacher=",
   )
+  if args.pool and not found.pool and len(sources.members(args.teacher)) == 1:
+    raise UserError(
+      f"--pool={args.pool}: the frames of {args.teacher} are as it was trained: leave it out"
+    )
+  return found
+
+
+def _data(args):
+  """What a training opens as config.data.train, but for what is too short for it."""
+  from jaxkd.data.corpora import Options
+  from jaxkd.data.sources import Limits, open_source
+
+  return open_source(args.data, Options(root=args.root), Limits(max_seconds=args.max_seconds))
 
 
 def verify(args) -> tuple[dict, list[str]]:
   """Counts of a store, and what is wrong with it."""
-  from jaxkd.data.corpora import Options
-  from jaxkd.data.sources import open_source
   from jaxkd.devices import mesh
   from jaxkd.inference import teaching
   from jaxkd.teacher import stored
@@ -166,14 +184,18 @@ def verify(args) -> tuple[dict, list[str]]:
   found = stored.find(args.verify)
   counts = dict(found.store.header["complete"])
   counts["left_out"] = len(counts["left_out"])
-  problems = found.store.damaged()
+  problems = stored.damaged(found.store)
   there = sum(len(shard.records) for shard in found.store.shards)
   if there != counts["records"]:
     problems.append(f"{there} records are listed and {counts['records']} were written")
   if args.teacher:
     devices = mesh.make_mesh()
     model = _teacher(args).load(devices)
-    source = open_source(args.data, Options())
-    heard, largest = teaching.differences(found, model, source, devices, _HEARD_AGAIN)
+    heard, largest = teaching.differences(found, model, _data(args), devices, _HEARD_AGAIN)
     counts |= {"heard_again": heard, "largest_difference": largest}
+    if largest > (most := teaching.MOST_DIFFERENCE):
+      problems.append(
+        f"a posterior that is heard again differs by {largest:.3f}, of which rounding and other "
+        f"machines explain {most:g}: another teacher was written, or with other flags"
+      )
   return counts, problems

@@ -38,7 +38,7 @@ class Teaching(Protocol):
   slots: int
   needs: frozenset[str]
 
-  def frames(self, utterance: str, speed: float, samples: int):
+  def frames(self, utterance: str, speed: float, audio: np.ndarray):
     """Of an utterance by its id, as it is played; UserError where that is not known."""
 
   def put(self, frames, into: StoredFrames, row: int) -> None:
@@ -136,7 +136,7 @@ def _host_batch(
       continue
     if taught is not None:
       (name,), (speed,), (part,) = names[-1], speeds, parts
-      taught.put(taught.frames(name, speed, len(part)), batch.taught, place)
+      taught.put(taught.frames(name, speed, part), batch.taught, place)
     # As alone in its row, where features are of peak-normalised audio.
     if len(parts) > 1:
       parts = [_peak_normalised(part) for part in parts]

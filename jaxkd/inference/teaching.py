@@ -1,5 +1,6 @@
 """A teacher hears audio once, and what it says of every frame is stored."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,18 +8,23 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxkd import buckets
+from jaxkd import buckets, files
 from jaxkd.data import plan
+from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
-from jaxkd.inference.frames import evaluation_shapes, frames
+from jaxkd.inference.frames import Spoken, evaluation_shapes, frames
+from jaxkd.labels import check_same
 from jaxkd.models.acoustic import AcousticModel, parameter_count
-from jaxkd.teacher import sources, store
+from jaxkd.teacher import heard, sources, store
 from jaxkd.teacher.stored import Stored
 
 # Seconds by which a duration may differ for two utterances of one name to be the same.
 _SAME_SECONDS = 1e-3
+# By how much a posterior that is heard again may differ: float16 makes 2e-4 of it, and bfloat16 or
+# another accelerator a tenth where two classes are as good.
+MOST_DIFFERENCE = 0.2
 
 
 class Wanted(NamedTuple):
@@ -72,13 +78,79 @@ def write(
     The store's totals.
 
   Raises:
-    UserError: two utterances have one name, or the folder holds another store.
+    UserError: two utterances have one name, or the folder holds another store, or other audio.
   """
   _check_names(wanted)
   options = dict(temperature=temperature, top=top, dtype=dtype, facts=facts)
-  writer = _opened(folder, vocabulary, frame_samples, options)
+  with _alone(folder):
+    writer = _opened(folder, vocabulary, frame_samples, options)
+    broken = _add(teacher, wanted, writer, devices, frame_samples, workers)
+    mesh_lib.wait_for_all(f"{folder} is written")
+    left_out = {name: why for part in mesh_lib.gather(broken) for name, why in part}
+    left_out |= {name: why for source, _ in wanted for name, why in source.skipped}
+    if mesh_lib.is_first():
+      writer.close(left_out=left_out.items())
+    mesh_lib.wait_for_all(f"{folder} is complete")
+    return store.Store(folder).header["complete"]
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path):
+  """While one command or run writes, others that want the same store wait."""
+  with contextlib.ExitStack() as stack:
+
+    def lock():
+      waits = f"waiting for another process that writes {folder}"
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(files.locked(folder / ".lock", waits=waits))
+      except OSError as error:
+        raise UserError(f"{folder}: {error}") from error
+      buckets.fetch(folder, mine=True)
+
+    mesh_lib.by_first(lock)
+    yield
+    mesh_lib.by_first(lambda: buckets.publish(folder))
+
+
+def _check_names(wanted: Sequence[Wanted]) -> None:
+  """No two utterances have one name, by their lengths, and of some by their audio."""
+  seen: dict[str, tuple[Source, int]] = {}
+  shared = []
+  for source, _ in wanted:
+    for i, name in enumerate(source.ids):
+      first, j = seen.setdefault(name, (source, i))
+      if abs(first.durations[j] - source.durations[i]) > _SAME_SECONDS:
+        raise _two_of_one_name(name, first, j, source, i)
+      if first is not source:
+        shared.append((name, first, j, source, i))
+  for k in heard.some(len(shared)):
+    name, first, j, source, i = shared[k]
+    with contextlib.suppress(BrokenAudio):
+      audio = first.read(j)
+      row = store.Row(name, 1.0, len(audio), 0, heard.known_by(audio))
+      if not heard.is_same(row, source.read(i)):
+        raise _two_of_one_name(name, first, j, source, i)
+
+
+def _two_of_one_name(name: str, first: Source, j: int, source: Source, i: int) -> UserError:
+  return UserError(
+    f"{first.name} and {source.name} have an utterance {name} each, of {first.durations[j]:.2f} "
+    f"and {source.durations[i]:.2f} s and other audio: write a store for each, or give them other "
+    "ids"
+  )
+
+
+def _add(teacher, wanted, writer, devices, frame_samples, workers) -> list[tuple[str, str]]:
+  """Stores what is not there yet; returns (id, reason) of what could not be decoded."""
   asked: set[tuple[str, float]] = set()  # of splits that share utterances each is heard once
   pairs = [(source, speed) for source, speeds in wanted for speed in speeds]
+  for source, speed in pairs:
+    if name := heard.another(writer.there.get, source, speed):
+      raise UserError(
+        f"{writer.folder} has {name} at speed {speed:g} of other audio than {source.name} has: "
+        "write to another folder, or remove this one"
+      )
   left = [(*pair, _left(writer, asked, *pair)) for pair in pairs]
   lengths = [source.durations[todo] / speed for source, speed, todo in left]
   broken: list[tuple[str, str]] = []
@@ -91,27 +163,8 @@ def write(
           broken += _hear(model, source, speed, todo, writer, shapes, devices, workers)
   finally:
     writer.flush()  # Ctrl-C loses nothing either
-    buckets.publish(folder)
-  mesh_lib.wait_for_all(f"{folder} is written")
-  skipped = [pair for source, _ in wanted for pair in source.skipped]
-  left_out = {name: why for part in mesh_lib.gather(broken) for name, why in part}
-  left_out |= dict(skipped)
-  if mesh_lib.is_first():
-    writer.close(left_out=sorted(left_out.items()))
-  mesh_lib.wait_for_all(f"{folder} is complete")
-  return store.Store(folder).header["complete"]
-
-
-def _check_names(wanted: Sequence[Wanted]) -> None:
-  seen: dict[str, tuple[float, str]] = {}
-  for source, _ in wanted:
-    for name, seconds in zip(source.ids, source.durations, strict=True):
-      before, where = seen.setdefault(name, (seconds, source.name))
-      if abs(before - seconds) > _SAME_SECONDS:
-        raise UserError(
-          f"{where} and {source.name} have an utterance {name} each, of {before:.2f} and "
-          f"{seconds:.2f} s: write a store for each, or give them other ids"
-        )
+    buckets.publish(writer.folder)
+  return broken
 
 
 def _opened(folder, vocabulary, frame_samples: int, options: dict) -> store.Writer:
@@ -164,17 +217,24 @@ def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[
   for spoken in said:
     broken += spoken.host.broken
     out = spoken.my_rows("teacher")
-    rows = zip(spoken.host.ids, spoken.host.batch.audio_len, out.logits, out.mask, strict=True)
-    for ids, samples, logits, mask in rows:
+    for row, ids in enumerate(spoken.host.ids):
       if ids:
-        log_probs = _log_softmax(logits[: int(mask.sum())])
+        audio = _audio(spoken, row)
+        log_probs = _log_softmax(out.logits[row, : int(out.mask[row].sum())])
+        known = dict(samples=len(audio), speed=speed, heard=heard.known_by(audio))
         try:
-          writer.add(ids[0], log_probs, samples=int(samples), speed=speed)
+          writer.add(ids[0], log_probs, **known)
         except store.StoreError as error:
           raise UserError(f"{ids[0]}: what the teacher says cannot be stored: {error}") from error
         if writer.is_flushed:
           buckets.publish(writer.folder)
   return broken
+
+
+def _audio(spoken: Spoken, row: int) -> np.ndarray:
+  """f32[S], what was heard of one of this process's rows."""
+  batch = spoken.host.batch
+  return batch.audio[row, : int(batch.audio_len[row])]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -197,20 +257,39 @@ def differences(
 
   Returns:
     How many were heard, and the largest difference of a stored posterior.
+
+  Raises:
+    UserError: none is stored, or of other audio, classes or frames.
   """
+  check_same(found.vocabulary, model.vocabulary, found.source, "the teacher")
+  if model.frame_samples != found.frame_samples:
+    raise UserError(
+      f"{found.source} has a frame every {found.frame_samples / 16:g} ms and the teacher every "
+      f"{model.frame_samples / 16:g} ms"
+    )
   known = np.array([i for i, name in enumerate(source.ids) if (name, 1.0) in found.positions])
   if not len(known):
-    raise UserError(f"{found.source} has no utterance of {source.name}")
-  chosen = known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]
+    raise UserError(f"{found.source} has no utterance of {source.name} at speed 1")
+  chosen = known[heard.some(len(known), count)]
   shapes = evaluation_shapes(source.durations[chosen], devices, found.frame_samples)
   planned = plan.evaluation_plan(source.durations[chosen], shapes).of(chosen)
-  largest, heard = 0.0, 0
-  models = {"now": model, "stored": found}
-  for spoken in frames(models, source, devices, planned=planned, description="heard again"):
-    now, before = spoken.my_rows("now"), spoken.my_rows("stored")
-    size = min(now.mask.shape[1], before.mask.shape[1])
-    real = now.mask[:, :size] & before.mask[:, :size]
-    p, q = (np.exp(_log_softmax(x.logits[:, :size])) for x in (now, before))
-    largest = max(largest, float(np.abs(p - q)[real].max(initial=0)))
-    heard += sum(map(bool, spoken.host.ids))
-  return heard, largest
+  largest, again = 0.0, 0
+  for spoken in frames({"now": model}, source, devices, planned=planned, description="heard again"):
+    now = spoken.my_rows("now")
+    for row, ids in enumerate(spoken.host.ids):
+      if ids:
+        before = found.frames(ids[0], 1.0, _audio(spoken, row))
+        logits = now.logits[row, : int(now.mask[row].sum())]
+        largest, again = max(largest, _difference(before, logits)), again + 1
+  return again, largest
+
+
+def _difference(before: store.Frames, logits: np.ndarray) -> float:
+  """The largest difference of a posterior that was kept."""
+  now = np.exp(_log_softmax(logits))
+  if len(now) != len(before.log_probs):
+    return 1.0
+  if before.ids is not None:
+    now = np.take_along_axis(now, before.ids, 1)
+  apart = np.abs(now - np.exp(before.log_probs))
+  return float(apart[np.isfinite(before.log_probs)].max(initial=0))

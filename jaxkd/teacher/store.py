@@ -4,13 +4,12 @@ Any toolkit can write one: this file needs NumPy and array_record alone, and wor
 copied to. docs/stored-teachers.md has the layout of the folder and of its records.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -206,10 +205,21 @@ class _Reading:
       raise ValueError(f"{len(self.data)} bytes instead of {self.at}")
 
 
+class Row(NamedTuple):
+  """What a list says of a record; `heard` is what its audio is known by, "" where nothing is."""
+
+  utterance: str
+  speed: float
+  samples: int
+  frames: int
+  heard: str = ""
+
+
 class Writer:
   """Writes a store; opened again after a kill it goes on, and says what is there already.
 
-  Several processes may write one store, each with its own `part`.
+  Several processes may write one store, each with its own `part`. `there` has its rows by
+  (utterance, speed).
   """
 
   def __init__(
@@ -255,14 +265,22 @@ class Writer:
     header = {"format": FORMAT, "version": VERSION, "frame_samples": frame_samples}
     header |= self.settings._asdict() | (facts or {})
     self._header = _same_or_new(self.folder, header, labels)
-    self._done = {key for shard in listed(self.folder) for key in shard.named()}
+    self.there = {row[:2]: row for shard in listed(self.folder) for row in shard.records}
     self._file, self._rows, self._room = None, [], 0
 
   def __contains__(self, key: tuple[str, float]) -> bool:
     """Whether (utterance, speed) is there, by any process, when this one was opened."""
-    return (key[0], float(key[1])) in self._done
+    return (key[0], float(key[1])) in self.there
 
-  def add(self, utterance: str, log_probs: np.ndarray, *, samples: int, speed: float = 1.0) -> None:
+  def add(
+    self,
+    utterance: str,
+    log_probs: np.ndarray,
+    *,
+    samples: int,
+    speed: float = 1.0,
+    heard: str = "",
+  ) -> None:
     """Adds an utterance; it is kept once its shard is full, or `close` is called.
 
     Args:
@@ -270,19 +288,20 @@ class Writer:
       log_probs: float[T, V], normalised.
       samples: of its audio at 16 kHz, at this speed.
       speed: factor that it was played at.
+      heard: of `Row`.
 
     Raises:
       StoreError: it is there already, or no log probabilities.
     """
     key = (utterance, float(speed))
-    if key in self._done:
+    if key in self.there:
       raise StoreError(f"{self.folder} has {utterance} at speed {speed:g} already")
     record = encode(log_probs, samples, self.settings)
     if self._file is None:
       self._open()
     self._file.write(record)
-    self._rows.append([*key, samples, len(log_probs)])
-    self._done.add(key)
+    self.there[key] = Row(*key, samples, len(log_probs), heard)
+    self._rows.append(self.there[key])
     self._room -= samples
     if self._room <= 0:
       self.flush()
@@ -307,7 +326,7 @@ class Writer:
     if self._file is None:
       return
     self._file.close()
-    facts = {"bytes": self._path.stat().st_size, "sha256": _digest(self._path)}
+    facts = {"bytes": self._path.stat().st_size, "sha256": digest(self._path)}
     _write_json(self._path.with_suffix(".json"), facts | {"records": self._rows})
     self._file, self._rows = None, []
 
@@ -315,18 +334,21 @@ class Writer:
     """Ends the store, by one process when all have flushed; returns its totals.
 
     Args:
-      left_out: (utterance, reason) of what is not in it.
+      left_out: (utterance, reason) of what is not in it, beside what was left out before.
     """
     self.flush()
     shards = listed(self.folder)
     rows = [row for shard in shards for row in shard.records]
+    utterances = {row.utterance for row in rows}
+    before = _read_json(self.folder / HEADER).get("complete", {}).get("left_out", ())
+    left = {name: why for name, why in before if name not in utterances} | dict(left_out)
     totals = {
-      "utterances": len({row[0] for row in rows}),
+      "utterances": len(utterances),
       "records": len(rows),
-      "frames": sum(row[3] for row in rows),
-      "hours": round(sum(row[2] for row in rows) / 16_000 / 3600, 4),
+      "frames": sum(row.frames for row in rows),
+      "hours": round(sum(row.samples for row in rows) / 16_000 / 3600, 4),
       "bytes": sum(shard.bytes for shard in shards),
-      "left_out": [list(pair) for pair in left_out],
+      "left_out": sorted(map(list, left.items())),
     }
     _write_json(self.folder / HEADER, self._header | {"complete": totals})
     return totals
@@ -338,17 +360,13 @@ class Shard(NamedTuple):
   Attributes:
     path: of the file.
     bytes, sha256: of its content.
-    records: [utterance, speed, samples, frames] of each.
+    records: a row for each.
   """
 
   path: pathlib.Path
   bytes: int
   sha256: str
-  records: list[list]
-
-  def named(self) -> Iterator[tuple[str, float]]:
-    """(utterance, speed) of each record."""
-    return ((row[0], row[1]) for row in self.records)
+  records: list[Row]
 
 
 def listed(folder: pathlib.Path) -> list[Shard]:
@@ -361,9 +379,8 @@ def listed(folder: pathlib.Path) -> list[Shard]:
   for path in sorted((folder / SHARDS).glob("*.json")):
     try:
       shard = json.loads(path.read_text(encoding="utf-8"))
-      rows = [[str(row[0]), float(row[1]), int(row[2]), int(row[3])] for row in shard["records"]]
-      named = path.with_suffix(".array_record")
-      found.append(Shard(named, int(shard["bytes"]), shard["sha256"], rows))
+      whole = path.with_suffix(".array_record"), int(shard["bytes"]), shard["sha256"]
+      found.append(Shard(*whole, [Row(*row[:5]) for row in shard["records"]]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
       raise StoreError(f"{path} is damaged ({error}): remove it and write again") from error
   return found
@@ -372,13 +389,12 @@ def listed(folder: pathlib.Path) -> list[Shard]:
 def _check(settings: Settings, frame_samples: int) -> None:
   if not 0 <= settings.blank_id < settings.classes:
     raise StoreError(f"blank_id is {settings.blank_id}: it must be one of {settings.classes}")
-  if not 0 <= settings.top < min(settings.classes, 256):
-    most = min(settings.classes, 256) - 1
-    raise StoreError(f"top is {settings.top}: it must be from 0 to {most}")
+  if not 0 <= settings.top < (limit := min(settings.classes, 256)):
+    raise StoreError(f"top is {settings.top}: it must be from 0 to {limit - 1}")
   if settings.dtype not in ("float16", "float32"):
     raise StoreError(f"dtype is {settings.dtype!r}: it must be float16 or float32")
-  if settings.temperature <= 0 or frame_samples < 1:
-    raise StoreError("temperature and frame_samples must be above 0")
+  if not 0 < settings.temperature < np.inf or frame_samples < 1:
+    raise StoreError("temperature and frame_samples must be above 0, and finite")
 
 
 def _same_or_new(folder: pathlib.Path, header: dict, labels: dict) -> dict:
@@ -389,16 +405,19 @@ def _same_or_new(folder: pathlib.Path, header: dict, labels: dict) -> dict:
       folder.mkdir(parents=True, exist_ok=True)
       _write_json(path, wanted)
       continue
-    there = {k: v for k, v in _read_json(path).items() if k != "complete"}
-    if there != json.loads(json.dumps(wanted)):
-      names = [k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k)]
+    there, wanted = _read_json(path), json.loads(json.dumps(wanted))
+    # Of a teacher with a fingerprint the name is one of several.
+    free = {"complete", "teacher"} if "fingerprint" in wanted else {"complete"}
+    names = (there.keys() | wanted.keys()) - free
+    if names := [name for name in names if there.get(name) != wanted.get(name)]:
       raise StoreError(
         f"{folder} is a store of other settings ({', '.join(sorted(names))}): another folder"
       )
   return header
 
 
-def _digest(path: pathlib.Path) -> str:
+def digest(path: pathlib.Path) -> str:
+  """Of a shard's bytes, as its list has it."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -415,12 +434,9 @@ def _write_json(path: pathlib.Path, value) -> None:
 
 def _read_json(path: pathlib.Path) -> dict:
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError, TypeError) as error:
     raise StoreError(f"{path} cannot be read: {error}") from error
-  if not isinstance(found, dict):
-    raise StoreError(f"{path} must hold a JSON object")
-  return found
 
 
 class Store:
@@ -433,6 +449,7 @@ class Store:
     frame_samples: audio samples in a frame.
     symbols: of the classes.
     shards: its files.
+    rows: of all records, by position.
   """
 
   def __init__(self, folder: str | os.PathLike):
@@ -454,12 +471,12 @@ class Store:
     for shard in self.shards:
       if not shard.path.exists() or shard.path.stat().st_size != shard.bytes:
         raise StoreError(f"{shard.path} is cut short or gone: remove its .json and write again")
+    self.rows = [row for shard in self.shards for row in shard.records]
     self._source = None
 
   def positions(self) -> dict[tuple[str, float], int]:
     """(utterance, speed) → position of its record."""
-    keys = (key for shard in self.shards for key in shard.named())
-    return {key: position for position, key in enumerate(keys)}
+    return {row[:2]: position for position, row in enumerate(self.rows)}
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_source": None}  # each process opens its own files
@@ -481,21 +498,3 @@ class Store:
     except (RuntimeError, ValueError) as error:
       raise StoreError(f"{self.folder}: a record cannot be read: {error}") from error
     return decode(record, self.settings)
-
-  def damaged(self) -> list[str]:
-    """What is wrong with its files: checksums, counts, and records that do not fit their list."""
-    found, position = [], 0
-    for shard in self.shards:
-      if _digest(shard.path) != shard.sha256:
-        found.append(f"{shard.path}: other bytes than were written")
-        position += len(shard.records)
-        continue
-      for utterance, speed, samples, count in shard.records:
-        with contextlib.suppress(StoreError):
-          frames = self.read(position)
-          if (frames.samples, len(frames.log_probs)) == (samples, count):
-            position += 1
-            continue
-        found.append(f"{shard.path}: the record of {utterance} at speed {speed:g}")
-        position += 1
-    return found

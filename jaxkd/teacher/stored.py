@@ -1,9 +1,11 @@
 """A stored teacher in the place of one that runs: its frames by utterance, and as logits."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,13 @@ from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
+from jaxkd.teacher import heard
 from jaxkd.teacher import store as store_lib
 from jaxkd.types import STORED, STORED_IDS, Batch, FrameOutput, StoredFrames
 
 log = logging.getLogger(__name__)
+_PIECE = re.compile(r"@\d+\.\d\ds$")  # ends the id of a part of a recording
+_BY_LENGTH = "config.data.max_seconds"  # in the reason of what was left out for that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,11 @@ class Stored:
     """(utterance, speed) → position of its record."""
     return self.store.positions()
 
+  def row(self, key: tuple[str, float]) -> store_lib.Row | None:
+    """What is listed of an (utterance, speed); None where it is not there."""
+    position = self.positions.get(key)
+    return None if position is None else self.store.rows[position]
+
   def load(self, devices: jax.sharding.Mesh) -> "Stored":
     """Itself: there are no parameters."""
     del devices
@@ -91,14 +101,26 @@ class Stored:
     return dict(self.store.header["complete"].get("left_out", ()))
 
   def has(self, source: Source) -> bool:
-    """Whether every utterance of a source that could be heard is there, as it is played."""
-    return not self._lacking(source, 1.0)
+    """Whether every utterance of a source that could be heard is there, of the same audio."""
+    return not self._lacking(source, 1.0) and not heard.another(self.row, source, 1.0)
 
   def _lacking(self, source: Source, speed: float) -> list[str]:
     """Utterances of a source that another writing of the store would add."""
     there = self.positions
     absent = [name for name in source.ids if (name, speed) not in there]
-    return [name for name in absent if name not in self.left_out]
+    return [name for name in absent if _BY_LENGTH in self.left_out.get(name, _BY_LENGTH)]
+
+  def _cure(self, name: str, speed: float) -> str:
+    """How a store gets an utterance that it lacks."""
+    if name in self.left_out:
+      return f"it was left out, since {self.left_out[name]}: jaxkd teach with another --max_seconds"
+    whole = _PIECE.sub("", name)
+    if any(_PIECE.sub("", other) == whole for other, s in self.positions if s == speed):
+      return (
+        "it has other pieces of that recording: config.data.max_seconds must be what jaxkd teach "
+        "had as --max_seconds"
+      )
+    return "jaxkd teach with --data and --speeds adds them"
 
   def check(self, source: Source, speeds: tuple[float, ...], temperature: float) -> None:
     """UserError where a training on a source at these speeds and temperature lacks something."""
@@ -112,8 +134,10 @@ class Stored:
       if lacking := self._lacking(source, float(speed)):
         raise UserError(
           f"{self.source} lacks {len(lacking)} of {source.name}'s {len(source)} utterances at "
-          f"speed {speed:g}, such as {lacking[0]}: jaxkd teach with --data and --speeds adds them"
+          f"speed {speed:g}, such as {lacking[0]}: {self._cure(lacking[0], float(speed))}"
         )
+      if other := heard.another(self.row, source, float(speed)):
+        raise self._other_audio(other, speed)
     if unheard := [name for name in source.ids if name in self.left_out]:
       log.warning(
         "%s: %d of %s's %d utterances could not be heard when it was written, such as %s: %s",
@@ -125,13 +149,24 @@ class Stored:
         self.left_out[unheard[0]],
       )
 
-  def frames(self, utterance: str, speed: float, samples: int) -> store_lib.Frames:
+  def _other_audio(self, utterance: str, speed: float) -> UserError:
+    return UserError(
+      f"{self.source} was written of other audio than {utterance} at speed {speed:g} is now: the "
+      "recording has changed, or another one had its name: jaxkd teach writes a new --out"
+    )
+
+  def frames(self, utterance: str, speed: float, audio: np.ndarray) -> store_lib.Frames:
     """What is kept of an utterance, at `frame_samples`.
 
+    Args:
+      utterance: its id.
+      speed: factor that it is played at.
+      audio: f32[S], as it is played.
+
     Raises:
-      UserError: it is not there, its audio had another length, or its record is damaged.
+      UserError: it is not there, its audio was another, or its record is damaged.
     """
-    position = self.positions.get((utterance, float(speed)))
+    position, samples = self.positions.get((utterance, float(speed))), len(audio)
     if position is None:
       why = self.left_out.get(utterance)
       raise UserError(
@@ -148,6 +183,8 @@ class Stored:
         f"{self.source}: {utterance} had {found.samples} samples at speed {speed:g} when it was "
         f"written and has {samples}: the audio has changed, so write it again"
       )
+    if not heard.is_same(self.store.rows[position], audio):
+      raise self._other_audio(utterance, speed)
     blank = self.settings.blank_slot
     return at_frame_length(found, blank, self.store.frame_samples, self.frame_samples)
 
@@ -170,8 +207,8 @@ class Stored:
     into = StoredFrames.like(np.zeros, self.needs, **sizes)
     for row, names in enumerate(host.ids):
       if names:
-        length = int(host.batch.audio_len[row])
-        self.put(self.frames(names[0], 1.0, length), into, row)
+        audio = host.batch.audio[row, : host.batch.audio_len[row]]
+        self.put(self.frames(names[0], 1.0, audio), into, row)
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
 
 
@@ -265,6 +302,23 @@ def _logits(frames: StoredFrames, settings: store_lib.Settings) -> FrameOutput:
 def is_one(folder: pathlib.Path) -> bool:
   """Whether a folder is a store, complete or not."""
   return (folder / store_lib.HEADER).exists()
+
+
+def damaged(store: store_lib.Store) -> list[str]:
+  """What is wrong with its files: checksums, counts, and records that do not fit their list."""
+  found, start = [], 0
+  for shard in store.shards:
+    whole = store_lib.digest(shard.path) == shard.sha256
+    if not whole:
+      found.append(f"{shard.path}: other bytes than were written")
+    for position, row in enumerate(shard.records if whole else (), start):
+      with contextlib.suppress(store_lib.StoreError):
+        frames = store.read(position)
+        if (frames.samples, len(frames.log_probs)) == (row.samples, row.frames):
+          continue
+      found.append(f"{shard.path}: the record of {row.utterance} at speed {row.speed:g}")
+    start += len(shard.records)
+  return found
 
 
 def find(source: str) -> Stored:

@@ -1,12 +1,10 @@
 """`config.teacher.cache`: what the teacher says of a run's data, stored beside its workdir."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import pathlib
 
-from jaxkd import buckets, files
 from jaxkd.data.sources import fingerprint
 from jaxkd.devices import mesh
 from jaxkd.inference import teaching
@@ -34,19 +32,18 @@ def stored(plan: Plan, found: teachers.Found) -> Stored:
   wanted = [teaching.Wanted(data.train, objective.speeds_heard(config.kd, config.training.speeds))]
   wanted += [teaching.Wanted(split, (1.0,)) for split in (data.dev, data.test) if split is not None]
   folder = _folder(plan, found, wanted)
-  with _alone(folder):
-    log.info("what the teacher says is kept in %s", folder)
-    totals = teaching.write(
-      lambda: found.load(devices),
-      wanted,
-      folder,
-      devices,
-      vocabulary=found.vocabulary,
-      frame_samples=found.frame_samples,
-      temperature=config.kd.temperature,
-      facts=teaching.facts(found),
-      workers=config.data.workers,
-    )
+  log.info("what the teacher says is kept in %s", folder)
+  totals = teaching.write(
+    lambda: found.load(devices),
+    wanted,
+    folder,
+    devices,
+    vocabulary=found.vocabulary,
+    frame_samples=found.frame_samples,
+    temperature=config.kd.temperature,
+    facts=teaching.facts(found),
+    workers=config.data.workers,
+  )
   log.info("%.2f h of the teacher's frames in %.1f MB", totals["hours"], totals["bytes"] / 1e6)
   return stored_lib.find(str(folder)).at(plan.architecture.frame_samples)
 
@@ -60,19 +57,3 @@ def _folder(plan: Plan, found: teachers.Found, wanted: list[teaching.Wanted]) ->
   key = json.dumps([VERSION, teacher, options, found.vocabulary.fingerprint(), spoken])
   digest = hashlib.sha256(key.encode()).hexdigest()[:8]
   return pathlib.Path(mesh.agreed(str(plan.folder.parent / f"frames-{digest}")))
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path):
-  """While one run writes, others that want the same wait."""
-  with contextlib.ExitStack() as stack:
-
-    def lock():
-      folder.mkdir(parents=True, exist_ok=True)
-      waits = f"waiting for another process that writes {folder}"
-      stack.enter_context(files.locked(folder / ".lock", waits=waits))
-      buckets.fetch(folder, mine=True)
-
-    mesh.by_first(lock)
-    yield
-    mesh.by_first(lambda: buckets.publish(folder))

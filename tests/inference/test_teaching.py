@@ -1,6 +1,8 @@
 """What a teacher says, stored: against the teacher itself, in evaluation and in batches."""
 
 import functools
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -271,7 +273,7 @@ def test_one_that_was_stopped_hears_only_the_rest(tmp_path, monkeypatch):
     stored.find(str(tmp_path / "store"))
   totals, found = write(tmp_path / "store", [(source, (1.0,))])
   assert totals["records"] == 40 and len(heard) == 25 + 16
-  assert found.store.damaged() == []
+  assert stored.damaged(found.store) == []
   # Nothing is left, so no teacher is loaded; more speeds are added.
   absent = lambda: pytest.fail("the teacher was loaded")
   assert write(tmp_path / "store", [(source, (1.0,))], teacher=absent)[0] == totals
@@ -291,7 +293,39 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
   found.check(noise(9), (1.0,), 2.0)
   assert "2 of noise's 9 utterances could not be heard when it was written" in caplog.text
   with pytest.raises(UserError, match="noise2 at speed 1 .half of it is gone when it was written"):
-    found.frames("noise2", 1.0, 17)
+    found.frames("noise2", 1.0, np.zeros(17, np.float32))
+
+
+def test_what_was_left_out_before_is_still_named(tmp_path):
+  write(tmp_path / "store", [(noise(9, broken=(2, 5)), (1.0,))])
+  totals, _ = write(tmp_path / "store", [(noise(4, "others", broken=(0,)), (1.0,))])
+  assert [name for name, _ in totals["left_out"]] == ["noise2", "noise5", "others0"]
+  totals, found = write(tmp_path / "store", [(noise(9, broken=(5,)), (1.0,))])
+  assert [name for name, _ in totals["left_out"]] == ["noise5", "others0"]
+  assert totals["utterances"] == 8 + 3 and ("noise2", 1.0) in found.positions
+
+
+def test_a_second_writer_waits_and_hears_nothing_again(tmp_path, caplog):
+  caplog.set_level("INFO")
+  heard, source = [], noise(5)
+
+  def slow():
+    heard.append(threading.get_ident())
+    if len(heard) == 1:
+      second.start()
+      while "waiting for another process" not in caplog.text:
+        time.sleep(0.01)
+    return model()
+
+  found = {}
+  again = lambda: found.update(
+    zip(("totals", "store"), write(tmp_path / "store", [(source, (1.0,))], teacher=slow))  # noqa: B905
+  )
+  second = threading.Thread(target=again)
+  write(tmp_path / "store", [(source, (1.0,))], teacher=slow)
+  second.join()
+  assert found["totals"]["records"] == 5 and len(heard) == 1
+  assert stored.damaged(found["store"].store) == []
 
 
 def test_what_a_store_lacks_is_one_line(tmp_path):
@@ -306,9 +340,9 @@ def test_what_a_store_lacks_is_one_line(tmp_path):
   with pytest.raises(UserError, match="temperature is 3, and .* was written for 2"):
     found.check(source, (1.0,), 3.0)
   with pytest.raises(UserError, match="had .* samples .* and has 17"):
-    found.frames("noise1", 1.0, 17)
+    found.frames("noise1", 1.0, np.zeros(17, np.float32))
   with pytest.raises(UserError, match="nothing of other"):
-    found.frames("other", 1.0, 17)
+    found.frames("other", 1.0, np.zeros(17, np.float32))
   with pytest.raises(UserError, match="40 ms and the student every 30 ms"):
     found.at(480)
   exact = write(tmp_path / "exact", [(source, (1.0,))], dtype="float32")[1]
@@ -321,6 +355,20 @@ def test_two_utterances_of_one_name_are_refused(tmp_path):
     write(tmp_path / "store", [(one, (1.0,)), (other, (1.0,))])
   totals, _ = write(tmp_path / "store", [(one, (1.0,)), (one, (1.0, 1.1))])
   assert totals["records"] == 8
+  as_long = noise(4)
+  as_long._read = lambda index: one.read(index)[::-1]
+  with pytest.raises(UserError, match="have an utterance noise0 each, .* other audio"):
+    write(tmp_path / "other", [(one, (1.0,)), (as_long, (1.0,))])
+  with pytest.raises(UserError, match="has noise0 at speed 1 of other audio"):
+    write(tmp_path / "store", [(as_long, (1.0,))])
+
+
+def test_noise_on_the_way_to_the_student_is_not_other_audio(tmp_path):
+  source = noise(5)
+  found = write(tmp_path / "store", [(source, (0.9, 1.1))])[1]
+  assert all(row.heard for row in found.store.rows)
+  for host in batches(source, found, speeds=(0.9, 1.1), noise_db=(-10, -10)):
+    assert host.batch.taught.mask.any()
 
 
 def test_a_teacher_that_says_no_numbers_is_one_line(tmp_path):

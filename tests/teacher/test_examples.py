@@ -63,7 +63,7 @@ def test_transformers(lab):
     out = ours(audio[None], np.array([len(audio)], np.int32))
     expected = np.exp(out.logits[0] - np.logaddexp.reduce(out.logits[0], -1, keepdims=True))
     np.testing.assert_allclose(posterior(found, name), expected, atol=2e-3)
-    assert found.frames(name, 1.0, len(audio)).samples == len(audio)
+    assert found.frames(name, 1.0, audio).samples == len(audio)
 
 
 def test_onnx(lab):
@@ -86,7 +86,7 @@ def test_onnx(lab):
     audio = source.read(i)
     out = model(audio[None], np.array([len(audio)], np.int32)).logits[0][:, order]
     expected = np.exp(out - np.logaddexp.reduce(out, -1, keepdims=True))
-    frames = found.at(640).frames(name, 1.0, len(audio))
+    frames = found.at(640).frames(name, 1.0, audio)
     known = np.isfinite(frames.log_probs)
     np.testing.assert_allclose(
       np.where(known, np.exp(frames.log_probs), 0), np.where(known, expected, 0), atol=2e-3

@@ -116,7 +116,7 @@ def test_a_store_says_what_is_in_it(tmp_path):
   assert totals == found.header["complete"] and found.header["teacher"] == "someone"
   assert (totals["utterances"], totals["records"]) == (20, 21)
   assert totals["frames"] == sum(3 + i % 5 for i in range(20)) + 2
-  assert totals["left_out"] == [["u99", "broken"]] and found.damaged() == []
+  assert totals["left_out"] == [["u99", "broken"]] and stored.damaged(found) == []
   positions = found.positions()
   again = pickle.loads(pickle.dumps(found))
   for name in NAMES:
@@ -142,7 +142,7 @@ def test_one_that_was_killed_goes_on_after_its_last_whole_shard(tmp_path):
   assert writer.close()["records"] == 20
   found = store.Store(tmp_path)
   assert sorted(found.positions()) == sorted((name, 1.0) for name in NAMES)
-  assert found.damaged() == []
+  assert stored.damaged(found) == []
 
 
 def test_several_parts_are_one_store(tmp_path):
@@ -160,6 +160,7 @@ def test_several_parts_are_one_store(tmp_path):
     (lambda f: opened(f, top=5), "top is 5.*from 0 to 4"),
     (lambda f: opened(f, dtype="int8"), "float16 or float32"),
     (lambda f: opened(f, temperature=0), "above 0"),
+    (lambda f: opened(f, temperature=float("inf")), "above 0, and finite"),
     (lambda f: opened(f).add("u", np.zeros((3, 5)), samples=1), "add up to 1"),
     (lambda f: opened(f).add("u", np.full((3, 5), np.nan), samples=1), "add up to 1"),
     (lambda f: opened(f).add("u", posteriors(3, 4), samples=1), r"must be \[T, 5\]"),
@@ -197,7 +198,7 @@ def test_damage_is_named(tmp_path):
   writer.close()
   shards = sorted((tmp_path / store.SHARDS).glob("*.array_record"))
   damage(shards[1])
-  assert store.Store(tmp_path).damaged() == [f"{shards[1]}: other bytes than were written"]
+  assert stored.damaged(store.Store(tmp_path)) == [f"{shards[1]}: other bytes than were written"]
   shards[0].write_bytes(shards[0].read_bytes()[:-1])
   with pytest.raises(StoreError, match="cut short"):
     store.Store(tmp_path)
