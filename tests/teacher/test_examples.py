@@ -2,8 +2,11 @@
 
 import ast
 import inspect
+import json
 import pathlib
 import re
+import sys
+import types
 
 import jax
 import numpy as np
@@ -28,6 +31,28 @@ def code(mark: str) -> str:
   return re.search(rf"<!-- {mark} -->\n```python\n(.*?)```", PAGE, re.S)[1]
 
 
+@pytest.fixture
+def rows(monkeypatch):
+  """The file that the scripts share, which can be imported."""
+  module = types.ModuleType("rows")
+  exec(compile(code("rows.py"), "rows.py", "exec"), vars(module))
+  monkeypatch.setitem(sys.modules, "rows", module)
+  return module
+
+
+def test_rows_are_those_of_training(rows, tmp_path):
+  corpus.make_split(tmp_path, "dev", 2)
+  first, second = map(json.loads, (tmp_path / "dev.jsonl").read_text().splitlines())
+  whole = {"audio_filepath": second["audio_filepath"], "id": "not read"}
+  parts = [first | {"offset": 0.05, "duration": 0.1005}, first | {"duration": 0.07}]
+  data = corpus.write_manifest(tmp_path / "parts.jsonl", [*parts, whole])
+  source = open_source(str(data), Options())
+  found = list(rows.utterances(str(data)))
+  assert [name for name, _ in found] == list(source.ids) and found[1][0].endswith("#2")
+  for i, (_, audio) in enumerate(found):
+    np.testing.assert_array_equal(audio, source.read(i))
+
+
 def written_by(mark: str, *args) -> stored.Stored:
   names = {"__name__": mark}
   exec(compile(code(mark), mark, "exec"), names)
@@ -48,7 +73,7 @@ def posterior(found: stored.Stored, name: str) -> np.ndarray:
   return np.where(known, np.exp(frames.log_probs), 0)
 
 
-def test_transformers(lab):
+def test_transformers(lab, rows):
   hf_models = pytest.importorskip("hf_models")
   hf_models.make(lab / "model", "wav2vec2", "layer")
   found = written_by("transformers", lab / "model", lab / "dev.jsonl", lab / "torch")
@@ -66,7 +91,7 @@ def test_transformers(lab):
     assert found.frames(name, 1.0, audio).samples == len(audio)
 
 
-def test_onnx(lab):
+def test_onnx(lab, rows):
   pytest.importorskip("onnxruntime")
   from jaxkd.export import slots
 
