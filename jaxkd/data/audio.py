@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Iterator
 
 import numpy as np
@@ -147,7 +148,10 @@ def opened(path: Recording, *, whole: bool = True):
     with object_, soundfile.SoundFile(object_) as file:
       yield file, object_.getbuffer().nbytes if whole else object_.size
     return
-  size = os.stat(path).st_size  # says what is wrong with a name better than libsndfile does
+  there = os.stat(path)  # says what is wrong with a name better than libsndfile does
+  if not stat.S_ISREG(there.st_mode):  # a pipe would be waited for without end
+    raise ValueError("no file, but a folder, a pipe or a device")
+  size = there.st_size
   with soundfile.SoundFile(os.fsencode(path)) as file:
     yield file, size
 

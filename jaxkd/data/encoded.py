@@ -94,9 +94,9 @@ def pieces(
     BrokenAudio: unreadable; before anything was given or after some pieces were.
   """
   try:
-    with audio.opened(path) as (file, _):
+    with audio.opened(path) as (file, size):
       rate = file.samplerate
-      file.seek(min(round(offset * rate), file.frames))
+      _begin_at(file, size, round(offset * rate))
       left, start = round(seconds * rate), 0
       most, held = int(longest * rate), np.empty((0, file.channels), np.float32)
       while left > 0 or len(held):
@@ -109,6 +109,16 @@ def pieces(
         held, start = held[end:], start + end
   except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(audio.reason(path, error)) from error
+
+
+def _begin_at(file: soundfile.SoundFile, size: int, frame: int) -> None:
+  """The next read begins at a frame, also in a file that does not know its length."""
+  if not audio.is_wrong(file.frames, size):
+    file.seek(min(frame, file.frames))
+  file.seekable = lambda: False  # as in `audio.blocks`
+  if audio.is_wrong(file.frames, size):
+    for _ in audio.blocks(file, frame):
+      pass
 
 
 def _quietest(samples: np.ndarray, rate_hz: int) -> int:

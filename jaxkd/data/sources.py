@@ -255,7 +255,7 @@ def check_spec(field: str, spec: str, options: corpora.Options) -> None:
   Raises:
     UserError: a corpus without such a split, or without the recordings that it is made of.
   """
-  for part in parts_of(spec):
+  for part in parts_of(spec) if spec else ():
     _check_name(field, part, options)
 
 
@@ -299,10 +299,17 @@ def open_source(spec: str, options: corpora.Options, limits: Limits = NO_LIMITS)
 
 
 def parts_of(spec: str) -> list[str]:
-  """The names that stand between commas, where they are not one name with commas in it."""
-  if "," not in spec or os.path.exists(os.path.expanduser(spec)):
-    return [spec]
-  return [part.strip() for part in spec.split(",") if part.strip()]
+  """The names that stand between commas, where they are not one name with commas in it.
+
+  Raises:
+    UserError: there is none.
+  """
+  parts = [spec]
+  if "," in spec and not os.path.exists(os.path.expanduser(spec)):
+    parts = [part.strip() for part in spec.split(",") if part.strip()]
+  if not any(part.strip() for part in parts):  # an empty variable of a shell, too
+    raise UserError(f"data is {spec!r}: it must be the name of a file, a folder or a corpus")
+  return parts
 
 
 def left_out(name: str, found: list[tuple[str, str]], of: int) -> str:
@@ -389,7 +396,10 @@ def _check_one_can_be_read(source: Source) -> None:
   first = None
   for index in range(len(source)):
     try:
-      source.read(index)
+      if source.durations[index] > _LONG_SECONDS:  # hours of it would fill the memory
+        next(source.pieces(index, _LONG_SECONDS), None)
+      else:
+        source.read(index)
       return
     except audio.BrokenAudio as error:
       first = first or f"{source.ids[index]}: {error}"

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from corpus import tone, write_manifest
-from jaxkd.data import audio, manifest, sources
+from jaxkd.data import audio, encoded, manifest, sources
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Limits
 from jaxkd.errors import UserError
@@ -183,6 +183,45 @@ def test_parts_of_one_recording_in_several_manifests_have_names_of_their_own(tmp
   second = write_manifest(tmp_path / "b.jsonl", [part(0.4)])
   assert open_source(f"{first},{second}").ids == ["x.wav", "x.wav#2", "x.wav#3"]
   assert manifest.numbered(["x", "x", "x#2", "x#2"]) == ["x", "x#2", "x#2#2", "x#2#3"]
+
+
+@pytest.mark.parametrize("spec", ["", " ", ",", " , "])
+def test_a_name_of_nothing_is_not_the_current_folder(spec):
+  with pytest.raises(UserError, match="it must be the name of a file, a folder or a corpus"):
+    open_source(spec)
+
+
+def test_a_pipe_is_no_recording(tmp_path):
+  write(tmp_path / "x.wav")
+  os.mkfifo(tmp_path / "pipe.wav")
+  found = open_source(str(tmp_path))
+  assert found.ids == ["x.wav"]
+  assert "no file, but a folder, a pipe or a device" in dict(found.skipped)["pipe.wav"]
+
+
+def test_of_long_recordings_some_seconds_are_tried(tmp_path, monkeypatch):
+  write(tmp_path / "x.flac", np.tile(tone("abc"), 200))
+  with monkeypatch.context() as patch:
+    patch.setattr(audio, "read", lambda *_: pytest.fail("it was read as a whole"))
+    (seconds,) = open_source(str(tmp_path)).durations
+  assert seconds > 60
+
+
+@pytest.mark.parametrize("offset", [0.0, 2.5])
+def test_pieces_of_a_file_that_does_not_know_its_length(tmp_path, offset):
+  """FLAC of a pipe: 36 bits of its header are 0."""
+  path = tmp_path / "x.flac"
+  whole = np.tile(tone("abc"), 12)
+  write(path, whole)
+  data = bytearray(path.read_bytes())
+  data[21] &= 0xF0
+  data[22:26] = bytes(4)
+  path.write_bytes(data)
+  seconds = len(whole) / 16_000 - offset
+  given = list(encoded.pieces(str(path), offset, seconds, 2.0))
+  again = np.concatenate([audio.read(part) for *_, part in given])
+  np.testing.assert_array_equal(again, audio.read(str(path), offset, seconds))
+  assert len(given) > 1
 
 
 def test_several_sources_with_commas(tmp_path):
