@@ -39,7 +39,7 @@ def add_arguments(parser) -> None:
     default=_MAX_SECONDS,
     metavar="S",
     help="as config.data.max_seconds of the training: recordings without a transcript that are "
-    "longer are heard in pieces, others left out (40)",
+    "longer are heard in pieces, others left out",
   )
   add("--out", metavar="STORE", help="a new folder, or one to go on in")
   add(
@@ -47,14 +47,14 @@ def add_arguments(parser) -> None:
     type=line.several(line.number(0.1, 10)),
     default="1",
     metavar="S,S",
-    help="factors that each utterance is played at (default 1)",
+    help="factors that each utterance is played at",
   )
   add(
     "--temperature",
     type=line.number(0.01),
     default=2.0,
     metavar="T",
-    help="config.kd.temperature of the training (default 2)",
+    help="config.kd.temperature of the training",
   )
   add(
     "--top",
@@ -68,7 +68,7 @@ def add_arguments(parser) -> None:
     "--pool",
     type=line.whole(1, 16),
     metavar="N",
-    help=f"frames of a Hugging Face model that become one ({_POOL})",
+    help=f"frames of a Hugging Face model that become one (default {_POOL})",
   )
   add("--language", default="", help="of a Hugging Face model with an adapter for each")
   add("--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
