@@ -65,9 +65,11 @@ class Source:
     self._kept: dict[int, np.ndarray] | None = {} if durations.sum() < _KEEP_SECONDS else None
 
   def __getstate__(self) -> dict:
-    """Without the audio in memory, and durations, which plans are made of: workers only read."""
-    kept = None if self._kept is None else {}
-    return self.__dict__ | {"_kept": kept, "durations": self.durations[:0]}
+    """Without durations, which plans are made of: workers only read, and keep no audio.
+
+    Each of them would keep all of every source that it ever read.
+    """
+    return self.__dict__ | {"_kept": None, "durations": self.durations[:0]}
 
   def __len__(self) -> int:
     return len(self.ids)

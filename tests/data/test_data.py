@@ -1,6 +1,7 @@
 """Audio files, manifests and folders, whole and broken."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -249,8 +250,12 @@ def test_unknown_path_says_what_data_may_be(tmp_path):
 def test_decoded_audio_of_small_sources_is_kept(tmp_path):
   source = open_source(write_manifest(tmp_path / "m.jsonl", rows_of(tmp_path, {})))
   first = source.read(0)
+  in_a_worker = pickle.loads(pickle.dumps(source))
+  in_a_worker.read(0)
   (tmp_path / "x.wav").unlink()
   np.testing.assert_array_equal(source.read(0), first)
+  with pytest.raises(audio.BrokenAudio):  # workers, which never let go of a source, keep nothing
+    in_a_worker.read(0)
 
 
 def test_duration_in_milliseconds_does_not_size_the_batches(tmp_path):
