@@ -3,6 +3,8 @@
 The same run as `jaxkd train --config=symmetric:manifest-SIZE …`, which it prints.
 """
 
+import collections
+import contextlib
 import hashlib
 import logging
 import os
@@ -10,7 +12,7 @@ import pathlib
 import re
 import shlex
 
-from jaxkd import buckets
+from jaxkd import buckets, files
 from jaxkd import config as config_lib
 from jaxkd.commands import line, train
 from jaxkd.errors import UserError
@@ -58,9 +60,8 @@ def run(args) -> int:
   """Trains as the train command does; returns the exit status."""
   named = args.out or f"runs/distil-{_short(args.audio)}"
   folder = buckets.place(named) if buckets.is_url(named) else pathlib.Path(named)
-  data, dev = args.audio, args.dev
-  if not dev:
-    data, dev = hold_out(args.audio, folder)
+  absent = [part for part in (folder / "data", folder, *folder.parents) if not part.exists()]
+  data, dev = (args.audio, args.dev) if args.dev else hold_out(args.audio, folder)
   given = {
     "teacher.source": _absolute(args.teacher),
     "data.train": data,
@@ -72,7 +73,24 @@ def run(args) -> int:
   args.config_fields = [*flags, *args.config_fields]
   said = [f"--config={args.config}", f"--workdir={args.workdir}", *args.config_fields]
   log.info("the same as: %s train %s", line.pasted(), " ".join(map(shlex.quote, said)))
-  return train.train(args)
+  try:
+    return train.train(args)
+  except UserError:
+    if not args.dev:
+      _take_back(folder, (data, dev), absent)
+    raise
+
+
+def _take_back(folder: pathlib.Path, lists: tuple[str, str], absent: list[pathlib.Path]) -> None:
+  """Removes held-out lists that no run has, and the folders that were made for them."""
+  path = folder / "config.json"
+  if path.exists() and files.read_json(path, dict).get("data", {}).get("train") == lists[0]:
+    return
+  for name in lists:
+    (folder / "data" / os.path.basename(name)).unlink(missing_ok=True)
+  with contextlib.suppress(OSError):  # something else is there
+    for part in absent:
+      part.rmdir()
 
 
 def _short(audio: str) -> str:
@@ -90,35 +108,50 @@ def _absolute(teacher: str) -> str:
 def hold_out(audio: str, folder: pathlib.Path) -> tuple[str, str]:
   """Splits audio in two: what is learnt from, and what the student is compared with its teacher on.
 
-  A recording's name decides, so that more of them may be added later.
+  A recording's name decides, so that more of them may be added later; all of its parts go to one
+  side.
 
   Args:
     audio: names of data, as for `data.sources.open_source`.
-    folder: the workdir, where both manifests are written.
+    folder: the workdir, where both manifests are written, under names that their content decides:
+      those of a run that is there stay what they are.
 
   Returns:
     Paths of the manifests.
 
   Raises:
-    UserError: the audio is not there, or too little to hold out any.
+    UserError: the audio is not there, or too little to hold out any; a folder that cannot be
+      written.
   """
   from jaxkd.data import manifest, sources
   from jaxkd.data.corpora import Options
+  from jaxkd.training import workdir
 
-  found = [e for part in sources.parts_of(audio) for e in sources.entries(part, Options())]
-  if len(found) < 2:
+  recordings = collections.defaultdict(list)
+  for part in sources.parts_of(audio):
+    for entry in sources.entries(part, Options()):
+      recordings[entry.path].append(entry)
+  if len(recordings) < 2:
     raise UserError(f"--audio={audio} is a single recording: give --dev=DATA beside it")
-  lot = lambda entry: int.from_bytes(hashlib.sha256(entry.id.encode()).digest()[:8], "big")
-  drawn = sorted((e for e in found if lot(e) % _HELD_OUT_EVERY == 0), key=lot)
-  held = {id(e) for e in (drawn or [min(found, key=lot)])[:_HELD_OUT_MOST]}
-  kept = [e._replace(text=None) for e in found if id(e) not in held]
-  dev = [e for e in found if id(e) in held]
-  for name, entries in (("train", kept), ("dev", dev)):
-    manifest.to_file(folder / "data" / f"{name}.jsonl", entries)
+  workdir.check_usable(folder)
+  lot = lambda path: int.from_bytes(_digest(recordings[path][0].id)[:8], "big")
+  drawn = sorted((r for r in recordings if lot(r) % _HELD_OUT_EVERY == 0), key=lot)
+  most = min(_HELD_OUT_MOST, len(recordings) - 1)
+  held = set((drawn or [min(recordings, key=lot)])[:most])
+  kept = [e._replace(text=None) for r in recordings if r not in held for e in recordings[r]]
+  dev = [e for r in recordings if r in held for e in recordings[r]]
   said = (
     "no --dev: %d of %d recordings are held out; the student is chosen by its KL to the teacher"
   )
-  log.info(said, len(dev), len(found))
+  log.info(said, len(held), len(recordings))
+  paths = []
+  for name, entries in (("train", kept), ("dev", dev)):
+    content = [(os.path.abspath(e.path), e.offset, e.seconds, e.text) for e in entries]
+    paths.append(folder / "data" / f"{name}-{_digest(repr(content)).hex()[:8]}.jsonl")
+    manifest.to_file(paths[-1], entries)
   buckets.publish(folder)
-  train, dev = (buckets.name(folder / "data" / f"{name}.jsonl") for name in ("train", "dev"))
-  return train, dev
+  return buckets.name(paths[0]), buckets.name(paths[1])
+
+
+def _digest(text: str) -> bytes:
+  return hashlib.sha256(text.encode(errors="surrogateescape")).digest()

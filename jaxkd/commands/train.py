@@ -8,6 +8,8 @@ import pathlib
 import shlex
 import textwrap
 
+from ml_collections import ConfigDict
+
 from jaxkd import buckets, console, files
 from jaxkd import config as config_lib
 from jaxkd.commands import line
@@ -118,11 +120,27 @@ def next_steps(workdir: pathlib.Path) -> list[str]:
     steps.append(f"export {here} --int8")
   if other := data["dev"] or data["test"]:
     steps.append(f"evaluate --workdir={here} --data={shlex.quote(other)}")
-  tunable = data["dev"] and importlib.util.find_spec("flashlight")
-  steps.append(f"search --workdir={here}" + ("" if tunable else " --lm=none"))
+  found = files.read_json(workdir / "results.json", kind=dict)
+  if rates := _rates(found):  # a search is for transcribed data
+    has_lm = _has_transcripts(found, config, workdir) and importlib.util.find_spec("flashlight")
+    tunable = "dev" in rates and has_lm
+    steps.append(f"search --workdir={here}" + ("" if tunable else " --lm=none"))
   if importlib.util.find_spec("matplotlib"):
     steps.append(f"report {_comparable(workdir)}")
   return [f"{line.pasted()} {step}" for step in steps]
+
+
+def _rates(results: dict) -> list[str]:
+  """Splits of a results.json that have a word error rate, and so transcripts."""
+  wer = lambda split: results.get(split, {}).get("student", {}).get("wer")
+  return [split for split in ("dev", "test") if wer(split) is not None]
+
+
+def _has_transcripts(results: dict, config: dict, workdir: pathlib.Path) -> bool:
+  """Whether a run, or its teacher's, learnt from transcripts, of which a language model is made."""
+  teachers = (results.get("teacher_workdir") or "").split(",")
+  of_runs = [name for name in teachers if name and (workdir / name / "results.json").exists()]
+  return bool(of_runs) or config_lib.reads_transcripts(ConfigDict(config["kd"]))
 
 
 def _comparable(workdir: pathlib.Path) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -245,13 +246,18 @@ def test_a_command_ends_with_one_line_and_status_2(given, tmp_path):
   assert not done.stdout and not list(tmp_path.iterdir())
 
 
-def finished(folder: pathlib.Path, *, dev: str = "demo:dev", test: str = "a") -> pathlib.Path:
-  """What `next_steps` reads of a finished run."""
+def finished(
+  folder: pathlib.Path, *, dev: str = "demo:dev", test: str = "a", teacher: str = "", told=("dev",)
+) -> pathlib.Path:
+  """What `next_steps` reads of a finished run; `told` are the splits with a word error rate."""
   folder.mkdir(parents=True)
+  data = {"dev": dev, "test": "demo:test"}
+  rates = {split: {"student": {"wer": 0.1 if split in told else None}} for split in ("dev", "test")}
+  kd = {"scale": 1.0, "scale_ramp": [], "ctc": "transcripts", "loss": "kl"}
   for name, value in {
-    "config": {"student": {"name": "conformer"}, "data": {"dev": dev, "test": "demo:test"}},
+    "config": {"student": {"name": "conformer"}, "data": data, "kd": kd},
     "data": {"test": {"fingerprint": test}},
-    "results": {},
+    "results": rates | {"teacher_workdir": teacher or None},
   }.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
   return folder
@@ -261,7 +267,7 @@ def test_next_steps_are_commands_to_paste(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
   monkeypatch.setattr(line, "pasted", lambda: "jaxkd")
-  first = finished(pathlib.Path("my runs/a"))
+  first = finished(pathlib.Path("my runs/a"), teacher="../a")
   assert train.next_steps(first) == [
     "jaxkd transcribe 'my runs/a' RECORDING.wav",
     "jaxkd export 'my runs/a' --int8",
@@ -271,11 +277,16 @@ def test_next_steps_are_commands_to_paste(tmp_path, monkeypatch):
   ]
   finished(pathlib.Path("my runs/b"), test="other")  # does not stand in one table with a
   assert train.next_steps(first)[-1] == "jaxkd report 'my runs/a'"
-  untuned = finished(tmp_path / "c", dev="")
+  untuned = finished(tmp_path / "c", dev="", told=("test",))
   assert train.next_steps(untuned)[2:4] == [
     f"jaxkd evaluate --workdir={untuned} --data=demo:test",
     f"jaxkd search --workdir={untuned} --lm=none",
   ]
+  heard = finished(tmp_path / "e", teacher="org/model")  # nothing to estimate a model from
+  assert train.next_steps(heard)[3] == f"jaxkd search --workdir={heard} --lm=none"
+  untold = finished(tmp_path / "f", teacher="../a", told=())
+  assert not any("search" in step for step in train.next_steps(untold))
+  shutil.rmtree(tmp_path / "e"), shutil.rmtree(tmp_path / "f")
   assert train.next_steps(finished(pathlib.Path("d")))[-1] == "jaxkd report ./*"
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   steps = train.next_steps(first)

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -283,6 +284,9 @@ def open_(path) -> list[str]:
     (["--audio=x"], "missing: --teacher"),
     (["--teacher=t", "--audio=gone"], "gone: no such file or folder"),
     (["--teacher=t", "--audio={lab}/audio/test-00.flac"], "a single recording: give --dev"),
+    (["--teacher=t", "--audio={lab}/audio", "--dev=,"], "data is ','"),
+    (["--teacher=none/t", "--audio={lab}/audio"], "none/t"),
+    (["--teacher=t", "--audio={lab}/audio", "--out={lab}/test.jsonl"], "test.jsonl cannot be made"),
     (["--teacher=t", "--audio={lab}/audio", "--size=huge"], "--size: invalid choice: 'huge'"),
   ],
 )
@@ -298,6 +302,43 @@ def test_held_out_recordings_keep_their_transcripts_and_the_others_none(lab, tmp
   dev = [json.loads(row) for row in open_(dev_path)]
   assert 0 < len(dev) < 8 and all(row["text"] for row in dev)
   assert not any("text" in json.loads(row) for row in open_(train_path))
+
+
+def entries(path) -> list[tuple]:
+  rows = [json.loads(row) for row in open_(path)]
+  return [(row["audio_filepath"], row.get("offset", 0)) for row in rows]
+
+
+def test_all_parts_of_a_recording_are_on_one_side_and_some_are_learnt_from(lab, tmp_path):
+  names = [f"test-0{n}" for n in range(4)]
+  rows = [
+    {"audio_filepath": str(lab / "audio" / f"{name}.flac"), "offset": at, "duration": 0.2}
+    for name in names
+    for at in (0.1, 0.3, 0.5)
+  ]
+  corpus.write_manifest(tmp_path / "parts.jsonl", rows)
+  paths = distil.hold_out(str(tmp_path / "parts.jsonl"), tmp_path)
+  kept, dev = map(entries, paths)
+  assert len(dev) == 3 and len(kept) == 9 and not {p for p, _ in dev} & {p for p, _ in kept}
+
+
+def test_two_recordings_that_are_both_drawn_are_one_and_one(lab, tmp_path, monkeypatch):
+  monkeypatch.setattr(distil, "_HELD_OUT_EVERY", 1)
+  two = ",".join(str(lab / "audio" / f"test-0{n}.flac") for n in range(2))
+  assert [len(entries(path)) for path in distil.hold_out(two, tmp_path)] == [1, 1]
+
+
+def test_distil_leaves_the_lists_of_another_run_alone(lab, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  paths = distil.hold_out(str(lab / "audio"), tmp_path / "runs" / "x")
+  (tmp_path / "runs" / "x" / "config.json").write_text(json.dumps({"data": {"train": paths[0]}}))
+  before = {path: pathlib.Path(path).read_bytes() for path in paths}
+  other = ["distil", "--teacher=none/t", f"--audio={lab / 'train.jsonl'}", "--out=runs/x"]
+  with pytest.raises(UserError, match="none/t"):
+    command_line.main(other)
+  there = sorted(map(str, (tmp_path / "runs" / "x" / "data").iterdir()))
+  assert there == sorted(paths)
+  assert {path: pathlib.Path(path).read_bytes() for path in paths} == before
 
 
 def test_search_tries_at_once_whether_its_results_can_be_written(lab, monkeypatch):
