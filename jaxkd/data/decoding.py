@@ -95,11 +95,14 @@ def _name(source: Source) -> str:
     path = _folder() / f"{next(_numbers)}.pickle"
     path.write_bytes(pickle.dumps(source))
     _names[source] = str(path)
+    weakref.finalize(source, path.unlink, missing_ok=True)
   return _names[source]
 
 
 def _by_name(name: str, utterance: int, speed: float):
   if name not in _opened:
+    for gone in [other for other in _opened if not os.path.exists(other)]:
+      del _opened[gone]  # nothing of it is asked for again
     _opened[name] = pickle.loads(pathlib.Path(name).read_bytes())
   return _one(_opened[name], utterance, speed)
 

@@ -1,5 +1,6 @@
 """Planned batches → arrays."""
 
+import gc
 import json
 
 import jax
@@ -9,7 +10,7 @@ import soundfile
 
 from corpus import make_split, tone, write_manifest
 from jaxkd import labels as labels_lib
-from jaxkd.data import pipeline, plan, sources
+from jaxkd.data import decoding, pipeline, plan, sources
 from jaxkd.data.corpora import Options
 from jaxkd.data.texts import Spelling
 from jaxkd.devices import mesh
@@ -211,6 +212,20 @@ def test_broken_utterances_are_left_out_and_named(half_broken):
   assert LABELS.decode(host.batch.labels[0, : host.batch.label_len[0]]) == text
   assert host.batch.label_len[1] == host.batch.audio_len[1] == 0
   assert not host.batch.audio[1].any()
+
+
+def test_worker_processes_forget_sources_that_are_gone(tmp_path, monkeypatch):
+  monkeypatch.setattr(decoding, "_opened", {})
+  paths = [make_split(tmp_path, name, 1) for name in ("one", "two")]
+  first = open_manifest(paths[0])
+  gone = decoding._name(first)
+  decoding._by_name(gone, 0, 1.0)
+  assert list(decoding._opened) == [gone]
+  del first
+  gc.collect()
+  second = open_manifest(paths[1])
+  decoding._by_name(decoding._name(second), 0, 1.0)
+  assert list(decoding._opened) == [decoding._name(second)]
 
 
 @pytest.mark.slow
