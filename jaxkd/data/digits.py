@@ -59,7 +59,7 @@ def key(root: str, split_by: str) -> str:
     UserError: no recordings in `root`.
   """
   files = [
-    (path.name, path.stat().st_size)
+    (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
     for digits in _recordings(root).values()
     for path in digits.values()
   ]

@@ -43,8 +43,12 @@ def key(root: str) -> str:
   Raises:
     UserError: the packages are not there.
   """
-  texts, _ = _folders(root)
-  return f"{_VERSION}-{hashlib.sha256(texts.read_bytes()).hexdigest()[:8]}"
+  texts, sounds = _folders(root)
+  digest = hashlib.sha256(texts.read_bytes())
+  for path in sorted(sounds.rglob("*.wav")):
+    digest.update(hashlib.sha256(path.read_bytes()).digest())
+    digest.update(str(path.relative_to(sounds)).encode())
+  return f"{_VERSION}-{digest.hexdigest()[:8]}"
 
 
 def splits(root: str) -> dict[str, Iterator[Row]]:

@@ -192,6 +192,16 @@ def test_second_opening_makes_nothing(recordings, monkeypatch):
     corpora.manifest("digits", "dev", other)
 
 
+def test_recordings_that_have_changed_make_another_corpus(tmp_path):
+  prompt_packages(tmp_path)
+  path = tmp_path / "asterisk" / "sounds" / "en" / "1_ann_0.wav"
+  keys = []
+  for value in (0.1, 0.2):  # files of one size
+    soundfile.write(str(path), value * np.ones(800), 8000)
+    keys.append((digits.key(str(path.parent), "index"), prompts.key(str(tmp_path))))
+  assert len({key for key, _ in keys}) == len({key for _, key in keys}) == 2
+
+
 def test_digits_without_recordings(tmp_path):
   (tmp_path / "empty").mkdir()
   for root in (tmp_path / "absent", tmp_path / "empty"):
