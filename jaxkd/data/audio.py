@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -13,11 +14,15 @@ import soxr
 from jaxkd import buckets
 from jaxkd.types import SAMPLE_RATE_HZ
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff")
+EXTENSIONS = (
+  *(".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff"),
+  *(".wave", ".mp2", ".aifc"),
+)
 # Recordings that are not decoded here, so that a folder of them is not silently small.
 UNREAD_EXTENSIONS = (
   *(".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mka", ".mkv", ".mov", ".3gp", ".sph"),
   *(".au", ".caf", ".w64", ".rf64", ".raw", ".pcm", ".spx", ".ape", ".wv", ".m4b", ".avi"),
+  *(".wmv", ".mpg", ".mpeg"),
 )
 MIN_SECONDS = 0.05  # two feature frames; less cannot hold a sound
 # A manifest's durations are rounded; of these formats, decoders differ about the ends.
@@ -25,6 +30,10 @@ _MISSING_SECONDS, _MISSING_SECONDS_OF = 0.1, {"MP3": 0.3, "OGG": 0.3}
 _BLOCK = 1 << 20  # samples that are decoded at a time
 # No codec here has more samples in a byte, even of silence: a header that says so is wrong.
 _MOST_SAMPLES_A_BYTE = 2000
+# What libsndfile notes of WAV and AIFF whose samples are fewer bytes than their header says. One
+# that was written to a pipe says about 2 or 4 GB.
+_CUT_SHORT = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.M)
+_PIPED_BYTES = 0x7FFF0000
 # Of the power that channels have when they have nothing in common: below, they cancel out.
 _CANCELLED = 0.1
 
@@ -44,6 +53,8 @@ Recording = str | os.PathLike | bytes  # a file's path, or the encoded recording
 def duration(path: Recording) -> float:
   """Seconds of a recording, from its header; counted where that does not know.
 
+  A file that is cut short has less, which is known when it is read.
+
   Raises:
     BrokenAudio: absent, unreadable or too short.
   """
@@ -52,6 +63,9 @@ def duration(path: Recording) -> float:
       frames, rate = file.frames, file.samplerate
       if is_wrong(frames, size):
         frames = sum(len(block) for block in blocks(file, None))
+      elif cut := _CUT_SHORT.search(file.extra_info):
+        said, there = map(int, cut.groups())
+        frames = frames * said // there if 0 < there < said < _PIPED_BYTES else frames
   except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(reason(path, error)) from error
   seconds = frames / max(rate, 1)

@@ -185,6 +185,54 @@ def test_parts_of_one_recording_in_several_manifests_have_names_of_their_own(tmp
   assert manifest.numbered(["x", "x", "x#2", "x#2"]) == ["x", "x#2", "x#2#2", "x#2#3"]
 
 
+@pytest.mark.parametrize(
+  ("form", "name"), [("WAV", "x.wav"), ("AIFF", "x.aiff"), ("WAV", "X.WAVE")]
+)
+def test_file_that_is_cut_short_is_as_long_as_its_header_says(tmp_path, form, name):
+  path = write(tmp_path / name, tone("abcab"), format=form)
+  path.write_bytes(path.read_bytes()[:5000])
+  assert audio.duration(path) == pytest.approx(1.0, abs=0.01)
+  write(tmp_path / "whole.wav")
+  source = open_source(tmp_path)
+  assert len(source) == 2
+  with pytest.raises(audio.BrokenAudio, match=r"holds 0.15 s of the 1.00 s expected"):
+    source.read(source.ids.index(name))
+
+
+@pytest.mark.parametrize(
+  ("row", "words"),
+  [
+    ('{"audio_filepath": "x.wav", "duration": 1' + "0" * 400 + "}", '"duration" is 1000'),
+    ("[" * 100_000, "not JSON"),
+    ('{"audio_filepath": "https://x.org/a.wav"}', "https://x.org/a.wav: only local paths"),
+    ('{"audio_filepath": "s3:///a.wav", "duration": 1}', "no bucket in it"),
+  ],
+)
+def test_rows_that_no_manifest_has(tmp_path, row, words):
+  (tmp_path / "m.jsonl").write_text(f"\n{row}\n")
+  with pytest.raises(UserError, match=f"m.jsonl:2: .*{words}"):
+    open_source(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF])
+def test_wav_of_a_pipe(tmp_path, size):
+  path = write(tmp_path / "x.wav", tone("abc"))
+  data = bytearray(path.read_bytes())
+  struct.pack_into("<I", data, 40, size)
+  path.write_bytes(data)
+  assert audio.duration(path) == pytest.approx(0.6)
+  assert len(audio.read(path)) == 9600
+
+
+def test_mpeg_layer_2_and_aifc_are_read(tmp_path):
+  frame = bytes([0xFF, 0xFD, 0x48, 0xC0]) + bytes(284)  # of silence: 64 kbit/s, 32 kHz, mono
+  (tmp_path / "x.mp2").write_bytes(frame * 50)
+  assert audio.duration(tmp_path / "x.mp2") == pytest.approx(1.8)
+  write(tmp_path / "x.aifc", format="AIFF")
+  (tmp_path / "film.wmv").write_bytes(b"x")
+  assert open_source(tmp_path).ids == ["x.aifc", "x.mp2"]
+
+
 @pytest.mark.parametrize("spec", ["", " ", ",", " , "])
 def test_a_name_of_nothing_is_not_the_current_folder(spec):
   with pytest.raises(UserError, match="it must be the name of a file, a folder or a corpus"):
