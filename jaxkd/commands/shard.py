@@ -1,6 +1,7 @@
 """jaxkd shard: any data packed into shards with one index, for millions of utterances."""
 
 import json
+import os
 import pathlib
 
 from jaxkd import buckets
@@ -60,7 +61,7 @@ def run(args) -> int:
   if args.verify:
     if args.data or args.out:
       raise UserError("--verify=DIR takes --drop alone, and no DATA or --out")
-    return _verify(pathlib.Path(args.verify).expanduser(), args.drop)
+    return _verify(pathlib.Path(os.path.expanduser(args.verify)), args.drop)
   if not args.data or not args.out:
     raise UserError("DATA and --out=DIR are needed, unless --verify=DIR is given")
   print(json.dumps(pack(args)))
@@ -73,8 +74,8 @@ def pack(args) -> dict:
   from jaxkd.data.corpora import Options
   from jaxkd.data.sources import open_source
 
-  folder = pathlib.Path(args.out).expanduser()
-  given = pathlib.Path(args.data).expanduser()
+  folder = pathlib.Path(os.path.expanduser(args.out))
+  given = pathlib.Path(os.path.expanduser(args.data))
   if packing.is_tars(given):
     return packing.totals(folder, packing.write_of_tars(given, folder, drop=args.drop))
   if args.drop:
