@@ -165,6 +165,8 @@ def test_tars_are_no_data_before_they_are_indexed(tmp_path):
     (["x"], "DATA and --out=DIR are needed"),
     (["x", "--verify=y"], "--verify=DIR takes --drop alone"),
     (["gone", "--out=z"], "gone: no such file or folder"),
+    (["~nobody-of-that-name/x", "--out=z"], "no such file or folder"),
+    ([",", "--out=z"], "data is ',': it must be the name"),
     (["--verify=gone"], "gone/index.json cannot be read"),
     (["shared", "--out=z", "--drop"], "--drop goes with"),
   ],
