@@ -77,7 +77,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
   """Exports; returns the exit status, 1 where a file does not say what the student says."""
-  if args.stream and args.to == "stablehlo":
+  if args.stream is not None and args.to == "stablehlo":
     raise UserError("--stream is of --to=onnx and --to=web, and not of --to=stablehlo")
   only_onnx = [name for name in ("int8", "fp16", "data") if getattr(args, name)]
   if only_onnx and args.to != "onnx":

@@ -130,10 +130,10 @@ def load(path: pathlib.Path, recipe: str) -> dict:
   try:
     loader.exec_module(module)
     grid = {"teachers": "one", "claims": []} | module.get_grid(recipe)
-    if grid["teachers"] not in ("one", "each"):
-      raise ValueError(f"teachers is {grid['teachers']!r}; it must be 'one' or 'each'")
     names = ("scales", "seeds", "variants", "teachers", "claims")
-    return {name: grid[name] for name in names}
+    grid = {name: grid[name] for name in names}
+    _check_types(grid)
+    return grid
   except Exception as error:  # whatever the file raises
     raise UserError(
       f"{path}: get_grid(recipe) must return a dict of scales, seeds and variants: "
@@ -141,16 +141,37 @@ def load(path: pathlib.Path, recipe: str) -> dict:
     ) from error
 
 
+def _check_types(grid: dict) -> None:
+  """Raises ValueError for what is no list of values where one must be."""
+  if grid["teachers"] not in ("one", "each"):
+    raise ValueError(f"teachers is {grid['teachers']!r}; it must be 'one' or 'each'")
+  lists = {name: grid[name] for name in ("scales", "seeds", "claims")}
+  variants = _pairs(grid["variants"])
+  for variant, varied in variants:
+    if not isinstance(varied, dict):
+      raise ValueError(f"variants: {variant} has {varied!r}; it must be a dict of fields, or {{}}")
+    lists |= {f"{variant}: {field}": values for field, values in varied.items()}
+  for name, values in lists.items():
+    if not isinstance(values, (tuple, list, range)):
+      raise ValueError(f"{name} is {values!r}; it must be a tuple or list of values")
+
+
+def _pairs(variants) -> list[tuple[str, dict]]:
+  """Name and fields of each variant; a name may come more than once."""
+  pairs = list(variants.items() if isinstance(variants, dict) else variants)
+  if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+    raise ValueError(f"variants is {variants!r}; it must be a dict of names and fields, or pairs")
+  return pairs
+
+
 def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: str) -> list[Cell]:
   """All runs, seeds outermost, so that an early stop leaves whole grids.
 
   Raises:
-    UserError: a variant, field or value that does not exist or fit.
+    UserError: a variant, field or value that does not exist or fit; two runs of one name.
   """
   cells = []
-  variants = grid["variants"]
-  pairs = variants.items() if isinstance(variants, dict) else variants
-  for seed, (variant, varied) in itertools.product(grid["seeds"], pairs):
+  for seed, (variant, varied) in itertools.product(grid["seeds"], _pairs(grid["variants"])):
     fields = dict(varied)
     first = _cell(variant, recipe, overrides, None, {}, seed, unlabelled)
     # A variant without distillation has no scale.
@@ -158,7 +179,23 @@ def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: st
     for scale, values in itertools.product(scales, itertools.product(*fields.values())):
       chosen = dict(zip(fields, values, strict=True))
       cells.append(_cell(variant, recipe, overrides, scale, chosen, seed, unlabelled))
+  _check_names(cells)
   return cells
+
+
+def _check_names(cells: list[Cell]) -> None:
+  """Each run has its own workdir."""
+  named: dict[str, Cell] = {}
+  for cell in cells:
+    other = named.setdefault(cell.name, cell)
+    if other is not cell:
+      own = [x for x in cell.arguments if x not in other.arguments]
+      its = [x for x in other.arguments if x not in cell.arguments]
+      what = f"{' '.join(its)} and {' '.join(own)}" if own or its else "it is there twice"
+      raise UserError(
+        f"two runs of the grid would have the workdir {cell.name} ({what}): names are made of the "
+        "values, and of data of its file's name: let these differ"
+      )
 
 
 def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled: str) -> Cell:
@@ -174,7 +211,8 @@ def _cell(variant, recipe, overrides, scale, fields: dict, seed: int, unlabelled
   parts += [] if scale is None else [f"scale{scale}"]
   train = config_lib.train_data(config).split(",")
   parts += ["+".join(pathlib.Path(spec).stem.rpartition(":")[2] for spec in train), f"s{seed}"]
-  return Cell("-".join(parts), tuple(given), config)
+  # A value may be a path.
+  return Cell("-".join(parts).replace("/", "-"), tuple(given), config)
 
 
 def chosen(cells: list[Cell], only: str) -> list[Cell]:
@@ -185,11 +223,13 @@ def chosen(cells: list[Cell], only: str) -> list[Cell]:
     only: beginnings of names, or patterns such as `*-s1`; "" for all cells.
 
   Raises:
-    UserError: a name that no cell has.
+    UserError: a name that no cell has, or no name.
   """
   if not only:
     return cells
-  wanted = only.split(",")
+  wanted = [name.strip() for name in only.split(",") if name.strip()]
+  if not wanted:
+    raise UserError(f"--only={only}: no name in it; leave it out for all runs")
   for name in wanted:
     if not any(_fits(cell, name) for cell in cells):
       names = ", ".join(cell.name for cell in cells)
@@ -224,7 +264,10 @@ def train_all(
 
   from jaxkd.training import assembly, loop
 
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--folder={folder} cannot be made: {error.strerror}") from error
   # Seeds differ in no program, and most variants in the train step alone.
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".programs"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

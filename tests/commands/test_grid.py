@@ -13,6 +13,7 @@ from jaxkd.config import overrides
 from jaxkd.errors import UserError
 
 GRIDS = corpus.ROOT / "configs" / "grids"
+GRID = "def get_grid(recipe):\n  return dict(seeds=(0,), scales={}, variants={})"
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,12 @@ def test_audio_without_transcripts_goes_to_runs_that_need_none():
     ("x = 1", "get_grid"),
     ("def get_grid(recipe):\n  return dict(scales=())", "must return a dict of scales, seeds"),
     ("def get_grid(recipe:", "SyntaxError"),
+    (GRID.format(0.5, {}), "scales is 0.5; it must be a tuple or list"),
+    (GRID.format((1.0,), {"keep": {"seed": 2}}), "keep: seed is 2; it must be a tuple or list"),
+    (GRID.format((1.0,), ["keep"]), "variants is .'keep'.; it must be a dict"),
+    (GRID.format((1.0,), {"keep": 3}), "variants: keep has 3; it must be a dict"),
+    (GRID.format((1.0,), {"keep": {"kd.loss": "kl"}}), "keep: kd.loss is 'kl'; it must be a tuple"),
+    (GRID.format((1.0,), 5), "TypeError"),
   ],
 )
 @pytest.mark.parametrize("name", ["mine.py", "README.md"])
@@ -92,6 +99,26 @@ def test_wrong_cells_are_one_line(variants, words):
     grid.cells_of(settings, "demo", (), "")
 
 
+def test_runs_of_one_name_are_refused():
+  for values in (("a/train.jsonl", "b/train.jsonl"), ("a/train.jsonl", "a/train.jsonl")):
+    settings = dict(scales=(1.0,), seeds=(0,), variants=[("symmetric", {"data.train": values})])
+    flags = ("--config.data.teacher_train=t.jsonl", "--config.data.train=t.jsonl")
+    with pytest.raises(UserError, match="two runs .* the workdir symmetric-scale1.0-train-s0 [(]"):
+      grid.cells_of(settings, "manifest", flags, "")
+
+
+def test_a_path_among_the_values_makes_no_folders():
+  settings = dict(scales=(1.0,), seeds=(0,), variants={"keep": {"teacher.source": ("runs/a",)}})
+  (cell,) = grid.cells_of(settings, "demo", (), "")
+  assert cell.name == "keep-sourceruns-a-scale1.0-unlabelled-s0"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="--folder=.*file/runs cannot be made: Not a directory"):
+    grid.train_all([], tmp_path / "file" / "runs")
+
+
 def test_only_some():
   cells = grid.cells_of(grid.load(GRIDS / "small.py", "demo"), "demo", (), "")
   assert grid.chosen(cells, "") == cells
@@ -103,6 +130,9 @@ def test_only_some():
   ]
   matched = [cell.name for cell in grid.chosen(cells, "*-n2-*1.0-*-s0,ctc")]
   assert matched == ["ctc-train-s0", "symmetric-n2-scale1.0-unlabelled-s0"]
+  assert [cell.name for cell in grid.chosen(cells, " ctc, ")] == ["ctc-train-s0"]
+  with pytest.raises(UserError, match="--only=,: no name in it"):
+    grid.chosen(cells, ",")
   with pytest.raises(
     UserError, match="no run's name begins with or fits 'symetric'; the runs: ctc-tr"
   ):
