@@ -18,8 +18,9 @@ from rich.text import Text
 
 from jaxkd import buckets
 
-err = Console(stderr=True)
-out = Console()
+# Names of files may look like rich's markup, or its emoji.
+err = Console(stderr=True, markup=False, emoji=False)
+out = Console(markup=False, emoji=False)
 _quiet = False
 
 
@@ -90,11 +91,11 @@ def progress(description: str, total: int, *, done: int = 0):
   bar = () if err.width < _NARROW else (BarColumn(bar_width=24),)
   progress_ = Progress(
     SpinnerColumn(),
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     *bar,
     MofNCompleteColumn(),
     _Times(),
-    TextColumn("{task.fields[notes]}"),
+    TextColumn("{task.fields[notes]}", markup=False),
     console=err,
     transient=True,
     disable=_quiet or not err.is_terminal,

@@ -276,7 +276,8 @@ def _targets(found: list[_Recording], args) -> list[pathlib.Path]:
   there = sum(target.exists() for target in named)
   if there and not args.overwrite:
     told = "those that would say something else are left as they are (--overwrite)"
-    console.err.print(f"{there} of {len(named)} transcripts are there: {told}", highlight=False)
+    told = f"{there} of {len(named)} transcripts are there: {told}"
+    console.err.print(told, highlight=False, soft_wrap=True)
   return targets
 
 

@@ -85,6 +85,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
   except Exception as error:  # whatever a config file or a value raises
     if isinstance(error, (AttributeError, KeyError)):
       _blame_unknown_field(config, argv)
+    _blame_value(config, argv)
     raise UserError(f"--config={path}: {_first_line(error)}") from error
   if not isinstance(config, ConfigDict) or "recipe" not in config:
     raise UserError(f"--config={path}: get_config must return what jaxkd.config.base() made")
@@ -163,6 +164,30 @@ def _blame_unknown_field(config, argv: list[str]) -> None:
           block[field] = ""
         config_lib.check(config)
       block = block[field]
+
+
+def _blame_value(config, argv: list[str]) -> None:
+  """Raises a UserError for the first --config.a.b=VALUE whose value is none of its field."""
+  for flag in _field_flags(argv) if isinstance(config, ConfigDict) else ():
+    name, _, value = flag.lstrip("-").partition("=")
+    try:
+      _parsed(config.copy_and_resolve_references(), [argv[0], flag])
+    except Exception as error:  # whatever absl and ml_collections raise
+      raise UserError(f"{name} is {value!r}: {_wanted(name, value, config)}") from error
+
+
+def _wanted(name: str, value: str, config: ConfigDict) -> str:
+  """What a field of a config, or a block, must be."""
+  node, block = fields.FIELDS, config
+  for part in name.split(".")[1:]:
+    known = node.of(block["name"]) if isinstance(node, schema.Kinds) else node.fields
+    node, block = known[part], block[part]
+  if isinstance(node, schema.Field):
+    return f"it must be {schema.allowed(node)}"
+  if isinstance(node, schema.Kinds):
+    flag = f"--{name}.name={value if value in node.kinds else 'KIND'}"
+    return f"it is a block, whose kind is {flag}: {', '.join(node.kinds)}"
+  return f"it is a block, whose fields are flags: --{name}.FIELD=VALUE of {', '.join(node.fields)}"
 
 
 def _config_flags(argv: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """One command line: verbs, their help, and mistakes that are one line and leave nothing behind."""
 
+import io
 import json
 import os
 import pathlib
@@ -160,6 +161,18 @@ def test_values_may_stand_behind_a_space(monkeypatch):
     assert config.kd.selection.n == 4 and config.training.remat is True, given
   fields, rest = line.split_fields(["small", "--config.a", "-1.5", "--config.b= '", "--only=x"])
   assert fields == ["--config.a=-1.5", "--config.b= '"] and rest == ["small", "--only=x"]
+
+
+def test_names_that_look_like_markup_are_shown(monkeypatch):
+  for shown in (console.out, console.err):
+    with shown.capture() as found:
+      shown.print("x[/b]y [old] :cat:")
+    assert found.get() == "x[/b]y [old] :cat:\n"
+  told = io.StringIO()
+  monkeypatch.setattr(console, "err", console.Console(file=told, force_terminal=True, width=120))
+  with console.progress("opening x[/b]y [old]", 3) as update:
+    update(note="a[/i]")
+  assert "opening x[/b]y [old]" in told.getvalue() and "note a[/i]" in told.getvalue()
 
 
 def test_dashes_are_as_good_as_underscores():
