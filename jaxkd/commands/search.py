@@ -3,7 +3,8 @@
 Searches greedily, by prefix beam, with a lexicon, and with a lexicon and a word language model.
 What weighs the parts is tuned on dev and then fixed for test. Writes search.json,
 hypotheses/<split>.<model>.search.jsonl and, with --lm=train, lm.arpa into the workdir, and prints
-a table.
+a table. What is found on other data than the run's own has that data's fingerprint in its files'
+names, search-1a2b3c4d.json, and is in no report.
 """
 
 import dataclasses
@@ -90,7 +91,8 @@ example:
   add(
     "--data",
     default=default.data,
-    help="decoded instead of the run's test data: a manifest or corpus:split",
+    help="decoded instead of the run's test data, into files of another name: a manifest or "
+    "corpus:split",
   )
   tuned = parser.add_argument_group("tuned on dev, each a list")
   for name, told in {
@@ -123,12 +125,12 @@ def run(args) -> int:
     search=lexicon_lib.Options(args.beam, args.token_beam, args.threshold),
     **{name: getattr(args, name) for name in names},
   )
-  show(search(buckets.output(args.workdir), settings), args.workdir)
+  show(*search(buckets.output(args.workdir), settings))
   return 0
 
 
-def search(folder: pathlib.Path, settings: Settings) -> dict:
-  """Searches with the models of a workdir; writes search.json and returns it.
+def search(folder: pathlib.Path, settings: Settings) -> tuple[dict, pathlib.Path]:
+  """Searches with the models of a workdir; returns what it writes, and the path of that.
 
   Args:
     folder: workdir of a finished run.
@@ -147,15 +149,18 @@ def search(folder: pathlib.Path, settings: Settings) -> dict:
   models, splits = opened.models(settings.models), opened.splits(settings.data)
   _check_tuning(settings, splits)
   tools = make_tools(settings, opened, folder)
+  other = settings.data not in ("", opened.config.data.test)
+  mark = f"-{splits['test'].fingerprint()[:8]}" if other else ""
   found = {"data": {split: source.name for split, source in splits.items()}}
   found |= facts(tools, settings, splits)
   for name in models:
     block, rows = _search_model(name, opened, splits, tools, settings)
     found[name] = block
     for split, hypotheses in rows.items():
-      files.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search.jsonl", hypotheses)
-  files.write_json(folder / SEARCHED, found)
-  return found
+      files.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search{mark}.jsonl", hypotheses)
+  path = (folder / SEARCHED).with_stem(pathlib.Path(SEARCHED).stem + mark)
+  files.write_json(path, found)
+  return found, path
 
 
 def _check_tuning(settings: Settings, splits: dict) -> None:
@@ -323,11 +328,11 @@ def _tune(search, prior, dev, settings: Settings, kind: str, name: str):
   return points[best], rows
 
 
-def show(found: dict, folder: pathlib.Path) -> None:
-  """Prints the table of a search.json on standard output."""
+def show(found: dict, path: pathlib.Path) -> None:
+  """Prints the table of a search.json in a workdir on standard output."""
   from rich.table import Table
 
-  table = Table(title=f"{buckets.name(folder)} · search", title_justify="left")
+  table = Table(title=f"{buckets.name(path.parent)} · search", title_justify="left")
   for heading in ("", "search", "dev WER %", "test WER %", "test CER %", "RTF"):
     table.add_column(heading, justify="left" if heading in ("", "search") else "right")
   names = {
@@ -349,7 +354,7 @@ def show(found: dict, folder: pathlib.Path) -> None:
     for model in MODELS
     if model in found
   ]
-  for fact in [*facts, f"results: {folder / 'search.json'}"]:
+  for fact in [*facts, f"results: {buckets.name(path)}"]:
     console.out.print(fact, highlight=False, markup=False, soft_wrap=True)
 
 

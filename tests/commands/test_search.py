@@ -17,6 +17,8 @@ from jaxkd import console
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
+from jaxkd.data import corpora
+from jaxkd.data.sources import open_source
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
 from jaxkd.inference.search.lexicon import LexiconSearch, Options, open_lm, read_words, spell
@@ -295,10 +297,10 @@ def lab(tmp_path_factory):
   return folder
 
 
-def command(lab, *more: str, name: str = "student") -> dict:
+def command(lab, *more: str, name: str = "student", file: str = "search.json") -> dict:
   given = ["search", f"--workdir={lab / name}", "--lm_weights=0.5,1", "--prior_scales=0,0.5", *more]
   assert command_line.main(given) == 0
-  return json.loads((lab / name / "search.json").read_text())
+  return json.loads((lab / name / file).read_text())
 
 
 def without_times(found: dict) -> dict:
@@ -308,8 +310,8 @@ def without_times(found: dict) -> dict:
   }
 
 
-def rows(lab, model: str, split: str = "test") -> list[dict]:
-  path = lab / "student" / "hypotheses" / f"{split}.{model}.search.jsonl"
+def rows(lab, model: str, split: str = "test", mark: str = "") -> list[dict]:
+  path = lab / "student" / "hypotheses" / f"{split}.{model}.search{mark}.jsonl"
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -357,8 +359,15 @@ def test_gaps_between_lexicon_model_and_data_are_counted(lab, tmp_path, caplog, 
   lm = language_model(tmp_path / "lm.arpa", ["A C", "B A"], 2)
   given = (f"--lm={lm.path}", f"--lexicon={tmp_path / 'words.txt'}", "--model=student")
   with caplog.at_level("WARNING", "jaxkd"):
-    found = command(lab, *given, f"--data={lab / 'dev.jsonl'}")
-  spoken_words = " ".join(row["reference"] for row in rows(lab, "student")).split()
+    own = command(lab, *given, f"--data={lab / 'test.jsonl'}")  # the run's
+    kept = rows(lab, "student")
+    mark = "-" + open_source(str(lab / "dev.jsonl"), corpora.Options()).fingerprint()[:8]
+    other = dict(file=f"search{mark}.json")
+    found = command(lab, *given, f"--data={lab / 'dev.jsonl'}", **other)
+  # What is found on other data is not taken for the run's own.
+  assert json.loads((lab / "student" / "search.json").read_text()) == own
+  assert rows(lab, "student") == kept
+  spoken_words = " ".join(row["reference"] for row in rows(lab, "student", mark=mark)).split()
   rate = round(spoken_words.count("c") / len(spoken_words), 6)
   assert found["lexicon"] == {
     "words": 3,
