@@ -124,8 +124,9 @@ def _stream(args) -> int:
   from jaxkd.data.audio import BrokenAudio
   from jaxkd.inference import live, recogniser
 
-  extra = ("format", "lexicon", "lm", "phrases")
-  if given := next((name for name in extra if getattr(args, name)), None):
+  extra = {name: getattr(args, name) for name in ("format", "lexicon", "lm", "phrases")}
+  extra["beam"] = args.beam > 1
+  if given := next((name for name, value in extra.items() if value), None):
     raise UserError(f"--{given} needs what comes later: leave it out with --stream")
   with contextlib.ExitStack() as stack:
     found = _streams(args.inputs, stack)

@@ -56,7 +56,8 @@ def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen:
         files.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
   if mesh.is_first():
     # What a search found was of the model before, where the run went on for more epochs.
-    (run.workdir / SEARCHED).unlink(missing_ok=True)
+    for path in run.workdir.glob(f"{pathlib.Path(SEARCHED).stem}*.json"):
+      path.unlink()
     files.write_json(run.workdir / "results.json", found)
   return found
 

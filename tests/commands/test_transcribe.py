@@ -207,6 +207,7 @@ def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
     (["{lab}/run", "-", "--stream=320ms"], "run cannot hear streams: features.kind is logmel"),
     (["{lab}/streaming", "-", "--stream=30ms"], "must be a multiple of a frame, 40 ms"),
     (["{lab}/streaming", "-", "--stream=40ms", "--format=srt"], "--format needs what comes later"),
+    (["{lab}/streaming", "-", "--stream=40ms", "--beam=8"], "--beam needs what comes later"),
   ],
 )
 def test_mistakes_are_one_line(lab, flags, words):
