@@ -36,7 +36,7 @@ from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
 from jaxkd.teacher import sources as teachers
 from jaxkd.teacher.stored import Stored
-from jaxkd.training import batches, optim, workdir
+from jaxkd.training import advice, batches, optim, workdir
 from jaxkd.training import objective as objective_lib
 from jaxkd.training.objective import Objective
 from jaxkd.training.run import Blueprint, Data, Run
@@ -46,9 +46,6 @@ from jaxkd.types import HYPOTHESES, SAMPLE_RATE_HZ, TRANSCRIPTS
 log = logging.getLogger(__name__)
 NBEST = "nbest.jsonl"
 _LONGEST_SECONDS = 600.0  # of an utterance that is heard at once
-# Training on more with the smallest models is worth a line.
-_TINY_HOURS = 10.0
-_MUCH_PADDING = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +237,7 @@ def _open_data(config: ConfigDict, opened: dict) -> Data:
   limits = Limits(config.data.min_seconds, config.data.max_seconds)
   train = split(config_lib.train_data(config), limits)
   _check_longest(train, limits)
-  _advise_size(config.recipe, train)
+  advice.size(config.recipe, train)
   return Data(train, split(config.data.dev), split(config.data.test))
 
 
@@ -252,22 +249,6 @@ def _check_longest(train: Source, limits: Limits) -> None:
       f"config.data.max_seconds is {limits.max_seconds:g}, and {train.name} has an utterance of "
       f"{longest:.0f} s, which training would hear at once: at most {_LONGEST_SECONDS:g} s; with a "
       "lower one, what is longer is left out, or heard in pieces where it has no transcript"
-    )
-
-
-def _advise_size(recipe: str, train: Source) -> None:
-  """Says what else there is, where much is to be learnt by the smallest models."""
-  data, size = config_lib.parts(recipe)
-  hours = float(train.durations.sum()) / 3600
-  if size == "tiny" and hours > _TINY_HOURS:
-    others = [f"{name} ({s.about})" for name, s in config_lib.SIZES.items() if name != "tiny"]
-    log.warning(
-      "%s has %.0f hours, and this recipe's models are tiny: --config=VARIANT:%s-SIZE with %s can "
-      "learn more from so much",
-      train.name,
-      hours,
-      data,
-      ", ".join(others),
     )
 
 
@@ -336,7 +317,7 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   if isinstance(teacher, AcousticModel):
     teacher = rounding.lightened(teacher, config.dtype)
   if isinstance(teacher, Stored):
-    _advise_lacking(teacher, data)
+    advice.lacking(teacher, data)
   objective = _objective(made, teacher, teacher_source)
   blueprint = _blueprint(made, objective, teacher)
   nbest = None
@@ -361,8 +342,8 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   if spelling is not None and None in data.train.texts:
     plan_options["apart"] = np.array([text is None for text in data.train.texts])
   first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
-  _advise_padding(first.padding_rate(data.train.durations), training.buckets)
-  _advise_filler(shapes, devices.size)
+  advice.padding(first.padding_rate(data.train.durations), training.buckets)
+  advice.filler(shapes, devices.size)
   optimizer, schedule = optim.of_training(training, len(first), blueprint.frozen)
   return Run(
     workdir=made.folder,
@@ -463,44 +444,6 @@ def _labels_per_second(source: Source, spelling: Spelling | None, nbest: Hypothe
   if nbest is not None:
     counts = np.maximum(counts, nbest.longest() + 1)
   return float((counts / source.durations).max())
-
-
-def _advise_lacking(teacher: Stored, data: Data) -> None:
-  """Says where a store cannot speak for its teacher."""
-  for source in (data.dev, data.test):
-    if source is not None and not teacher.has(source):
-      log.warning(
-        "%s has not all of %s: there are no figures of the teacher on it",
-        teacher.source,
-        source.name,
-      )
-
-
-def _advise_padding(rate: float, buckets: int) -> None:
-  if rate > _MUCH_PADDING:
-    log.warning(
-      "%.0f %% of the training batches are padding: more than config.training.buckets=%d, "
-      "config.training.join_seconds, or another config.data.max_seconds make it less",
-      100 * rate,
-      buckets,
-    )
-
-
-def _advise_filler(shapes: tuple[plan.Shape, ...], devices: int) -> None:
-  """Says which batches would fill the devices, where rows without audio are many."""
-  rows = np.array([[shape.rows, mesh.padded_rows(shape.rows, devices)] for shape in shapes])
-  filler = 1 - rows[:, 0] / rows[:, 1]
-  worst = int(filler.argmax())
-  if filler[worst] > _MUCH_PADDING:
-    seconds = int(np.ceil(rows[worst, 1] * shapes[worst].seconds))
-    log.warning(
-      "batches of %d rows of %.1f s are filled up to %d, one for each device at least: "
-      "config.training.batch_seconds=%d fills them with audio",
-      rows[worst, 0],
-      shapes[worst].seconds,
-      rows[worst, 1],
-      seconds,
-    )
 
 
 def _eval_shapes(

@@ -22,7 +22,7 @@ from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import families
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
-from jaxkd.training import assembly, optim
+from jaxkd.training import optim
 from jaxkd.training import step as step_lib
 from jaxkd.types import Batch
 
@@ -283,7 +283,7 @@ def test_shards_load_the_rows_of_the_plan_and_nothing_twice(shards):
   ("rows", "devices", "said"), [(10, 8, True), (8, 8, False), (15, 8, False)]
 )
 def test_batches_that_are_mostly_filler_are_spoken_of(caplog, rows, devices, said):
-  assembly._advise_filler((Shape(rows, 160_000, 0), Shape(80, 16_000, 0)), devices)
+  advice.filler((Shape(rows, 160_000, 0), Shape(80, 16_000, 0)), devices)
   lines = [record.getMessage() for record in caplog.records]
   assert lines == [LINE] * said
 
