@@ -22,7 +22,7 @@ from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import families
 from jaxkd.models.huggingface import weights as port
 from jaxkd.models.wav2vec2 import Wav2Vec2CTC
-from jaxkd.training import optim
+from jaxkd.training import advice, optim
 from jaxkd.training import step as step_lib
 from jaxkd.types import Batch
 
