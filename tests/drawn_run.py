@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from jaxkd import files
+from jaxkd import files, workdirs
 from jaxkd.labels import characters
 from jaxkd.models import kept, parameters, registry
 
@@ -20,7 +20,7 @@ def save(folder: pathlib.Path, config, results: dict) -> pathlib.Path:
   folder.mkdir(parents=True)
   like = model.structure(len(vocabulary.symbols))[1]
   parameters.save_params(folder / kept.FINAL, jax.tree.map(drawn, like))
-  vocabulary.save(folder / kept.VOCABULARY)
+  vocabulary.save(folder / workdirs.LABELS)
   files.write_json(folder / "config.json", json.loads(json.dumps(config.to_dict())))
   files.write_json(folder / "results.json", results)
   return folder

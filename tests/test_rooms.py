@@ -16,6 +16,7 @@ ROOMS = (
   ("masks", "errors"),
   ("files",),
   ("buckets",),
+  ("workdirs",),
   ("console",),
   ("losses",),
   ("selection",),

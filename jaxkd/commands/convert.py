@@ -5,7 +5,7 @@ import logging
 import pathlib
 import shutil
 
-from jaxkd import buckets, console, files
+from jaxkd import buckets, console, files, workdirs
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def run(args) -> int:
     from jaxkd.models.huggingface import hub
 
     hub.check_can_push(args.push)
-  if (source / "results.json").exists():
+  if workdirs.is_finished(source):
     target = target or buckets.output(source / "huggingface")
     written = share(source, target, args.push or "")
     if args.push:
@@ -98,7 +98,7 @@ def share(source: pathlib.Path, target: pathlib.Path, name: str) -> list[pathlib
   from jaxkd.models.huggingface import students
   from jaxkd.report import card
 
-  if (target / "results.json").exists():
+  if workdirs.is_finished(target):
     raise UserError(f"{target} is a workdir, whose config.json would be lost: take another folder")
   found = kept.read(source)
   architecture, vocabulary = found.architecture, found.vocabulary

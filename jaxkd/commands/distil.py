@@ -12,7 +12,7 @@ import pathlib
 import re
 import shlex
 
-from jaxkd import buckets, files
+from jaxkd import buckets, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.commands import line, train
 from jaxkd.errors import UserError
@@ -83,7 +83,7 @@ def run(args) -> int:
 
 def _take_back(folder: pathlib.Path, lists: tuple[str, str], absent: list[pathlib.Path]) -> None:
   """Removes held-out lists that no run has, and the folders that were made for them."""
-  path = folder / "config.json"
+  path = folder / workdirs.CONFIG
   if path.exists() and files.read_json(path, dict).get("data", {}).get("train") == lists[0]:
     return
   for name in lists:

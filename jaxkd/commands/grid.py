@@ -13,7 +13,7 @@ import time
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from jaxkd import buckets, console
+from jaxkd import buckets, console, workdirs
 from jaxkd import config as config_lib
 from jaxkd.commands import line
 from jaxkd.config import overrides as overrides_lib
@@ -84,7 +84,7 @@ def run(args) -> int:
   mesh.start_processes()
   failed = train_all(cells, folder, each_its_teacher=grid["teachers"] == "each")
   if mesh.is_first():
-    runs, out = sorted(p.parent for p in folder.glob("*/config.json")), folder / "report"
+    runs, out = sorted(p.parent for p in folder.glob(f"*/{workdirs.CONFIG}")), folder / "report"
     found = report.write(runs, buckets.output(out), claims=grid["claims"])
     console.out.print(
       f"report: {buckets.name(found)}", highlight=False, markup=False, soft_wrap=True

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxkd import buckets
+from jaxkd import buckets, workdirs
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -298,9 +298,5 @@ def milliseconds(given: str) -> int:
 def finished_run(given: str) -> pathlib.Path:
   """A type of arguments: the workdir of a finished run, looked at before JAX is loaded."""
   folder = buckets.here(given)
-  if not (folder / "results.json").exists():
-    raise UserError(
-      f"{buckets.name(folder)} is not the workdir of a finished run (no results.json): run it to "
-      "its end first"
-    )
+  workdirs.check_finished(folder)
   return folder

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from jaxkd import buckets, console, files
+from jaxkd import buckets, console, files, workdirs
 from jaxkd.commands import line
 from jaxkd.errors import UserError
 from jaxkd.inference.search import lexicon as lexicon_lib
@@ -141,7 +141,6 @@ def search(folder: pathlib.Path, settings: Settings) -> tuple[dict, pathlib.Path
       parse; nothing to tune on.
   """
   from jaxkd.inference.finished import FinishedRun
-  from jaxkd.training.results import SEARCHED
   from jaxkd.training.workdir import check_usable
 
   check_usable(folder)  # before the work whose results are written there
@@ -158,7 +157,8 @@ def search(folder: pathlib.Path, settings: Settings) -> tuple[dict, pathlib.Path
     found[name] = block
     for split, hypotheses in rows.items():
       files.write_jsonl(folder / "hypotheses" / f"{split}.{name}.search{mark}.jsonl", hypotheses)
-  path = (folder / SEARCHED).with_stem(pathlib.Path(SEARCHED).stem + mark)
+  path = folder / workdirs.SEARCHED
+  path = path.with_stem(path.stem + mark)
   files.write_json(path, found)
   return found, path
 

@@ -10,7 +10,7 @@ import textwrap
 
 from ml_collections import ConfigDict
 
-from jaxkd import buckets, console, files
+from jaxkd import buckets, console, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.commands import line
 from jaxkd.config import overrides
@@ -113,14 +113,14 @@ def show_fields(recipe: str) -> None:
 
 def next_steps(workdir: pathlib.Path) -> list[str]:
   """Commands that use a finished run, to be pasted where this one was given."""
-  config = files.read_json(workdir / "config.json")
+  config = files.read_json(workdir / workdirs.CONFIG)
   here, data = shlex.quote(buckets.name(workdir)), config["data"]
   steps = [f"transcribe {here} RECORDING.wav"]
   if config["student"]["name"] == "conformer" and importlib.util.find_spec("onnxruntime"):
     steps.append(f"export {here} --int8")
   if other := data["dev"] or data["test"]:
     steps.append(f"evaluate --workdir={here} --data={shlex.quote(other)}")
-  found = files.read_json(workdir / "results.json", kind=dict)
+  found = files.read_json(workdir / workdirs.RESULTS, kind=dict)
   if rates := _rates(found):  # a search is for transcribed data
     has_lm = _has_transcripts(found, config, workdir) and importlib.util.find_spec("flashlight")
     tunable = "dev" in rates and has_lm
@@ -139,7 +139,7 @@ def _rates(results: dict) -> list[str]:
 def _has_transcripts(results: dict, config: dict, workdir: pathlib.Path) -> bool:
   """Whether a run, or its teacher's, learnt from transcripts, of which a language model is made."""
   teachers = (results.get("teacher_workdir") or "").split(",")
-  of_runs = [name for name in teachers if name and (workdir / name / "results.json").exists()]
+  of_runs = [name for name in teachers if name and workdirs.is_finished(workdir / name)]
   return bool(of_runs) or config_lib.reads_transcripts(ConfigDict(config["kd"]))
 
 
@@ -147,10 +147,10 @@ def _comparable(workdir: pathlib.Path) -> str:
   """The workdirs beside one, by a pattern, where a report can hold them together; else it alone."""
 
   def test(folder: pathlib.Path):
-    return files.read_json(folder / "data.json").get("test", {}).get("fingerprint")
+    return files.read_json(folder / workdirs.DATA).get("test", {}).get("fingerprint")
 
-  beside = [p.parent for p in workdir.absolute().parent.glob("*/results.json")]
-  if all((f / "data.json").exists() and test(f) == test(workdir) for f in beside):
+  beside = [p.parent for p in workdir.absolute().parent.glob(f"*/{workdirs.RESULTS}")]
+  if all((f / workdirs.DATA).exists() and test(f) == test(workdir) for f in beside):
     parent = buckets.name(workdir.parent)
     return "./*" if parent == "." else f"{shlex.quote(parent)}/*"
   return shlex.quote(buckets.name(workdir))

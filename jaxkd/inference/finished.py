@@ -7,7 +7,7 @@ import pathlib
 import jax
 import numpy as np
 
-from jaxkd import buckets, files
+from jaxkd import buckets, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Source, open_source
@@ -47,7 +47,7 @@ class FinishedRun:
     self.folder = folder
     self.kept = kept.read(folder)
     self.config = self.kept.config
-    self.results = files.read_json(folder / "results.json", kind=dict)
+    self.results = files.read_json(folder / workdirs.RESULTS, kind=dict)
     self.devices = mesh_lib.make_mesh() if devices is None else devices
 
   @property
@@ -127,7 +127,7 @@ class FinishedRun:
     if None not in self.train.texts:
       return self.train.texts, self.train.name
     for source in sources.members(self.teacher_source) if self.teacher_source else ():
-      if (buckets.here(source) / "results.json").exists():
+      if workdirs.is_finished(buckets.here(source)):
         data = FinishedRun(buckets.here(source), self.devices).train
         if None not in data.texts:
           return data.texts, data.name

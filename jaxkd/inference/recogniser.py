@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from jaxkd import buckets
+from jaxkd import buckets, workdirs
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
@@ -126,18 +126,18 @@ def load(source: str | os.PathLike, model: str = "student", *, language: str = "
   """
   source = os.fspath(source)
   folder = buckets.here(source)
-  ours = any((folder / name).exists() for name in ("results.json", exported.FACTS))
-  if ours and language:
+  is_run, is_exported = workdirs.is_finished(folder), (folder / exported.FACTS).exists()
+  if (is_run or is_exported) and language:
     raise UserError(f"{source} has one vocabulary, and none of the language {language!r}")
   devices = mesh.make_mesh()
-  if (folder / "results.json").exists():
+  if is_run:
     found = FinishedRun(folder, devices).models((model,))[model]
     if isinstance(found, Stored):
       raise UserError(f"{_hears_none(found)}, or --model=student")
     return Recogniser(found, source)
   if model != "student":
     raise UserError(f"{source} is no finished run, so it has no teacher beside it")
-  if (folder / exported.FACTS).exists():
+  if is_exported:
     return Recogniser(exported.ExportedModel(folder), source)
   found = sources.find(source, pool=1, dtype="float32", language=language, named="")
   if isinstance(found, Stored):

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
-from jaxkd import files
+from jaxkd import files, workdirs
 from jaxkd.devices import sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
@@ -18,7 +18,6 @@ from jaxkd.models.registry import Architecture
 
 FINAL = pathlib.Path("checkpoints", "final")
 DESCRIPTION = "huggingface.json"
-VOCABULARY = "labels.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +60,13 @@ def read(folder: pathlib.Path) -> Kept:
   Raises:
     UserError: not the workdir of a finished run, or one that cannot be read.
   """
-  if not (folder / "results.json").exists():
-    raise UserError(
-      f"{folder} is not the workdir of a finished run (no results.json): run it to its end first"
-    )
-  vocabulary = Vocabulary.load(folder / VOCABULARY)
+  workdirs.check_finished(folder)
+  vocabulary = Vocabulary.load(folder / workdirs.LABELS)
   try:
-    config = config_lib.upgrade(files.read_json(folder / "config.json", kind=dict))
+    config = config_lib.upgrade(files.read_json(folder / workdirs.CONFIG, kind=dict))
   except UserError as error:
     told = str(folder) in str(error)
-    raise error if told else UserError(f"{folder / 'config.json'}: {error}") from error
+    raise error if told else UserError(f"{folder / workdirs.CONFIG}: {error}") from error
   description = None
   if config.student.name == "huggingface":
     description = files.read_json(folder / DESCRIPTION)

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 
 from jaxkd import config as config_lib
-from jaxkd import files
+from jaxkd import files, workdirs
 from jaxkd.devices import sharding
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.models import registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.huggingface import tensors, weights
-from jaxkd.models.kept import VOCABULARY, Kept
+from jaxkd.models.kept import Kept
 from jaxkd.models.registry import Architecture
 from jaxkd.types import SAMPLE_RATE_HZ
 
@@ -80,7 +80,7 @@ def save(folder: pathlib.Path, kept: Kept, params) -> list[pathlib.Path]:
   }
   path = tensors.write(folder, {_name(p): np.asarray(x) for p, x in _leaves(params)}, "flax")
   files.write_json(folder / "config.json", described)
-  return [path, folder / "config.json", *kept.vocabulary.save(folder / VOCABULARY)]
+  return [path, folder / "config.json", *kept.vocabulary.save(folder / workdirs.LABELS)]
 
 
 def is_one(folder: pathlib.Path) -> bool:
@@ -105,7 +105,7 @@ def read(folder: pathlib.Path) -> Shared:
     config = _config(stored)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
-  vocabulary = Vocabulary.load(folder / VOCABULARY)
+  vocabulary = Vocabulary.load(folder / workdirs.LABELS)
   architecture = registry.architecture(config.student, config.features, dtype=config.dtype)
   return Shared(folder, vocabulary, architecture, *architecture.structure(len(vocabulary.symbols)))
 

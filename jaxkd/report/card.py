@@ -6,7 +6,7 @@ import os
 import pathlib
 import shlex
 
-from jaxkd import buckets, console, files
+from jaxkd import buckets, console, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.errors import UserError
 from jaxkd.inference import error_rates, finished
@@ -45,7 +45,7 @@ def text(kept: Kept, parameters: int, name: str = "") -> str:
     parameters: numbers in its model.
     name: ORG/NAME on the hub; "" for a folder that is called as its finder likes.
   """
-  results = files.read_json(kept.folder / "results.json", kind=dict)
+  results = files.read_json(kept.folder / workdirs.RESULTS, kind=dict)
   run = collect.read(kept.folder)
   facts = _Facts(kept, results, run if isinstance(run, collect.Run) else None, parameters)
   title = name.rpartition("/")[2] or kept.folder.absolute().name
@@ -168,7 +168,7 @@ def _teacher(facts: _Facts) -> str:
 
 def _trained(teacher: str) -> str:
   """What a teacher was trained on, where it is a workdir that is still there."""
-  path = buckets.here(teacher) / "results.json"
+  path = buckets.here(teacher) / workdirs.RESULTS
   try:
     train = files.read_json(path, kind=dict)["train"] if path.exists() else {}
     return f"trained on {_long(train['hours'])} of {_public(train['name'])}" if train else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from jaxkd import buckets, files
+from jaxkd import buckets, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.errors import UserError
 
@@ -75,13 +75,13 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
   """A finished run's workdir, or why it is none."""
   if not folder.is_dir():
     return LeftOut(folder, "not a folder" if folder.exists() else "no such folder")
-  if not (folder / "config.json").exists():
+  if not (folder / workdirs.CONFIG).exists():
     return LeftOut(folder, "not a workdir: no config.json")
   try:
-    config = files.read_json(folder / "config.json")
+    config = files.read_json(folder / workdirs.CONFIG)
     if not isinstance(config, dict) or not {"recipe", "kd", "seed"} <= config.keys():
       return LeftOut(folder, "not a workdir: its config.json is another program's")
-    if not (folder / "results.json").exists():
+    if not workdirs.is_finished(folder):
       return LeftOut(folder, _unfinished(folder, config))
     found = _finished(folder, reproducing(config))
     wanted = found.config["training.epochs"]
@@ -93,7 +93,7 @@ def read(folder: pathlib.Path) -> Run | LeftOut:
 
 
 def _finished(folder: pathlib.Path, config: dict) -> Run:
-  results = files.read_json(folder / "results.json", kind=dict)
+  results = files.read_json(folder / workdirs.RESULTS, kind=dict)
   hypotheses = {}
   for split in (s for s in SPLITS if s in results):
     for model in (m for m in MODELS if m in results[split]):
@@ -105,17 +105,18 @@ def _finished(folder: pathlib.Path, config: dict) -> Run:
         raise UserError(f"hypotheses/{split}.{model}.jsonl: a row lacks {error}") from error
   if not {"variant", "seed", "train"} <= results.keys():
     raise UserError("results.json lacks variant, seed or train")
-  more = {name: _optional(folder / f"{name}.json") for name in ("data", "labels", "search")}
-  facts = (more["data"] or {}).get("train", {})
+  beside = (workdirs.DATA, workdirs.LABELS, workdirs.SEARCHED)
+  data, labels, searched = (_optional(folder / name) for name in beside)
   return Run(
     folder,
     config,
     results,
-    facts.get("fingerprint") or json.dumps(results["train"], sort_keys=True),
-    (more["labels"] or {}).get("kind", "characters"),
+    (data or {}).get("train", {}).get("fingerprint")
+    or json.dumps(results["train"], sort_keys=True),
+    (labels or {}).get("kind", "characters"),
     hypotheses,
     [_with_named_terms(row, config) for row in _metrics(folder)],
-    more["search"],
+    searched,
   )
 
 
@@ -131,7 +132,7 @@ def _optional(path: pathlib.Path) -> dict | None:
 
 
 def _metrics(folder: pathlib.Path) -> list[dict]:
-  path = folder / "metrics.jsonl"
+  path = folder / workdirs.METRICS
   return files.read_jsonl(path, growing=True) if path.exists() else []
 
 
@@ -143,10 +144,9 @@ def _with_named_terms(row: dict, config: dict) -> dict:
 
 def _unfinished(folder: pathlib.Path, config: dict) -> str:
   """How far a run has come."""
-  saved = [int(p.name) for p in (folder / "checkpoints/last").glob("*") if p.name.isdigit()]
   rows = _metrics(folder)
   last = rows[-1] if rows else {}
-  step = max([*saved, last.get("step", 0)])
+  step = max([*workdirs.saved_steps(folder), last.get("step", 0)])
   epochs = config.get("training", {}).get("epochs", "?")
   if not step:
     return "unfinished: no update logged or saved yet"

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxkd import buckets, files, teacher
+from jaxkd import buckets, files, teacher, workdirs
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary, check_same
 from jaxkd.models import kept, shared
@@ -120,7 +120,7 @@ def fingerprint(source: str) -> str:
   for name in members(source):
     folder = buckets.here(name)
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    there = [path for path in (folder / "results.json", *weights) if path.exists()]
+    there = [path for path in (folder / workdirs.RESULTS, *weights) if path.exists()]
     digest.update(repr([path.name for path in there] or name).encode())
     for path in there:
       with path.open("rb") as file:
@@ -150,7 +150,7 @@ def _is_huggingface(source: str, named: str) -> bool:
     UserError: it is neither.
   """
   folder = buckets.here(source)
-  if (folder / "results.json").exists():
+  if workdirs.is_finished(folder):
     return False
   if not folder.is_dir():
     if source.count("/") == 1 and not folder.parent.is_dir():

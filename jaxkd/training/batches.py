@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxkd import files
+from jaxkd import files, workdirs
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
 
@@ -63,7 +63,7 @@ def _recorded(workdir: pathlib.Path, wanted: Budget) -> Budget:
   if not mesh.is_first():
     return wanted
   path = workdir / FILE
-  if any(p.name.isdigit() for p in (workdir / "checkpoints" / "last").glob("*")):
+  if workdirs.saved_steps(workdir):
     # Before there was a record, batches did not depend on devices.
     return _read(path) if path.exists() else wanted._replace(multiple=1)
   files.write_json(path, wanted._asdict())

@@ -5,7 +5,7 @@ import pathlib
 import jax
 from rich.table import Table
 
-from jaxkd import buckets, console, files
+from jaxkd import buckets, console, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.devices import mesh
 from jaxkd.inference import finished, scoring
@@ -13,8 +13,6 @@ from jaxkd.models import registry
 from jaxkd.models.acoustic import parameter_count
 from jaxkd.training import workdir
 from jaxkd.training.run import Run
-
-SEARCHED = "search.json"  # of jaxkd search, about the final model
 
 
 def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen: dict) -> dict:
@@ -56,9 +54,9 @@ def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen:
         files.write_jsonl(run.workdir / "hypotheses" / f"{split}.{model}.jsonl", rows)
   if mesh.is_first():
     # What a search found was of the model before, where the run went on for more epochs.
-    for path in run.workdir.glob(f"{pathlib.Path(SEARCHED).stem}*.json"):
+    for path in run.workdir.glob(f"{pathlib.Path(workdirs.SEARCHED).stem}*.json"):
       path.unlink()
-    files.write_json(run.workdir / "results.json", found)
+    files.write_json(run.workdir / workdirs.RESULTS, found)
   return found
 
 
@@ -122,7 +120,7 @@ def show(found: dict, folder: pathlib.Path) -> None:
     )
   facts += [
     f"wall time: {found['wall_seconds']:.0f} s on {found['device']}" + _teacher_time(found, folder),
-    f"results: {buckets.name(folder / 'results.json')}",
+    f"results: {buckets.name(folder / workdirs.RESULTS)}",
   ]
   for fact in facts:
     console.out.print(fact, highlight=False, markup=False, soft_wrap=True)
@@ -131,7 +129,7 @@ def show(found: dict, folder: pathlib.Path) -> None:
 def _teacher_time(found: dict, folder: pathlib.Path) -> str:
   if not found["teacher_workdir"]:
     return ""
-  path = folder / found["teacher_workdir"] / "results.json"
+  path = folder / found["teacher_workdir"] / workdirs.RESULTS
   if not path.exists():
     return ""
   return f", and {files.read_json(path)['wall_seconds']:.0f} s for the teacher"

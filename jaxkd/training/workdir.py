@@ -10,7 +10,7 @@ import tempfile
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from jaxkd import buckets, files
+from jaxkd import buckets, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
@@ -75,9 +75,9 @@ def claim(
     buckets.fetch(folder, mine=True)
     try:
       longer = _check_same_run(folder, config, data, vocabulary)
-      files.write_json(folder / "config.json", config_lib.stored(config))
-      files.write_json(folder / "data.json", data)
-      vocabulary.save(folder / "labels.json")
+      files.write_json(folder / workdirs.CONFIG, config_lib.stored(config))
+      files.write_json(folder / workdirs.DATA, data)
+      vocabulary.save(folder / workdirs.LABELS)
     except OSError as error:
       raise _unwritable(folder, error) from error
     if longer:
@@ -94,7 +94,7 @@ def finished(folder: pathlib.Path, epochs: int) -> dict | None:
   Raises:
     UserError: a damaged results.json.
   """
-  path = folder / "results.json"
+  path = folder / workdirs.RESULTS
   if not path.exists():
     return None
   found = files.read_json(path, kind=dict)
@@ -125,16 +125,16 @@ def find_teacher(
     for folder in sorted(beside.parent.glob(f"teacher-{recipe}-*"))
     if _is_made_so(folder, binding, fingerprints)
   ]
-  return min(found, key=lambda f: not (f / "results.json").exists(), default=None)
+  return min(found, key=lambda f: not workdirs.is_finished(f), default=None)
 
 
 def _is_made_so(folder: pathlib.Path, binding: dict, fingerprints: dict[str, str]) -> bool:
   """Whether a workdir has this config, data and vocabulary; damaged ones have not."""
   try:
-    if _binding(folder / "config.json") != binding:
+    if _binding(folder / workdirs.CONFIG) != binding:
       return False
-    there = _fingerprints(folder / "data.json")
-    there["labels"] = Vocabulary.load(folder / "labels.json").fingerprint()
+    there = _fingerprints(folder / workdirs.DATA)
+    there["labels"] = Vocabulary.load(folder / workdirs.LABELS).fingerprint()
     return there == fingerprints
   except UserError:
     return False
@@ -164,10 +164,10 @@ def _check_same_run(
   Raises:
     UserError: the workdir holds another run.
   """
-  if not (folder / "config.json").exists():
+  if not (folder / workdirs.CONFIG).exists():
     return None
-  stored = files.read_json(folder / "config.json", kind=dict)
-  before, now = _binding(folder / "config.json"), config_lib.binding(config)
+  stored = files.read_json(folder / workdirs.CONFIG, kind=dict)
+  before, now = _binding(folder / workdirs.CONFIG), config_lib.binding(config)
   name = "training.epochs"
   was, wanted = before[name], now[name]
   if stored.get("schema", 0) < config_lib.SCHEMA and finished(folder, wanted) is None:
@@ -179,9 +179,9 @@ def _check_same_run(
     for name in sorted(before.keys() | now.keys())
     if before.get(name) != now.get(name)
   ]
-  if (folder / "data.json").exists():
-    differences += _other_data(_fingerprints(folder / "data.json"), data)
-  path = folder / "labels.json"
+  if (folder / workdirs.DATA).exists():
+    differences += _other_data(_fingerprints(folder / workdirs.DATA), data)
+  path = folder / workdirs.LABELS
   same_classes = not path.exists() or Vocabulary.load(path) == vocabulary
   if not same_classes:
     differences.append("it has other classes or pronunciations, config.labels")
@@ -201,12 +201,10 @@ def _check_nothing_to_resume(folder: pathlib.Path) -> None:
   Raises:
     UserError: there is one.
   """
-  saved = [p for p in (folder / "checkpoints" / "last").glob("*") if p.name.isdigit()]
-  if saved:
-    step = max(int(p.name) for p in saved)
+  if saved := workdirs.saved_steps(folder):
     raise UserError(
-      f"--workdir={folder} holds a run that an older version of jaxkd stopped at step {step}, and "
-      f"this one cannot resume it: finish it with that version, or {_way_out(folder, False)}"
+      f"--workdir={folder} holds a run that an older version of jaxkd stopped at step {saved[-1]}, "
+      f"and this one cannot resume it: finish it with that version, or {_way_out(folder, False)}"
     )
 
 
@@ -243,16 +241,16 @@ def _way_out(folder: pathlib.Path, fits: bool) -> str:
   while (other := folder.with_name(f"{folder.name}-{number}")).exists():
     number += 1
   line = f"--workdir={other} starts a new one"
-  if fits and (folder / "results.json").exists():
+  if fits and workdirs.is_finished(folder):
     line += f", and with --config.student.init={folder} it begins with the parameters of this one"
   return line
 
 
 def _longer(folder: pathlib.Path, was: int, wanted: int) -> str:
   rate = f"with the learning rate of a run of {wanted} epochs"
-  if not (folder / "results.json").exists():
+  if not workdirs.is_finished(folder):
     return f"{wanted} epochs instead of {was}: goes on {rate}"
-  if not any(p.name.isdigit() for p in folder.glob("checkpoints/last/*")):
+  if not workdirs.saved_steps(folder):
     raise UserError(
       f"--workdir={folder} cannot go on from epoch {was} to {wanted}, since its checkpoints are "
       f"gone: {_way_out(folder, fits=True)}"

@@ -21,13 +21,13 @@ import drawn_run
 import hub as hub_lib
 import jaxkd
 import report_runs
+from jaxkd import workdirs
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
 from jaxkd.labels import characters, phonemes
 from jaxkd.labels.lexicon import Lexicon
-from jaxkd.models import kept
 from jaxkd.models.huggingface import hub
 from jaxkd.teacher import sources
 
@@ -97,7 +97,7 @@ def test_files_beside_the_classes_go_along(lab, tmp_path):
   run = shutil.copytree(lab / "run", tmp_path / "run")
   vocabulary = phonemes(Lexicon((("ab", (("A", "B"),)),)))  # as many classes
   assert len(vocabulary.symbols) == 5
-  vocabulary.save(run / kept.VOCABULARY)
+  vocabulary.save(run / workdirs.LABELS)
   assert command_line.main(["convert", str(run), "--", str(tmp_path / "out")]) == 0
   assert (tmp_path / "out" / "lexicon.txt").exists()
   shutil.rmtree(run)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import corpus
 from jaxkd import config as config_lib
-from jaxkd import report
+from jaxkd import report, workdirs
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.devices import mesh
@@ -455,7 +455,7 @@ def give_model(folder: pathlib.Path, seed: int, audio: np.ndarray) -> None:
     logits[:, :blank].max(-1) - logits[:, blank]
   )
   parameters.save_params(folder / kept.FINAL, params)
-  vocabulary.save(folder / kept.VOCABULARY)
+  vocabulary.save(folder / workdirs.LABELS)
 
 
 def logits_of(model, audio: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 import corpus
 from jaxkd import config as config_lib
-from jaxkd import files
+from jaxkd import files, workdirs
 from jaxkd import labels as labels_lib
 from jaxkd.commands import evaluate as evaluate_lib
 from jaxkd.config import overrides
@@ -18,7 +18,6 @@ from jaxkd.data.sources import open_source
 from jaxkd.errors import UserError
 from jaxkd.labels import Vocabulary
 from jaxkd.labels.lexicon import Lexicon
-from jaxkd.models import kept
 from jaxkd.training import ahead, assembly
 from jaxkd.training import loop as train
 
@@ -69,7 +68,7 @@ def as_teacher(lab, name: str, *flags: str) -> list[str]:
   """The flag of a teacher with these labels; of its workdir there is what its classes need."""
   config, folder = overrides.parse(corpus.flags(lab, "ctc", lab / name, *flags, train_data(lab)))
   folder.mkdir()
-  plan_of(config).vocabulary.save(folder / kept.VOCABULARY)
+  plan_of(config).vocabulary.save(folder / workdirs.LABELS)
   files.write_json(folder / "config.json", config.to_dict())
   files.write_json(folder / "results.json", {})
   return [f"--config.teacher.source={folder}"]
