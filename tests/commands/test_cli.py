@@ -16,9 +16,10 @@ import soundfile
 import corpus
 from jaxkd import config as config_lib
 from jaxkd import console, main
-from jaxkd.commands import grid, line, search, train
+from jaxkd.commands import grid, line, train
 from jaxkd.config import overrides
 from jaxkd.errors import UserError
+from jaxkd.inference.search.settings import Settings
 
 CONFIGS = corpus.ROOT / "configs"
 
@@ -58,7 +59,7 @@ def test_help_fits_the_terminal(verb, columns, capsys, monkeypatch):
 def test_defaults_in_help_are_the_codes(capsys):
   line.main(["search"])
   text = " ".join(capsys.readouterr().out.split())
-  default = search.Settings()
+  default = Settings()
   for value in (default.order, default.search.beam, default.prefix_beam, default.lm):
     assert f"(default {value})" in text
   assert "0,0.1,0.3,0.5,0.7" in text
