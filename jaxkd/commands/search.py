@@ -12,7 +12,7 @@ import pathlib
 from jaxkd import buckets, console
 from jaxkd.commands import line
 from jaxkd.inference.search import lexicon as lexicon_lib
-from jaxkd.inference.search.settings import MODELS, Settings
+from jaxkd.inference.search.settings import KINDS, MODELS, Settings
 
 
 def add_arguments(parser) -> None:
@@ -97,18 +97,12 @@ def show(found: dict, path: pathlib.Path) -> None:
   table = Table(title=f"{buckets.name(path.parent)} · search", title_justify="left")
   for heading in ("", "search", "dev WER %", "test WER %", "test CER %", "RTF"):
     table.add_column(heading, justify="left" if heading in ("", "search") else "right")
-  names = {
-    "greedy": "greedy",
-    "prefix_beam": "prefix beam",
-    "lexicon": "lexicon",
-    "lexicon_lm": "lexicon + LM",
-  }
   for model in (m for m in MODELS if m in found):
     block = found[model]
-    for kind in (k for k in names if k in block):
-      row, speed = block[kind], block["rtf"]["search" if kind == "lexicon_lm" else kind]
+    for kind in (k for k in KINDS if k in block):
+      row, speed = block[kind], block["rtf"][KINDS[kind].timed]
       rates = [row.get(split, {}).get(rate) for split, rate in _COLUMNS]
-      table.add_row(model, names[kind], *map(console.percent, rates), f"{speed:.4f}")
+      table.add_row(model, KINDS[kind].title, *map(console.percent, rates), f"{speed:.4f}")
   console.out.print(table)
   facts = [_tuned(model, found[model]) for model in MODELS if "lexicon_lm" in found.get(model, {})]
   facts += [

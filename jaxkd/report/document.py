@@ -4,6 +4,7 @@ import csv
 import pathlib
 
 from jaxkd import buckets, console
+from jaxkd.inference.search.settings import KINDS
 from jaxkd.report import claims, error_kinds, pictures, plots, render, tables
 from jaxkd.report.collect import LeftOut
 from jaxkd.report.render import Picture, Section, Table
@@ -264,14 +265,14 @@ def _search_table(found: list[dict]) -> Table | None:
   rows = []
   for title, block, run, _ in plots.searched(found):
     speed = block.get("rtf") or {}
-    for kind in (k for k in plots.SEARCHES if k in block):
+    for kind in (k for k in KINDS if k in block):
       row = block[kind]
       dev, test = row.get("dev") or {}, row.get("test") or {}
-      timed = speed.get("search" if kind == "lexicon_lm" else kind)
+      timed = speed.get(KINDS[kind].timed)
       rows.append(
         [
           f"{title}\n{run.folder}",
-          plots.SEARCHES[kind],
+          KINDS[kind].title,
           ", ".join((run.search.get("data") or {}).values()),
           *(_number(row.get(k), "{:g}") for k in ("lm_weight", "word_score", "prior_scale")),
           *(_percent(x) for x in (dev.get("wer"), test.get("wer"), test.get("cer"))),

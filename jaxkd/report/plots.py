@@ -22,12 +22,6 @@ _CROWD = 10  # lines that a plot can hold, those of teachers with them
 _TEACHERS = 2
 _PANELS = 4  # of tuning
 _FRAME_MS = 40.0  # of results that do not say: those of versions that had no others
-SEARCHES = {
-  "greedy": "greedy",
-  "prefix_beam": "prefix beam",
-  "lexicon": "lexicon",
-  "lexicon_lm": "lexicon + LM",
-}
 
 
 class NotDrawn(Exception):

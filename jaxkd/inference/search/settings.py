@@ -1,10 +1,32 @@
-"""What is asked of a search that is tuned; without JAX, since help is made of the defaults."""
+"""Which searches there are, and what is asked of them; without JAX, as help is made of it."""
 
 import dataclasses
+from typing import NamedTuple
 
 from jaxkd.inference.search.lexicon import Options
 
 MODELS = ("student", "teacher")
+
+
+class Kind(NamedTuple):
+  """A kind of search.
+
+  Attributes:
+    title: in tables.
+    timed: what search.json calls its real-time factor.
+  """
+
+  title: str
+  timed: str
+
+
+# By the names in search.json.
+KINDS = {
+  "greedy": Kind("greedy", "greedy"),
+  "prefix_beam": Kind("prefix beam", "prefix_beam"),
+  "lexicon": Kind("lexicon", "lexicon"),
+  "lexicon_lm": Kind("lexicon + LM", "search"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxkd.inference.finished import FinishedRun
 from jaxkd.inference.frames import evaluation_shapes
 from jaxkd.inference.search import lexicon as lexicon_lib
 from jaxkd.inference.search import ngram
-from jaxkd.inference.search.settings import Settings
+from jaxkd.inference.search.settings import KINDS, Settings
 from jaxkd.inference.search.split import Searched, hear
 from jaxkd.labels import Vocabulary
 from jaxkd.labels.text import normalise
@@ -175,7 +175,7 @@ def _search_model(
       block[kind][split] = found.error_rates([nbest[0][0] for nbest in searched.nbests])
       if found is timed:
         speed = round(searched.seconds / found.audio_seconds, 6)
-        block["rtf"]["search" if kind == "lexicon_lm" else kind] = speed
+        block["rtf"][KINDS[kind].timed] = speed
   rows = {split: splits[split].rows(nbests) for split, nbests in lists.items()}
   return block | {"grid": grid}, rows
 
