@@ -64,8 +64,8 @@ class GraniteSpeech5Config:
   bias: bool
   halving: tuple[int, ...]
   tied: bool
-  pool: int
-  dtype: str
+  pool: int = 1
+  dtype: str = "float32"
 
   def frame_len(self, audio_len):
     """Frames, before they are pooled, of so many samples (ints, NumPy or JAX)."""

@@ -71,8 +71,8 @@ class LasrConfig:
   rotary_base: float
   ff_residual: tuple[float, float]
   conv_residual: tuple[float, float]
-  pool: int
-  dtype: str
+  pool: int = 1
+  dtype: str = "float32"
 
   @property
   def features(self) -> LogMel:

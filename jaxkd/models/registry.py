@@ -175,15 +175,12 @@ def architecture(
       raise UserError(f"{where} has adapters of languages: it can teach, and not be fine-tuned")
     if weights.has_head(folder, family):
       head = block.source, huggingface.read_labels(folder)
-  settings = families.model_config(
-    description,
-    where,
-    pool=block.pool,
-    dtype=dtype,
+  settings = dataclasses.replace(
+    families.model_config(description, where, pool=block.pool, dtype=dtype),
     head_dropout=block.dropout,
     freeze_conv=block.freeze_conv,
+    remat=remat,
   )
-  settings = dataclasses.replace(settings, remat=remat)
   return Architecture(settings, None, description, folder, head)
 
 

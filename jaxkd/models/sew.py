@@ -49,7 +49,7 @@ class SewConfig(WaveformConfig):
   position_groups: int
   feature_eps: float
   norm_eps: float
-  dtype: str
+  dtype: str = "float32"
   distances: "Distances | None" = None
   position_norm: str = "weight"
 

@@ -82,15 +82,15 @@ class Wav2Vec2Config(WaveformConfig):
   max_distance: int
   adapter_width: int
   mask_attention: bool
-  dtype: str
-  head_dropout: float
-  dropout: float
-  attention_dropout: float
-  activation_dropout: float
-  projection_dropout: float
-  layer_drop: float
-  time_mask: tuple[float, int, int]
-  feature_mask: tuple[float, int, int]
+  dtype: str = "float32"
+  head_dropout: float = 0.0
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  activation_dropout: float = 0.0
+  projection_dropout: float = 0.0
+  layer_drop: float = 0.0
+  time_mask: tuple[float, int, int] = (0.0, 1, 0)
+  feature_mask: tuple[float, int, int] = (0.0, 1, 0)
   freeze_conv: bool = False
   remat: bool = False
 

@@ -77,8 +77,8 @@ class Wav2Vec2BertConfig:
   adapter_width: int
   adapter_activation: str
   adapter_ff: bool
-  pool: int
-  dtype: str
+  pool: int = 1
+  dtype: str = "float32"
 
   def frame_len(self, audio_len):
     """Frames of so many samples (ints, NumPy or JAX), as transformers counts them."""

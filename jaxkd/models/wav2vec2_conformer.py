@@ -49,7 +49,7 @@ class Wav2Vec2ConformerConfig(WaveformConfig):
   positions: str | None
   rotary_base: float
   norm_eps: float
-  dtype: str
+  dtype: str = "float32"
 
 
 class Block(nnx.Module):

@@ -38,7 +38,7 @@ class WaveformConfig:
   conv_norm: str
   normalise: bool
   normalise_eps: float = 1e-7
-  pool: int
+  pool: int = 1
 
   def frame_len(self, audio_len):
     """20 ms frames of so many samples (ints, NumPy or JAX), as transformers counts them."""

@@ -1,5 +1,7 @@
 """Every family of CTC models that is here, by its `model_type`."""
 
+import dataclasses
+
 from jaxkd.errors import UserError
 from jaxkd.models.huggingface import (
   granite_speech5,
@@ -43,9 +45,7 @@ def of(config: dict, where: str) -> Family:
   return FAMILIES[name]
 
 
-def model_config(
-  description: dict, where: str, *, pool: int = 1, dtype: str = "float32", **options
-):
+def model_config(description: dict, where: str, *, pool: int = 1, dtype: str = "float32"):
   """The structure that a description stands for.
 
   Args:
@@ -53,7 +53,6 @@ def model_config(
     where: folder or file, for errors.
     pool: frames that are max-pooled into one before the head.
     dtype: of the arithmetic.
-    **options: of training: head_dropout, freeze_conv.
 
   Raises:
     UserError: another architecture, sampling rate, or a part that is not there.
@@ -66,4 +65,4 @@ def model_config(
       f"{where}: config.json has a quantization_config ({method or 'unnamed'}): quantised weights "
       "are not read: take the model that they were made of"
     )
-  return family.read(description, where, pool=pool, dtype=dtype, **options)
+  return dataclasses.replace(family.read(description, where), pool=pool, dtype=dtype)

@@ -20,9 +20,9 @@ class Family(NamedTuple):
     names: of its weights, without the prefix.
     model: (config, classes, *, rngs) -> nnx.Module that is called with (audio, audio_len), has
       `encode` and `classify`, a `head`, and `layers` that are stacked.
-    read: (description, where, *, pool, dtype, head_dropout, freeze_conv) -> its config, which has
-      `family`, `layers`, `pool`, `dtype`, `frame_samples` and `frame_len`. Raises UserError where
-      the model cannot be had exactly.
+    read: (description of `folder.read_description`, folder or file for errors) -> its config, which
+      has `family`, `layers`, `pool`, `dtype`, `frame_samples` and `frame_len`. Raises UserError
+      where the model cannot be had exactly.
     unread: beginnings of names of weights that are no part of a CTC model.
     learns: whether it can be fine-tuned, too.
     classes: of the head, where config.json has no vocab_size.
@@ -34,7 +34,7 @@ class Family(NamedTuple):
   prefix: str
   names: Names
   model: Callable[..., Any]
-  read: Callable[..., Any]
+  read: Callable[[dict, str], Any]
   unread: tuple[str, ...] = ()
   learns: bool = False
   classes: int = 32
@@ -44,6 +44,23 @@ class Family(NamedTuple):
   def head(self) -> str:
     """Name of the head's weight."""
     return self.names["head/kernel"][0][0]
+
+
+def modules(ours: str = "", theirs: str = "", /, **kinds: dict[str, str]) -> Names:
+  """Names of the weights and biases of modules; one without a bias looks none up.
+
+  Args:
+    ours, theirs: beginnings of all names.
+    **kinds: for each kind of weights (of `weights.KINDS`, or "norm" for the scale of a norm) the
+      rest of our name of a module → of theirs.
+  """
+  found: Names = {}
+  for kind, parts in kinds.items():
+    weight, kind = ("scale", "same") if kind == "norm" else ("kernel", kind)
+    for here, there in parts.items():
+      found[f"{ours}{here}/{weight}"] = ((f"{theirs}{there}.weight",), kind)
+      found[f"{ours}{here}/bias"] = ((f"{theirs}{there}.bias",), "same")
+  return found
 
 
 def check_rate(front: dict, where: str) -> None:

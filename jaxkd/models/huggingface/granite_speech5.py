@@ -3,7 +3,7 @@
 from jaxkd.errors import UserError
 from jaxkd.models.features import FFT, HOP, WINDOW
 from jaxkd.models.granite_speech5 import GraniteSpeech5Config, GraniteSpeech5CTC
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.layers import ACTIVATIONS
 
 # What transformers assumes where config.json is silent about the encoder.
@@ -36,47 +36,36 @@ _NAMES: Names = {
   "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
   "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
   "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
+  **modules(linear={"project": "input_linear", "middle": "out", "feedback": "out_mid"}),
+  **modules(
+    "layers/",
+    _LAYER,
+    linear={
+      "ff_first/inner": "feed_forward1.linear1",
+      "ff_first/outer": "feed_forward1.linear2",
+      "attention/query": "self_attn.q_proj",
+      "attention/key": "self_attn.k_proj",
+      "attention/value": "self_attn.v_proj",
+      "attention/out": "self_attn.o_proj",
+      "conv/gated": "conv.pointwise_lin1",
+      "conv/pointwise": "conv.pointwise_lin2",
+      "ff_last/inner": "feed_forward2.linear1",
+      "ff_last/outer": "feed_forward2.linear2",
+    },
+    norm={
+      "ff_first/norm": "norm_feed_forward1",
+      "attention/norm": "norm_self_att",
+      "conv/norm": "norm_conv",
+      "conv/inner_norm": "conv.norm",
+      "ff_last/norm": "norm_feed_forward2",
+      "norm": "norm_out",
+    },
+  ),
 }
-for _ours, _theirs in {
-  "project": "input_linear",
-  "middle": "out",
-  "feedback": "out_mid",
-  "layers/ff_first/inner": _LAYER + "feed_forward1.linear1",
-  "layers/ff_first/outer": _LAYER + "feed_forward1.linear2",
-  "layers/attention/query": _LAYER + "self_attn.q_proj",
-  "layers/attention/key": _LAYER + "self_attn.k_proj",
-  "layers/attention/value": _LAYER + "self_attn.v_proj",
-  "layers/attention/out": _LAYER + "self_attn.o_proj",
-  "layers/conv/gated": _LAYER + "conv.pointwise_lin1",
-  "layers/conv/pointwise": _LAYER + "conv.pointwise_lin2",
-  "layers/ff_last/inner": _LAYER + "feed_forward2.linear1",
-  "layers/ff_last/outer": _LAYER + "feed_forward2.linear2",
-}.items():
-  _NAMES[f"{_ours}/kernel"] = ((f"{_theirs}.weight",), "linear")
-  _NAMES[f"{_ours}/bias"] = ((f"{_theirs}.bias",), "same")
-for _ours, _theirs in {
-  "ff_first/norm": "norm_feed_forward1",
-  "attention/norm": "norm_self_att",
-  "conv/norm": "norm_conv",
-  "conv/inner_norm": "conv.norm",
-  "ff_last/norm": "norm_feed_forward2",
-  "norm": "norm_out",
-}.items():
-  _NAMES[f"layers/{_ours}/scale"] = ((f"{_LAYER}{_theirs}.weight",), "same")
-  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> GraniteSpeech5Config:
-  """`families.model_config` of this family; it is not trained, so rates are not read."""
-  del head_dropout, freeze_conv
+def _read(description: dict, where: str) -> GraniteSpeech5Config:
+  """The config of a model of this family."""
   config, front = description["config"], description["preprocessor"]
   given = config.get("encoder_config") or {}
   get = lambda field: given.get(field, _DEFAULTS[field])
@@ -98,8 +87,6 @@ def _read(
     bias=get("attention_bias"),
     halving=_halving(given),
     tied=config.get("tie_word_embeddings", True),
-    pool=pool,
-    dtype=dtype,
   )
 
 

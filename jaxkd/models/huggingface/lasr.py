@@ -2,7 +2,7 @@
 
 from jaxkd.errors import UserError
 from jaxkd.models.features import FFT, HOP, WINDOW
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.lasr import LasrConfig, LasrCTC
 from jaxkd.models.layers import ACTIVATIONS
 
@@ -36,50 +36,41 @@ _NAMES: Names = {
   "subsampling/biases/1": (("subsampler.conv_1.bias",), "same"),
   "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
   "layers/conv/depthwise_bias": ((_LAYER + "conv.depthwise_conv.bias",), "same"),
-  "layers/conv/inner_norm/scale": ((_LAYER + "conv.norm.weight",), "same"),
-  "layers/conv/inner_norm/bias": ((_LAYER + "conv.norm.bias",), "same"),
   "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
   "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
+  **modules(
+    linear={"subsampling/project": "subsampler.dense_0", "subsampling/out": "subsampler.dense_1"},
+    pointwise={"head": "ctc_head"},
+    norm={"norm": "out_norm"},
+  ),
+  **modules(
+    "layers/",
+    _LAYER,
+    linear={
+      "ff_first/inner": "feed_forward1.linear1",
+      "ff_first/outer": "feed_forward1.linear2",
+      "attention/query": "self_attn.q_proj",
+      "attention/key": "self_attn.k_proj",
+      "attention/value": "self_attn.v_proj",
+      "attention/out": "self_attn.o_proj",
+      "ff_last/inner": "feed_forward2.linear1",
+      "ff_last/outer": "feed_forward2.linear2",
+    },
+    pointwise={"conv/gated": "conv.pointwise_conv1", "conv/pointwise": "conv.pointwise_conv2"},
+    norm={
+      "ff_first/norm": "norm_feed_forward1",
+      "attention/norm": "norm_self_att",
+      "conv/norm": "norm_conv",
+      "conv/inner_norm": "conv.norm",
+      "ff_last/norm": "norm_feed_forward2",
+      "norm": "norm_out",
+    },
+  ),
 }
-for _ours, (_theirs, _kind) in {
-  "subsampling/project": ("subsampler.dense_0", "linear"),
-  "subsampling/out": ("subsampler.dense_1", "linear"),
-  "layers/ff_first/inner": (_LAYER + "feed_forward1.linear1", "linear"),
-  "layers/ff_first/outer": (_LAYER + "feed_forward1.linear2", "linear"),
-  "layers/attention/query": (_LAYER + "self_attn.q_proj", "linear"),
-  "layers/attention/key": (_LAYER + "self_attn.k_proj", "linear"),
-  "layers/attention/value": (_LAYER + "self_attn.v_proj", "linear"),
-  "layers/attention/out": (_LAYER + "self_attn.o_proj", "linear"),
-  "layers/conv/gated": (_LAYER + "conv.pointwise_conv1", "pointwise"),
-  "layers/conv/pointwise": (_LAYER + "conv.pointwise_conv2", "pointwise"),
-  "layers/ff_last/inner": (_LAYER + "feed_forward2.linear1", "linear"),
-  "layers/ff_last/outer": (_LAYER + "feed_forward2.linear2", "linear"),
-  "head": ("ctc_head", "pointwise"),
-}.items():
-  _NAMES[f"{_ours}/kernel"] = ((f"{_theirs}.weight",), _kind)
-  _NAMES[f"{_ours}/bias"] = ((f"{_theirs}.bias",), "same")
-for _ours, _theirs in {
-  "norm": "out_norm",
-  "layers/ff_first/norm": _LAYER + "norm_feed_forward1",
-  "layers/attention/norm": _LAYER + "norm_self_att",
-  "layers/conv/norm": _LAYER + "norm_conv",
-  "layers/ff_last/norm": _LAYER + "norm_feed_forward2",
-  "layers/norm": _LAYER + "norm_out",
-}.items():
-  _NAMES[f"{_ours}/scale"] = ((f"{_theirs}.weight",), "same")
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> LasrConfig:
-  """`families.model_config` of this family; it is not trained, so rates are not read."""
-  del head_dropout, freeze_conv
+def _read(description: dict, where: str) -> LasrConfig:
+  """The config of a model of this family."""
   given, front = description["config"].get("encoder_config") or {}, description["preprocessor"]
   get = lambda field: given.get(field, _DEFAULTS[field])
   _check_usable(given, front, where)
@@ -101,8 +92,6 @@ def _read(
     rotary_base=(given.get("rope_parameters") or {}).get("rope_theta", _ROTARY_BASE),
     ff_residual=tuple(get("feed_forward_residual_weights")),
     conv_residual=tuple(get("conv_residual_weights")),
-    pool=pool,
-    dtype=dtype,
   )
 
 

@@ -46,16 +46,8 @@ _NAMES: Names = {
 } | {"positions/{i}/kernel": (("encode_positions.conv.weight",), "conv")}
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> Wav2Vec2Config:
-  """`families.model_config` of this family."""
+def _read(description: dict, where: str) -> Wav2Vec2Config:
+  """The config of a model of this family, which only teaches: nothing is random."""
   given, front = description["config"].get("audio_config") or {}, description["preprocessor"]
   get = lambda field: given.get(field, _DEFAULTS[field])
   check_rate(front, where)
@@ -65,7 +57,6 @@ def _read(
       f"{where}: config.json's num_conv_pos_embeddings is {get('num_conv_pos_embeddings')}: "
       "it must be even"
     )
-  nothing = (0.0, 1, 0)
   return Wav2Vec2Config(
     family=description["config"]["model_type"],
     width=get("hidden_size"),
@@ -92,18 +83,6 @@ def _read(
     normalise=front.get("do_normalize", True),
     normalise_eps=1e-5,
     mask_attention=True,
-    pool=pool,
-    dtype=dtype,
-    head_dropout=head_dropout,
-    # It only teaches: nothing is random.
-    dropout=0.0,
-    attention_dropout=0.0,
-    activation_dropout=0.0,
-    projection_dropout=0.0,
-    layer_drop=0.0,
-    time_mask=nothing,
-    feature_mask=nothing,
-    freeze_conv=freeze_conv,
   )
 
 

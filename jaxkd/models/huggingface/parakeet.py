@@ -3,7 +3,7 @@
 from jaxkd.errors import UserError
 from jaxkd.models.fastconformer import FastConformerConfig, FastConformerCTC
 from jaxkd.models.features import FFT, HOP, PREEMPHASIS, WINDOW
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.layers import ACTIVATIONS
 
 # What transformers assumes where config.json is silent about the encoder.
@@ -34,66 +34,53 @@ _FACTORS = (2, 4, 8, 16)
 
 _LAYER, _SUBSAMPLING = "layers.{layer}.", "subsampling.layers."
 _NAMES: Names = {
-  "subsampling/kernel": ((_SUBSAMPLING + "0.weight",), "conv2d"),
-  "subsampling/bias": ((_SUBSAMPLING + "0.bias",), "same"),
-  "subsampling/project/kernel": (("subsampling.linear.weight",), "linear"),
-  "subsampling/project/bias": (("subsampling.linear.bias",), "same"),
   "layers/attention/content_bias": ((_LAYER + "self_attn.bias_u",), "same"),
   "layers/attention/position_bias": ((_LAYER + "self_attn.bias_v",), "same"),
   "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
   "layers/conv/depthwise_bias": ((_LAYER + "conv.depthwise_conv.bias",), "same"),
-  "layers/conv/inner_norm/scale": ((_LAYER + "conv.norm.weight",), "same"),
-  "layers/conv/inner_norm/bias": ((_LAYER + "conv.norm.bias",), "same"),
   "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
   "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
-  "head/kernel": (("ctc_head.weight",), "pointwise"),
-  "head/bias": (("ctc_head.bias",), "same"),
+  **modules(
+    conv2d={"subsampling": _SUBSAMPLING + "0"},
+    linear={"subsampling/project": "subsampling.linear"},
+    pointwise={"head": "ctc_head"},
+  ),
+  **modules(
+    "layers/",
+    _LAYER,
+    linear={
+      "ff_first/inner": "feed_forward1.linear1",
+      "ff_first/outer": "feed_forward1.linear2",
+      "attention/query": "self_attn.q_proj",
+      "attention/key": "self_attn.k_proj",
+      "attention/value": "self_attn.v_proj",
+      "attention/out": "self_attn.o_proj",
+      "attention/positions": "self_attn.relative_k_proj",
+      "ff_last/inner": "feed_forward2.linear1",
+      "ff_last/outer": "feed_forward2.linear2",
+    },
+    pointwise={"conv/gated": "conv.pointwise_conv1", "conv/pointwise": "conv.pointwise_conv2"},
+    norm={
+      "ff_first/norm": "norm_feed_forward1",
+      "attention/norm": "norm_self_att",
+      "conv/norm": "norm_conv",
+      "conv/inner_norm": "conv.norm",
+      "ff_last/norm": "norm_feed_forward2",
+      "norm": "norm_out",
+    },
+  ),
 }
 for _i in range(len(_FACTORS) - 1):  # a depthwise convolution, a pointwise one and a ReLU each
   _at = 3 * _i + 2
   _NAMES |= {
     f"subsampling/depthwise/{_i}": ((f"{_SUBSAMPLING}{_at}.weight",), "conv2d"),
     f"subsampling/depthwise_bias/{_i}": ((f"{_SUBSAMPLING}{_at}.bias",), "same"),
-    f"subsampling/pointwise/{_i}/kernel": ((f"{_SUBSAMPLING}{_at + 1}.weight",), "pointwise2d"),
-    f"subsampling/pointwise/{_i}/bias": ((f"{_SUBSAMPLING}{_at + 1}.bias",), "same"),
+    **modules(pointwise2d={f"subsampling/pointwise/{_i}": f"{_SUBSAMPLING}{_at + 1}"}),
   }
-for _ours, (_theirs, _kind) in {
-  "ff_first/inner": ("feed_forward1.linear1", "linear"),
-  "ff_first/outer": ("feed_forward1.linear2", "linear"),
-  "attention/query": ("self_attn.q_proj", "linear"),
-  "attention/key": ("self_attn.k_proj", "linear"),
-  "attention/value": ("self_attn.v_proj", "linear"),
-  "attention/out": ("self_attn.o_proj", "linear"),
-  "attention/positions": ("self_attn.relative_k_proj", "linear"),
-  "conv/gated": ("conv.pointwise_conv1", "pointwise"),
-  "conv/pointwise": ("conv.pointwise_conv2", "pointwise"),
-  "ff_last/inner": ("feed_forward2.linear1", "linear"),
-  "ff_last/outer": ("feed_forward2.linear2", "linear"),
-}.items():
-  _NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), _kind)
-  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
-for _ours, _theirs in {
-  "ff_first/norm": "norm_feed_forward1",
-  "attention/norm": "norm_self_att",
-  "conv/norm": "norm_conv",
-  "ff_last/norm": "norm_feed_forward2",
-  "norm": "norm_out",
-}.items():
-  _NAMES[f"layers/{_ours}/scale"] = ((f"{_LAYER}{_theirs}.weight",), "same")
-  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> FastConformerConfig:
-  """`families.model_config` of this family; it is not trained, so rates are not read."""
-  del head_dropout, freeze_conv
+def _read(description: dict, where: str) -> FastConformerConfig:
+  """The config of a model of this family."""
   given, front = description["config"].get("encoder_config") or {}, description["preprocessor"]
   get = lambda field: given.get(field, _DEFAULTS[field])
   _check_usable(given, front, where)
@@ -110,8 +97,6 @@ def _read(
     bias=get("attention_bias"),
     conv_bias=get("convolution_bias"),
     scale_input=get("scale_input"),
-    pool=pool,
-    dtype=dtype,
   )
 
 

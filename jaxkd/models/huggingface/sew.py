@@ -1,7 +1,7 @@
 """SEW and SEW-D in Hugging Face's layout: config.json and names of weights."""
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.huggingface.wav2vec2 import NAMES
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.sew import Distances, SewConfig, SewCTC
@@ -43,45 +43,43 @@ _UNSUPPORTED = {
   "add_adapter": False,
 }
 
-_INNER = "encoder.encoder.layer.{layer}."
 _NAMES: Names = {
   name: NAMES[name] for name in NAMES if name.startswith(("conv/", "norm/", "layers/", "head/"))
 } | {
-  "project_norm/scale": (("layer_norm.weight",), "same"),
-  "project_norm/bias": (("layer_norm.bias",), "same"),
-  "project/kernel": (("feature_projection.weight",), "linear"),
-  "project/bias": (("feature_projection.bias",), "same"),
   "position/kernel": NAMES["positions/{i}/kernel"],
   "position/gain": NAMES["positions/{i}/gain"],
   "position/bias": NAMES["positions/{i}/bias"],
-  "unsqueeze/kernel": (("encoder.upsample.projection.weight",), "linear"),
-  "unsqueeze/bias": (("encoder.upsample.projection.bias",), "same"),
+  **modules(
+    linear={"project": "feature_projection", "unsqueeze": "encoder.upsample.projection"},
+    norm={"project_norm": "layer_norm"},
+  ),
 }
 _DISTANCE_NAMES: Names = _NAMES | {
   "distances": (("encoder.encoder.rel_embeddings.weight",), "same"),
-  "distances_norm/scale": (("encoder.encoder.LayerNorm.weight",), "same"),
-  "distances_norm/bias": (("encoder.encoder.LayerNorm.bias",), "same"),
-  "layers/attention_norm/scale": ((_INNER + "attention.output.LayerNorm.weight",), "same"),
-  "layers/attention_norm/bias": ((_INNER + "attention.output.LayerNorm.bias",), "same"),
-  "layers/ff_norm/scale": ((_INNER + "output.LayerNorm.weight",), "same"),
-  "layers/ff_norm/bias": ((_INNER + "output.LayerNorm.bias",), "same"),
+  **modules(norm={"distances_norm": "encoder.encoder.LayerNorm"}),
+  **modules(
+    "layers/",
+    "encoder.encoder.layer.{layer}.",
+    linear={
+      "query": "attention.self.query_proj",
+      "key": "attention.self.key_proj",
+      "value": "attention.self.value_proj",
+      "out": "attention.output.dense",
+      "distance_key": "attention.self.pos_key_proj",
+      "distance_query": "attention.self.pos_query_proj",
+      "inner": "intermediate.dense",
+      "outer": "output.dense",
+    },
+    norm={
+      "attention_norm": "attention.output.LayerNorm",
+      "ff_norm": "output.LayerNorm",
+    },
+  ),
 }
-for _ours, _theirs in {
-  "query": "attention.self.query_proj",
-  "key": "attention.self.key_proj",
-  "value": "attention.self.value_proj",
-  "out": "attention.output.dense",
-  "distance_key": "attention.self.pos_key_proj",
-  "distance_query": "attention.self.pos_query_proj",
-  "inner": "intermediate.dense",
-  "outer": "output.dense",
-}.items():
-  _DISTANCE_NAMES[f"layers/{_ours}/kernel"] = ((f"{_INNER}{_theirs}.weight",), "linear")
-  _DISTANCE_NAMES[f"layers/{_ours}/bias"] = ((f"{_INNER}{_theirs}.bias",), "same")
 
 
-def _read(description: dict, where: str, *, pool: int = 1, dtype: str = "float32") -> SewConfig:
-  """`families.model_config` of these families, which are not fine-tuned."""
+def _read(description: dict, where: str) -> SewConfig:
+  """The config of a model of these families."""
   given, front = description["config"], description["preprocessor"]
   by_distance = given["model_type"] == "sew-d"
   defaults = _DISTANCE_DEFAULTS if by_distance else _DEFAULTS
@@ -113,8 +111,6 @@ def _read(description: dict, where: str, *, pool: int = 1, dtype: str = "float32
     norm_eps=get("layer_norm_eps"),
     distances=_distances(get, where) if by_distance else None,
     normalise=front.get("do_normalize", True),
-    pool=pool,
-    dtype=dtype,
   )
 
 

@@ -3,7 +3,7 @@
 import functools
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
 
@@ -44,17 +44,8 @@ _DEFAULTS = {
 # Parts that some models have and this one does not: field -> value that turns them off.
 _UNSUPPORTED = {"conv_pos_batch_norm": False, "add_adapter": False}
 
-_CONV, _PROJECT, _ENCODER = "feature_extractor.conv_layers.{i}.", "feature_projection.", "encoder."
 _POSITION, _LAYER = "encoder.pos_conv_embed.", "encoder.layers.{layer}."
 NAMES: Names = {
-  "conv/{i}/kernel": ((_CONV + "conv.weight",), "conv"),
-  "conv/{i}/bias": ((_CONV + "conv.bias",), "same"),
-  "conv/{i}/norm/scale": ((_CONV + "layer_norm.weight",), "same"),
-  "conv/{i}/norm/bias": ((_CONV + "layer_norm.bias",), "same"),
-  "project_norm/scale": ((_PROJECT + "layer_norm.weight",), "same"),
-  "project_norm/bias": ((_PROJECT + "layer_norm.bias",), "same"),
-  "project/kernel": ((_PROJECT + "projection.weight",), "linear"),
-  "project/bias": ((_PROJECT + "projection.bias",), "same"),
   "mask_embedding": (("masked_spec_embed",), "same"),
   "positions/{i}/kernel": (
     (
@@ -68,38 +59,39 @@ NAMES: Names = {
     "gain",
   ),
   "positions/{i}/bias": ((_POSITION + "conv.bias",), "same"),
-  "norm/scale": ((_ENCODER + "layer_norm.weight",), "same"),
-  "norm/bias": ((_ENCODER + "layer_norm.bias",), "same"),
-  "distances": ((_ENCODER + "layers.0.attention.rel_attn_embed.weight",), "same"),
-  "layers/gate/kernel": ((_LAYER + "attention.gru_rel_pos_linear.weight",), "linear"),
-  "layers/gate/bias": ((_LAYER + "attention.gru_rel_pos_linear.bias",), "same"),
+  "distances": (("encoder.layers.0.attention.rel_attn_embed.weight",), "same"),
   "layers/gate_scale": ((_LAYER + "attention.gru_rel_pos_const",), "heads"),
-  "layers/attention_norm/scale": ((_LAYER + "layer_norm.weight",), "same"),
-  "layers/attention_norm/bias": ((_LAYER + "layer_norm.bias",), "same"),
-  "layers/ff_norm/scale": ((_LAYER + "final_layer_norm.weight",), "same"),
-  "layers/ff_norm/bias": ((_LAYER + "final_layer_norm.bias",), "same"),
-  "layers/adapter_norm/scale": ((_LAYER + "adapter_layer.norm.weight",), "same"),
-  "layers/adapter_norm/bias": ((_LAYER + "adapter_layer.norm.bias",), "same"),
-  "head/kernel": (("lm_head.weight",), "linear"),
-  "head/bias": (("lm_head.bias",), "same"),
+  **modules(
+    conv={"conv/{i}": "feature_extractor.conv_layers.{i}.conv"},
+    linear={"project": "feature_projection.projection", "head": "lm_head"},
+    norm={
+      "conv/{i}/norm": "feature_extractor.conv_layers.{i}.layer_norm",
+      "project_norm": "feature_projection.layer_norm",
+      "norm": "encoder.layer_norm",
+    },
+  ),
+  **modules(
+    "layers/",
+    _LAYER,
+    linear={
+      "query": "attention.q_proj",
+      "key": "attention.k_proj",
+      "value": "attention.v_proj",
+      "out": "attention.out_proj",
+      "gate": "attention.gru_rel_pos_linear",
+      "inner": "feed_forward.intermediate_dense",
+      "outer": "feed_forward.output_dense",
+      "adapter_inner": "adapter_layer.linear_1",
+      "adapter_outer": "adapter_layer.linear_2",
+    },
+    norm={
+      "attention_norm": "layer_norm",
+      "ff_norm": "final_layer_norm",
+      "adapter_norm": "adapter_layer.norm",
+    },
+  ),
 }
-for _ours, _theirs in {
-  "query": "attention.q_proj",
-  "key": "attention.k_proj",
-  "value": "attention.v_proj",
-  "out": "attention.out_proj",
-  "inner": "feed_forward.intermediate_dense",
-  "outer": "feed_forward.output_dense",
-  "adapter_inner": "adapter_layer.linear_1",
-  "adapter_outer": "adapter_layer.linear_2",
-}.items():
-  NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
-  NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
-
-_DATA2VEC = NAMES | {
-  "positions/{i}/kernel": ((_POSITION + "layers.{i}.conv.weight",), "conv"),
-  "positions/{i}/bias": ((_POSITION + "layers.{i}.conv.bias",), "same"),
-}
+_DATA2VEC = NAMES | modules(conv={"positions/{i}": _POSITION + "layers.{i}.conv"})
 # Of pre-training: no part of a CTC model.
 _PRETRAINING = (
   "quantizer.",
@@ -114,16 +106,8 @@ _PRETRAINING = (
 )
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> Wav2Vec2Config:
-  """`families.model_config` of these families."""
+def _read(description: dict, where: str) -> Wav2Vec2Config:
+  """The config of a model of these families."""
   _check_usable(description, where)
   given, front = description["config"], description["preprocessor"]
   get = functools.partial(_field, given)
@@ -161,9 +145,6 @@ def _read(
     adapter_width=given.get("adapter_attn_dim") or 0,
     normalise=front.get("do_normalize", True),
     mask_attention=norm == "layer" or front.get("return_attention_mask", False),
-    pool=pool,
-    dtype=dtype,
-    head_dropout=head_dropout,
     dropout=get("hidden_dropout"),
     attention_dropout=get("attention_dropout"),
     activation_dropout=get("activation_dropout"),
@@ -171,7 +152,6 @@ def _read(
     layer_drop=get("layerdrop"),
     time_mask=mask("time"),
     feature_mask=mask("feature"),
-    freeze_conv=freeze_conv,
   )
 
 

@@ -3,7 +3,7 @@
 import functools
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2_bert import POSITIONS, STACKED, Wav2Vec2BertConfig, Wav2Vec2BertCTC
 
@@ -32,69 +32,71 @@ _DEFAULTS = {
 # Of preprocessor_config.json: field -> its only value that is here, and the default.
 _FRONT = {"stride": STACKED, "return_attention_mask": True}
 
-_LAYER, _ADAPTER = "encoder.layers.{layer}.", "adapter.layers.{i}."
+_LAYER = "encoder.layers.{layer}."
+_ATTENTION = {
+  "attention/query": "self_attn.linear_q",
+  "attention/key": "self_attn.linear_k",
+  "attention/value": "self_attn.linear_v",
+  "attention/out": "self_attn.linear_out",
+}
 _NAMES: Names = {
   "layers/depthwise": ((_LAYER + "conv_module.depthwise_conv.weight",), "depthwise"),
-  "layers/gated/kernel": ((_LAYER + "conv_module.pointwise_conv1.weight",), "pointwise"),
-  "layers/pointwise/kernel": ((_LAYER + "conv_module.pointwise_conv2.weight",), "pointwise"),
   "layers/attention/distances": ((_LAYER + "self_attn.distance_embedding.weight",), "same"),
-  "layers/attention/distance/kernel": ((_LAYER + "self_attn.linear_pos.weight",), "linear"),
   "layers/attention/content_bias": ((_LAYER + "self_attn.pos_bias_u",), "same"),
   "layers/attention/position_bias": ((_LAYER + "self_attn.pos_bias_v",), "same"),
+  **modules(
+    linear={
+      "project": "feature_projection.projection",
+      "adapter_ff/inner": "intermediate_ffn.intermediate_dense",
+      "adapter_ff/outer": "intermediate_ffn.output_dense",
+      "adapter_project": "adapter.proj",
+      "head": "lm_head",
+    },
+    norm={
+      "project_norm": "feature_projection.layer_norm",
+      "adapter_norm": "adapter.proj_layer_norm",
+    },
+  ),
+  **modules(
+    "layers/",
+    _LAYER,
+    linear=_ATTENTION
+    | {
+      "ff1/inner": "ffn1.intermediate_dense",
+      "ff1/outer": "ffn1.output_dense",
+      "ff2/inner": "ffn2.intermediate_dense",
+      "ff2/outer": "ffn2.output_dense",
+      "attention/distance": "self_attn.linear_pos",
+    },
+    pointwise={
+      "gated": "conv_module.pointwise_conv1",
+      "pointwise": "conv_module.pointwise_conv2",
+    },
+    norm={
+      "ff1_norm": "ffn1_layer_norm",
+      "attention_norm": "self_attn_layer_norm",
+      "conv_norm": "conv_module.layer_norm",
+      "inner_norm": "conv_module.depthwise_layer_norm",
+      "ff2_norm": "ffn2_layer_norm",
+      "norm": "final_layer_norm",
+    },
+  ),
+  **modules(
+    "adapter/{i}/",
+    "adapter.layers.{i}.",
+    conv={"residual": "residual_conv", "strided": "self_attn_conv"},
+    linear=_ATTENTION | {"ff/inner": "ffn.intermediate_dense", "ff/outer": "ffn.output_dense"},
+    norm={
+      "residual_norm": "residual_layer_norm",
+      "attention_norm": "self_attn_layer_norm",
+      "ff_norm": "ffn_layer_norm",
+    },
+  ),
 }
-for _ours, _theirs in {
-  "project": "feature_projection.projection",
-  "layers/ff1/inner": _LAYER + "ffn1.intermediate_dense",
-  "layers/ff1/outer": _LAYER + "ffn1.output_dense",
-  "layers/ff2/inner": _LAYER + "ffn2.intermediate_dense",
-  "layers/ff2/outer": _LAYER + "ffn2.output_dense",
-  **{
-    f"{ours}/attention/{part}": f"{theirs}self_attn.linear_{part[0]}"
-    for ours, theirs in (("layers", _LAYER), ("adapter/{i}", _ADAPTER))
-    for part in ("query", "key", "value")
-  },
-  "layers/attention/out": _LAYER + "self_attn.linear_out",
-  "adapter/{i}/attention/out": _ADAPTER + "self_attn.linear_out",
-  "adapter/{i}/ff/inner": _ADAPTER + "ffn.intermediate_dense",
-  "adapter/{i}/ff/outer": _ADAPTER + "ffn.output_dense",
-  "adapter_ff/inner": "intermediate_ffn.intermediate_dense",
-  "adapter_ff/outer": "intermediate_ffn.output_dense",
-  "adapter_project": "adapter.proj",
-  "head": "lm_head",
-}.items():
-  _NAMES[f"{_ours}/kernel"] = ((f"{_theirs}.weight",), "linear")
-  _NAMES[f"{_ours}/bias"] = ((f"{_theirs}.bias",), "same")
-for _ours, _theirs in {
-  "project_norm": "feature_projection.layer_norm",
-  "layers/ff1_norm": _LAYER + "ffn1_layer_norm",
-  "layers/attention_norm": _LAYER + "self_attn_layer_norm",
-  "layers/conv_norm": _LAYER + "conv_module.layer_norm",
-  "layers/inner_norm": _LAYER + "conv_module.depthwise_layer_norm",
-  "layers/ff2_norm": _LAYER + "ffn2_layer_norm",
-  "layers/norm": _LAYER + "final_layer_norm",
-  "adapter_norm": "adapter.proj_layer_norm",
-  "adapter/{i}/residual_norm": _ADAPTER + "residual_layer_norm",
-  "adapter/{i}/attention_norm": _ADAPTER + "self_attn_layer_norm",
-  "adapter/{i}/ff_norm": _ADAPTER + "ffn_layer_norm",
-}.items():
-  _NAMES[f"{_ours}/scale"] = ((f"{_theirs}.weight",), "same")
-  _NAMES[f"{_ours}/bias"] = ((f"{_theirs}.bias",), "same")
-for _ours, _theirs in {"residual": "residual_conv", "strided": "self_attn_conv"}.items():
-  _NAMES[f"adapter/{{i}}/{_ours}/kernel"] = ((f"{_ADAPTER}{_theirs}.weight",), "conv")
-  _NAMES[f"adapter/{{i}}/{_ours}/bias"] = ((f"{_ADAPTER}{_theirs}.bias",), "same")
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> Wav2Vec2BertConfig:
-  """`families.model_config` of this family; it is not trained, so rates are not read."""
-  del head_dropout, freeze_conv
+def _read(description: dict, where: str) -> Wav2Vec2BertConfig:
+  """The config of a model of this family."""
   _check_usable(description, where)
   given = description["config"]
   get = lambda name: given.get(name, _DEFAULTS[name])
@@ -119,8 +121,6 @@ def _read(
     adapter_width=get("output_hidden_size") or get("hidden_size"),
     adapter_activation=get("adapter_act"),
     adapter_ff=adapts and get("use_intermediate_ffn_before_adapter"),
-    pool=pool,
-    dtype=dtype,
   )
 
 

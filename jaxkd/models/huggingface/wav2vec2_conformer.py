@@ -3,7 +3,7 @@
 import functools
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
 from jaxkd.models.huggingface.wav2vec2 import NAMES
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2_conformer import (
@@ -32,54 +32,47 @@ _DEFAULTS = {
   "conv_depthwise_kernel_size": 31,
 }
 
-_LAYER, _CONV = "encoder.layers.{layer}.", "encoder.layers.{layer}.conv_module."
+_LAYER = "encoder.layers.{layer}."
 _NAMES: Names = {
   name: NAMES[name] for name in NAMES if name.startswith(("conv/", "project", "norm/", "head/"))
 } | {
-  "layers/conv/gated/kernel": ((_CONV + "pointwise_conv1.weight",), "pointwise"),
-  "layers/conv/depthwise": ((_CONV + "depthwise_conv.weight",), "depthwise"),
-  "layers/conv/inner_norm/mean": ((_CONV + "batch_norm.running_mean",), "same"),
-  "layers/conv/inner_norm/variance": ((_CONV + "batch_norm.running_var",), "same"),
-  "layers/conv/pointwise/kernel": ((_CONV + "pointwise_conv2.weight",), "pointwise"),
-  "layers/attention/distance/kernel": ((_LAYER + "self_attn.linear_pos.weight",), "linear"),
+  "layers/conv/depthwise": ((_LAYER + "conv_module.depthwise_conv.weight",), "depthwise"),
+  "layers/conv/inner_norm/mean": ((_LAYER + "conv_module.batch_norm.running_mean",), "same"),
+  "layers/conv/inner_norm/variance": ((_LAYER + "conv_module.batch_norm.running_var",), "same"),
   "layers/attention/content_bias": ((_LAYER + "self_attn.pos_bias_u",), "same"),
   "layers/attention/position_bias": ((_LAYER + "self_attn.pos_bias_v",), "same"),
+  **modules(
+    "layers/",
+    _LAYER,
+    linear={
+      "ff_first/inner": "ffn1.intermediate_dense",
+      "ff_first/outer": "ffn1.output_dense",
+      "attention/query": "self_attn.linear_q",
+      "attention/key": "self_attn.linear_k",
+      "attention/value": "self_attn.linear_v",
+      "attention/out": "self_attn.linear_out",
+      "attention/distance": "self_attn.linear_pos",
+      "ff_last/inner": "ffn2.intermediate_dense",
+      "ff_last/outer": "ffn2.output_dense",
+    },
+    pointwise={
+      "conv/gated": "conv_module.pointwise_conv1",
+      "conv/pointwise": "conv_module.pointwise_conv2",
+    },
+    norm={
+      "ff_first/norm": "ffn1_layer_norm",
+      "attention_norm": "self_attn_layer_norm",
+      "conv/norm": "conv_module.layer_norm",
+      "conv/inner_norm": "conv_module.batch_norm",
+      "ff_last/norm": "ffn2_layer_norm",
+      "norm": "final_layer_norm",
+    },
+  ),
 }
-for _ours, _theirs in {
-  "ff_first/inner": "ffn1.intermediate_dense",
-  "ff_first/outer": "ffn1.output_dense",
-  "attention/query": "self_attn.linear_q",
-  "attention/key": "self_attn.linear_k",
-  "attention/value": "self_attn.linear_v",
-  "attention/out": "self_attn.linear_out",
-  "ff_last/inner": "ffn2.intermediate_dense",
-  "ff_last/outer": "ffn2.output_dense",
-}.items():
-  _NAMES[f"layers/{_ours}/kernel"] = ((f"{_LAYER}{_theirs}.weight",), "linear")
-  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
-for _ours, _theirs in {
-  "ff_first/norm": "ffn1_layer_norm",
-  "attention_norm": "self_attn_layer_norm",
-  "conv/norm": "conv_module.layer_norm",
-  "conv/inner_norm": "conv_module.batch_norm",
-  "ff_last/norm": "ffn2_layer_norm",
-  "norm": "final_layer_norm",
-}.items():
-  _NAMES[f"layers/{_ours}/scale"] = ((f"{_LAYER}{_theirs}.weight",), "same")
-  _NAMES[f"layers/{_ours}/bias"] = ((f"{_LAYER}{_theirs}.bias",), "same")
 
 
-def _read(
-  description: dict,
-  where: str,
-  *,
-  pool: int = 1,
-  dtype: str = "float32",
-  head_dropout: float = 0.0,
-  freeze_conv: bool = False,
-) -> Wav2Vec2ConformerConfig:
-  """`families.model_config` of this family; it is not trained, so rates are not read."""
-  del head_dropout, freeze_conv
+def _read(description: dict, where: str) -> Wav2Vec2ConformerConfig:
+  """The config of a model of this family."""
   given, front = description["config"], description["preprocessor"]
   get = lambda field: given.get(field, _DEFAULTS[field])
   check_rate(front, where)
@@ -112,8 +105,6 @@ def _read(
     conv_bias=get("conv_bias"),
     conv_norm=get("feat_extract_norm"),
     normalise=front.get("do_normalize", True),
-    pool=pool,
-    dtype=dtype,
   )
 
 
