@@ -11,6 +11,7 @@ LABELS = "labels.json"  # the model's classes
 METRICS = "metrics.jsonl"  # what the run computes, by step
 RESULTS = "results.json"  # written last
 SEARCHED = "search.json"  # of jaxkd search, about the final model
+MODELS = ("student", "teacher")  # which figures, hypotheses and searches are of
 
 
 def is_finished(folder: pathlib.Path) -> bool:

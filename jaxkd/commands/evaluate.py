@@ -8,6 +8,7 @@ import json
 import logging
 import pathlib
 
+from jaxkd import workdirs
 from jaxkd.commands import line
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,11 @@ def evaluate(
   """
   from jaxkd.data.sources import left_out
   from jaxkd.inference import live, scoring
-  from jaxkd.inference.finished import MODELS, FinishedRun
+  from jaxkd.inference.finished import FinishedRun
   from jaxkd.training import results
 
   run = FinishedRun(folder)
-  models = run.models(("student",) if model == "student" else MODELS)
+  models = run.models(("student",) if model == "student" else workdirs.MODELS)
   if stream is not None:
     chunks = live.chunks(models["student"], stream, str(folder))
     models = models | {"student": dataclasses.replace(models["student"], chunks=chunks)}

@@ -9,10 +9,10 @@ names, search-1a2b3c4d.json, and is in no report.
 
 import pathlib
 
-from jaxkd import buckets, console
+from jaxkd import buckets, console, workdirs
 from jaxkd.commands import line
 from jaxkd.inference.search import lexicon as lexicon_lib
-from jaxkd.inference.search.settings import KINDS, MODELS, Settings
+from jaxkd.inference.search.settings import KINDS, Settings
 
 
 def add_arguments(parser) -> None:
@@ -27,7 +27,7 @@ example:
   add = parser.add_argument
   told = "of a finished run; the results go there too"
   add("--workdir", metavar="DIR", type=line.finished_run, required=True, help=told)
-  add("--model", choices=(*MODELS, "both"), default="both", help="which")
+  add("--model", choices=(*workdirs.MODELS, "both"), default="both", help="which")
   add(
     "--lm",
     metavar="FILE",
@@ -77,7 +77,7 @@ def run(args) -> int:
   names = ("lm", "order", "lexicon", "data", "prefix_beam")
   names += ("lm_weights", "prior_scales", "word_scores")
   settings = Settings(
-    models=MODELS if args.model == "both" else (args.model,),
+    models=workdirs.MODELS if args.model == "both" else (args.model,),
     search=lexicon_lib.Options(args.beam, args.token_beam, args.threshold),
     **{name: getattr(args, name) for name in names},
   )
@@ -97,18 +97,17 @@ def show(found: dict, path: pathlib.Path) -> None:
   table = Table(title=f"{buckets.name(path.parent)} · search", title_justify="left")
   for heading in ("", "search", "dev WER %", "test WER %", "test CER %", "RTF"):
     table.add_column(heading, justify="left" if heading in ("", "search") else "right")
-  for model in (m for m in MODELS if m in found):
-    block = found[model]
+  blocks = {model: found[model] for model in workdirs.MODELS if model in found}
+  for model, block in blocks.items():
     for kind in (k for k in KINDS if k in block):
       row, speed = block[kind], block["rtf"][KINDS[kind].timed]
       rates = [row.get(split, {}).get(rate) for split, rate in _COLUMNS]
       table.add_row(model, KINDS[kind].title, *map(console.percent, rates), f"{speed:.4f}")
   console.out.print(table)
-  facts = [_tuned(model, found[model]) for model in MODELS if "lexicon_lm" in found.get(model, {})]
+  facts = [_tuned(model, block) for model, block in blocks.items() if "lexicon_lm" in block]
   facts += [
-    f"{model}: real-time factor of the acoustic model {found[model]['rtf']['acoustic']:.4f}"
-    for model in MODELS
-    if model in found
+    f"{model}: real-time factor of the acoustic model {block['rtf']['acoustic']:.4f}"
+    for model, block in blocks.items()
   ]
   for fact in [*facts, f"results: {buckets.name(path)}"]:
     console.out.print(fact, highlight=False, markup=False, soft_wrap=True)

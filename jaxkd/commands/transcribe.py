@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxkd import buckets, console, files
+from jaxkd import buckets, console, files, workdirs
 from jaxkd.commands import line
 from jaxkd.errors import UserError
 
@@ -43,7 +43,7 @@ def add_arguments(parser) -> None:
   add = parser.add_argument
   add("model_source", metavar="MODEL", help="what listens; see below")
   add("inputs", metavar="INPUT", nargs="+", help="recordings, folders of them, or -")
-  add("--model", choices=("student", "teacher"), default="student", help="of a finished run")
+  add("--model", choices=workdirs.MODELS, default="student", help="of a finished run")
   add("--language", metavar="NAME", default="", help="of a model with an adapter for each (MMS)")
   add("--format", choices=_FORMATS, help="of files with times and confidences")
   add("--out", metavar="DIR", type=buckets.output, help="where these files go")

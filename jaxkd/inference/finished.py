@@ -20,8 +20,6 @@ from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher import sources
 from jaxkd.teacher.stored import Stored
 
-MODELS = ("student", "teacher")
-
 
 class FinishedRun:
   """The workdir of a finished run; models and data are read when they are asked for.
@@ -84,7 +82,7 @@ class FinishedRun:
         f"the teacher of {self.folder} cannot be used ({error}): --model=student goes without it"
       ) from error
 
-  def models(self, names: tuple[str, ...] = MODELS) -> dict[str, AcousticModel]:
+  def models(self, names: tuple[str, ...] = workdirs.MODELS) -> dict[str, AcousticModel]:
     """Those of the named models that the run has.
 
     Raises:

@@ -3,9 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
+from jaxkd import workdirs
 from jaxkd.inference.search.lexicon import Options
-
-MODELS = ("student", "teacher")
 
 
 class Kind(NamedTuple):
@@ -31,9 +30,20 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the command line says, and what is done where it says nothing."""
+  """What a finished run is searched with.
 
-  models: tuple[str, ...] = MODELS
+  Attributes:
+    models: of the run; what it has of them is searched with.
+    lm: an ARPA file; "train" for one that is estimated from training transcripts, or "none".
+    order: of the model that is estimated.
+    lexicon: a file with a word a line; "" for the words of the language model.
+    data: in the place of the run's test data; "" for that.
+    prefix_beam: prefixes that are kept without a lexicon.
+    search: with a lexicon; what is tuned takes the place of its weights.
+    lm_weights, prior_scales, word_scores: every combination is tried on dev.
+  """
+
+  models: tuple[str, ...] = workdirs.MODELS
   lm: str = "train"
   order: int = 4
   lexicon: str = ""
