@@ -7,10 +7,10 @@ import shlex
 import pytest
 
 import corpus
-from jaxkd.commands import grid
 from jaxkd.commands import line as command_line
-from jaxkd.config import overrides
+from jaxkd.config import grids, overrides
 from jaxkd.errors import UserError
+from jaxkd.training import grid
 
 GRIDS = corpus.ROOT / "configs" / "grids"
 GRID = "def get_grid(recipe):\n  return dict(seeds=(0,), scales={}, variants={})"
@@ -24,8 +24,8 @@ def at_the_root(monkeypatch):
 @pytest.mark.parametrize("name", ["paper", "small"])
 @pytest.mark.parametrize("recipe", ["demo", "librispeech"])
 def test_every_cell_of_the_grids_is_a_run(name, recipe):
-  found = grid.load(GRIDS / f"{name}.py", recipe)
-  cells = grid.cells_of(found, recipe, (), "")
+  found = grids.load(GRIDS / f"{name}.py", recipe)
+  cells = grids.cells_of(found, recipe, (), "")
   assert len({cell.name for cell in cells}) == len(cells) > 5
   for cell in cells:
     config = overrides.parse(["jaxkd.main", *cell.arguments])[0]
@@ -36,26 +36,26 @@ def test_every_cell_of_the_grids_is_a_run(name, recipe):
 
 
 def test_paper_grid_is_the_papers():
-  cells = grid.cells_of(grid.load(GRIDS / "paper.py", "tedlium"), "tedlium", (), "")
+  cells = grids.cells_of(grids.load(GRIDS / "paper.py", "tedlium"), "tedlium", (), "")
   # standard, elimination with and without prior, trim; n 1 to 5; 2 thresholds; 3 ratios.
   assert len(cells) == 3 * (1 + 3 * (4 + 5 + 2 + 3))
   symmetric = [cell.config.kd.selection for cell in cells if "symmetric" in cell.name]
   assert {selection.n for selection in symmetric} == {1, 2, 3, 4, 5}
   assert {cell.config.seed for cell in cells} == {0, 1, 2}
-  more = grid.load(GRIDS / "paper.py", "librispeech")["variants"]
+  more = grids.load(GRIDS / "paper.py", "librispeech")["variants"]
   assert more["symmetric"]["kd.selection.n"] == (1, 2, 3, 4, 5, 6)
 
 
 def test_audio_without_transcripts_goes_to_runs_that_need_none():
   settings = dict(scales=(0.25, 1.0), seeds=(0,), variants=dict(ctc={}, symmetric={}))
   flags = ("--config.data.train=t/train.jsonl", "--config.data.teacher_train=t/train.jsonl")
-  cells = grid.cells_of(settings, "manifest", flags, "u/audio.jsonl")
+  cells = grids.cells_of(settings, "manifest", flags, "u/audio.jsonl")
   assert [(c.name, c.config.data.train) for c in cells] == [
     ("ctc-train-s0", "t/train.jsonl"),
     ("symmetric-scale0.25-train-s0", "t/train.jsonl"),
     ("symmetric-scale1.0-audio-s0", "u/audio.jsonl"),
   ]
-  same = grid.cells_of(settings, "manifest", flags, "")
+  same = grids.cells_of(settings, "manifest", flags, "")
   assert same[:2] == cells[:2] and same[2].name == "symmetric-scale1.0-train-s0"
 
 
@@ -78,7 +78,7 @@ def test_wrong_grids_are_one_line(tmp_path, text, words, name):
   path = tmp_path / name
   path.write_text(text)
   with pytest.raises(UserError, match=words) as caught:
-    grid.load(path, "demo")
+    grids.load(path, "demo")
   assert "\n" not in str(caught.value)
 
 
@@ -96,7 +96,7 @@ def test_wrong_grids_are_one_line(tmp_path, text, words, name):
 def test_wrong_cells_are_one_line(variants, words):
   settings = dict(scales=(1.0,), seeds=(0,), variants=variants)
   with pytest.raises(UserError, match=words):
-    grid.cells_of(settings, "demo", (), "")
+    grids.cells_of(settings, "demo", (), "")
 
 
 def test_runs_of_one_name_are_refused():
@@ -104,12 +104,12 @@ def test_runs_of_one_name_are_refused():
     settings = dict(scales=(1.0,), seeds=(0,), variants=[("symmetric", {"data.train": values})])
     flags = ("--config.data.teacher_train=t.jsonl", "--config.data.train=t.jsonl")
     with pytest.raises(UserError, match="two runs .* the workdir symmetric-scale1.0-train-s0 [(]"):
-      grid.cells_of(settings, "manifest", flags, "")
+      grids.cells_of(settings, "manifest", flags, "")
 
 
 def test_a_path_among_the_values_makes_no_folders():
   settings = dict(scales=(1.0,), seeds=(0,), variants={"keep": {"teacher.source": ("runs/a",)}})
-  (cell,) = grid.cells_of(settings, "demo", (), "")
+  (cell,) = grids.cells_of(settings, "demo", (), "")
   assert cell.name == "keep-sourceruns-a-scale1.0-unlabelled-s0"
 
 
@@ -120,23 +120,23 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_only_some():
-  cells = grid.cells_of(grid.load(GRIDS / "small.py", "demo"), "demo", (), "")
-  assert grid.chosen(cells, "") == cells
-  names = [cell.name for cell in grid.chosen(cells, "ctc,symmetric-n2")]
+  cells = grids.cells_of(grids.load(GRIDS / "small.py", "demo"), "demo", (), "")
+  assert grids.chosen(cells, "") == cells
+  names = [cell.name for cell in grids.chosen(cells, "ctc,symmetric-n2")]
   assert names == [
     "ctc-train-s0",
     "symmetric-n2-scale0.25-train-s0",
     "symmetric-n2-scale1.0-unlabelled-s0",
   ]
-  matched = [cell.name for cell in grid.chosen(cells, "*-n2-*1.0-*-s0,ctc")]
+  matched = [cell.name for cell in grids.chosen(cells, "*-n2-*1.0-*-s0,ctc")]
   assert matched == ["ctc-train-s0", "symmetric-n2-scale1.0-unlabelled-s0"]
-  assert [cell.name for cell in grid.chosen(cells, " ctc, ")] == ["ctc-train-s0"]
+  assert [cell.name for cell in grids.chosen(cells, " ctc, ")] == ["ctc-train-s0"]
   with pytest.raises(UserError, match="--only=,: no name in it"):
-    grid.chosen(cells, ",")
+    grids.chosen(cells, ",")
   with pytest.raises(
     UserError, match="no run's name begins with or fits 'symetric'; the runs: ctc-tr"
   ):
-    grid.chosen(cells, "ctc,symetric")
+    grids.chosen(cells, "ctc,symetric")
 
 
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
@@ -178,9 +178,9 @@ def test_a_grid_ends_in_its_report_and_goes_on_where_it_was(tmp_path, capsys):
 
 def test_the_grid_of_evidence():
   """Its claims are of runs that there are, and each seed has its own teacher."""
-  found = grid.load(GRIDS / "evidence.py", "sentences")
+  found = grids.load(GRIDS / "evidence.py", "sentences")
   assert found["teachers"] == "each"
-  cells = grid.cells_of(found, "sentences", (), "")
+  cells = grids.cells_of(found, "sentences", (), "")
   names = {cell.name.removesuffix("-s0") for cell in cells if cell.config.seed == 0}
   assert 3 * len(names) == len(cells)
   for claim in found["claims"]:
