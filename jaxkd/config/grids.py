@@ -89,6 +89,12 @@ def _pairs(variants) -> list[tuple[str, dict]]:
 def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: str) -> list[Cell]:
   """All runs, seeds outermost, so that an early stop leaves whole grids.
 
+  Args:
+    grid: as `load` returns it.
+    recipe: of every run.
+    overrides: flags of fields for every run, `--config.a.b=VALUE`.
+    unlabelled: what runs that read no transcripts train on; "" for what the others have.
+
   Raises:
     UserError: a variant, field or value that does not exist or fit; two runs of one name.
   """

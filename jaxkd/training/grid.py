@@ -30,7 +30,7 @@ def train_all(
     Name of each run that failed → why.
 
   Raises:
-    UserError: the teacher cannot be trained or used.
+    UserError: the folder cannot be made, or the teacher cannot be trained or used.
     Interrupted: a signal came; the same cells go on.
   """
   try:
@@ -60,7 +60,7 @@ def train_all(
     seconds, left = time.monotonic() - started, len(cells) - len(rows)
     log.info("%s: %.0f s; %d of %d runs to go", cell.name, seconds, left, len(cells))
     if console.err.is_terminal or not left:
-      console.err.print(table(cells, rows))
+      console.err.print(_table(cells, rows))
   return {name: found for name, found in rows.items() if isinstance(found, str)}
 
 
@@ -72,7 +72,7 @@ def _teacher(config: ConfigDict, seed: int, folder: pathlib.Path, opened: dict) 
   return buckets.name(teacher.folder)
 
 
-def table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
+def _table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
   """How the runs stand: results by name, or why one failed."""
   found = Table(title=f"{len(rows)} of {len(cells)} runs", title_justify="left")
   for heading in ("run", "dev WER %", "test WER %", "seconds"):

@@ -39,11 +39,15 @@ class Tools:
 
 
 def search(folder: pathlib.Path, settings: Settings) -> tuple[dict, pathlib.Path]:
-  """Searches with the models of a workdir; returns what it writes, and the path of that.
+  """Searches with the models of a run; returns what search.json holds, and its path.
+
+  The workdir gets hypotheses/<split>.<model>.search.jsonl and search.json, and lm.arpa where the
+  language model is estimated. What is found on other data than the run's own has that data's
+  fingerprint in its files' names, and is in no report.
 
   Args:
     folder: workdir of a finished run.
-    settings: what to do.
+    settings: what to search with.
 
   Raises:
     UserError: the run is not finished; data, lexicon or language model are not there or do not
@@ -52,11 +56,11 @@ def search(folder: pathlib.Path, settings: Settings) -> tuple[dict, pathlib.Path
   opened = FinishedRun(folder)
   models, splits = opened.models(settings.models), opened.splits(settings.data)
   _check_tuning(settings, splits)
-  tools = make_tools(settings, opened, folder)
+  tools = _make_tools(settings, opened, folder)
   other = settings.data not in ("", opened.config.data.test)
   mark = f"-{splits['test'].fingerprint()[:8]}" if other else ""
   found = {"data": {split: source.name for split, source in splits.items()}}
-  found |= facts(tools, settings, splits)
+  found |= _facts(tools, settings, splits)
   for name in models:
     block, rows = _search_model(name, opened, splits, tools, settings)
     found[name] = block
@@ -80,7 +84,7 @@ def _check_tuning(settings: Settings, splits: dict) -> None:
     )
 
 
-def make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
+def _make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
   """Language model and lexicon; says what the one lacks of the other."""
   lm = None
   if settings.lm == "train":
@@ -101,7 +105,7 @@ def make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
   return Tools(vocabulary, lexicon_lib.spell(words, vocabulary), lm)
 
 
-def facts(tools: Tools, settings: Settings, splits: dict) -> dict:
+def _facts(tools: Tools, settings: Settings, splits: dict) -> dict:
   """The blocks "lm" and "lexicon" of search.json, whose gaps are said."""
   lm, words = tools.lm, tools.words
   found = {"lm": None, "lexicon": None}
