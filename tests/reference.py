@@ -153,16 +153,25 @@ def delayed_kl(student, teacher, weights, mask, temperature, delays, softness):
   return total, weight_sum
 
 
-def split_kl(student, teacher, alpha, beta, temperature, blank_id):
+def split_kl(student, teacher, alpha, beta, mask, temperature, blank_id, delays, softness):
   """Sum and divisor of one utterance, logits f[T, V], frame by frame."""
-  total = 0.0
-  for t in range(len(alpha)):
-    p, q = (np.exp(log_softmax(np.float64(x[t]) / temperature)) for x in (teacher, student))
-    two = [np.array([x[blank_id], 1 - x[blank_id]]) for x in (p, q)]
-    rest = [np.delete(x, blank_id) / (1 - x[blank_id]) for x in (p, q)]
-    of = lambda pair: (pair[0] * np.log(pair[0] / pair[1])).sum()
-    total += temperature**2 * (alpha[t] * of(two) + beta[t] * of(rest))
-  return total, np.maximum(alpha, beta).sum()
+  p, q = (np.exp([log_softmax(np.float64(x) / temperature) for x in y]) for y in (teacher, student))
+  two = lambda x: np.array([x[blank_id], 1 - x[blank_id]])
+  rest = lambda x: np.delete(x, blank_id) / (1 - x[blank_id])
+  kl = lambda a, b: (a * np.log(a / b)).sum()
+  total = weight_sum = 0.0
+  for t in np.flatnonzero(np.maximum(alpha, beta) * mask):
+    there = [t + d for d in delays if 0 <= t + d < len(mask) and mask[t + d]]
+    if there:
+      weight = max(alpha[t], beta[t])
+      parts = [
+        (alpha[t] * kl(two(p[t]), two(q[s])) + beta[t] * kl(rest(p[t]), rest(q[s]))) / weight
+        for s in there
+      ]
+      mean = np.mean([np.exp(-part / softness) for part in parts])
+      total -= weight * softness * np.log(mean) * temperature**2
+      weight_sum += weight
+  return total, weight_sum
 
 
 def mel(hz: float) -> float:

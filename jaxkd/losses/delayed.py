@@ -61,7 +61,11 @@ def _delayed(student, teacher, weights, mask, temperature, softness, delays, of_
   student = jnp.where(reached(weights != 0, mask, delays)[..., None], student, 0)
   teacher = jnp.where((weights != 0)[..., None], jax.lax.stop_gradient(teacher), 0)
   log_student, log_teacher = (log_softmax(x, temperature) for x in (student, teacher))
-  of_delay = lambda d: divergence(log_teacher, jnp.roll(log_student, -d, -2))
+
+  def of_delay(d):  # a frame that is not selected has no say, also where it would be infinite
+    found = divergence(log_teacher, jnp.roll(log_student, -d, -2))
+    return jnp.where(weights != 0, found, 0)
+
   of_row_and_delay = lambda d: _mean_of_row(of_delay(d), jnp.where(_leads(mask, d), weights, 0))
   found, exists = soft_minimum(of_row_and_delay if of_row else of_delay, mask, delays, softness)
   weights = jnp.where(exists, weights, 0)
@@ -112,8 +116,9 @@ def soft_minimum(
   # Of nothing but -inf the difference would be NaN.
   best = jnp.where(best == -jnp.inf, 0, best)
   count = jnp.maximum(exists.sum(0, jnp.float32), 1)
-  total = jnp.where(exists.any(0), jnp.exp(scores - best).sum(0), 1)
-  return -softness * (best[0] + jnp.log(total) - jnp.log(count)), exists.any(0)
+  # The mean less 1: where τ is large it is all that is there.
+  mean = jnp.where(exists, jnp.expm1(scores - best), 0).sum(0) / count
+  return -softness * (best[0] + jnp.log1p(mean)), exists.any(0)
 
 
 def _leads(mask: jax.Array, delay: int) -> jax.Array:

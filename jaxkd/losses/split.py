@@ -41,7 +41,8 @@ def split_kl(
       never read.
     temperature: T > 0, number or traced f32[].
     blank_id: the blank's class, int or traced i32[].
-    delays, softness: as for `delayed_kl`, of both parts together.
+    delays, softness: as for `delayed_kl`, of both parts together, (α KL + β KL) / max(α, β); the
+      larger weight stands outside of the soft minimum, as the weights of `delayed_kl` do.
 
   Returns:
     Sum f32[] and its divisor, the sum of max(α, β), f32[]; +inf and NaN as `kd_kl`, NaN where a
@@ -83,12 +84,14 @@ def _split(student, teacher, alpha, beta, mask, temperature, softness, blank_id,
     blank = divergence(teacher_blank, later(student_blank))
     label = divergence(teacher_label, later(student_label))
     # A weight of 0 leaves a part out, also where it is infinite.
-    return sum(w * jnp.where(w != 0, kl, 0) for w, kl in ((alpha, blank), (beta, label)))
+    return sum(w * jnp.where(w != 0, kl, 0) for w, kl in zip(shares, (blank, label), strict=True))
 
+  # Outside of the soft minimum, where a small weight would blur which delay is the best.
+  shares = [w / jnp.where(chosen, weights, 1) for w in (alpha, beta)]
   found, exists = soft_minimum(of_delay, mask, delays, softness)
-  counted = exists & chosen
-  total = jnp.where(counted, found, 0).sum()
-  return WeightedSum(temperature**2 * total, jnp.where(counted, weights, 0).sum())
+  weights = jnp.where(exists, weights, 0)
+  total = (weights * jnp.where(weights != 0, found, 0)).sum()
+  return WeightedSum(temperature**2 * total, weights.sum())
 
 
 def _parts(logits, temperature, blank_id) -> tuple[jax.Array, jax.Array]:

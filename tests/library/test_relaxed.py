@@ -101,15 +101,54 @@ def test_gradients_equal_finite_differences(loss):
     np.testing.assert_allclose(found[index], slope, atol=3e-3)
 
 
-def test_split_kl_equals_a_loop():
+@pytest.mark.parametrize("delays", [(0,), DELAYS, (1,)])
+def test_split_kl_equals_a_loop(delays):
   student, teacher, beta, mask = make_batch()
   alpha = mask * np.float32(0.5)
-  found = split(student, teacher, alpha, beta, mask)
+  found = split(student, teacher, alpha, beta, mask, delays=delays, softness=0.3)
   rows = [
-    reference.split_kl(*row, 2.0, BLANK)
-    for row in zip(student, teacher, np.float64(alpha), np.float64(beta), strict=True)
+    reference.split_kl(*row, 2.0, BLANK, delays, 0.3)
+    for row in zip(student, teacher, np.float64(alpha), np.float64(beta), mask, strict=True)
   ]
-  np.testing.assert_allclose([found.total, found.weight], np.sum(rows, 0), rtol=1e-5)
+  np.testing.assert_allclose([found.total, found.weight], np.sum(rows, 0), rtol=2e-5)
+
+
+def test_weights_stand_outside_of_the_soft_minimum():
+  """However small they are: α = w and β = w (1 - p(blank)) are `delayed_kl` with weights w."""
+  student, teacher, weights, mask = make_batch()
+  weights *= np.float32(0.05)
+  beta = weights * (1 - jax.nn.softmax(teacher / 2)[..., BLANK])
+  relaxed = dict(delays=DELAYS, softness=0.1)
+  parts = split(student, teacher, weights, beta, mask, **relaxed)
+  whole = delayed(student, teacher, weights, mask, **relaxed)
+  np.testing.assert_allclose([parts.total, parts.weight], [whole.total, whole.weight], rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["delayed", "split", "of_row"])
+def test_classes_that_both_exclude_leave_a_gradient(loss):
+  """Also in frames that a selected one leads to, and that are not selected themselves."""
+  student, teacher, weights, mask = make_batch()
+  weights[0] = [0, 0, 1, 0, 0, 0, 0]
+  student[..., 0] = teacher[..., 0] = -np.inf
+  call = {
+    "delayed": lambda x: delayed(x, teacher, weights, mask, delays=DELAYS),
+    "of_row": lambda x: losses.delayed_kl(
+      x, teacher, weights, mask, delays=DELAYS, of_row=True, **options
+    ),
+    "split": lambda x: split(x, teacher, weights, weights, mask, delays=DELAYS),
+  }[loss]
+  value, slope = jax.value_and_grad(lambda x: call(x).total)(jnp.asarray(student))
+  assert value > 0.1 and np.isfinite(value) and np.isfinite(slope).all() and slope.any()
+
+
+def test_a_large_softness_is_the_mean():
+  student, teacher, weights, mask = make_batch()
+  found = delayed(student, teacher, weights, mask, delays=(0, 1), softness=1e3)
+  rows = [
+    reference.delayed_kl(*row, 2.0, (0, 1), 1e3)
+    for row in zip(student, teacher, np.float64(weights), mask, strict=True)
+  ]
+  np.testing.assert_allclose(found.total, np.sum(rows, 0)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("delays", [(0,), DELAYS])
