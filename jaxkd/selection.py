@@ -232,16 +232,44 @@ def random_blanks(
     ratio: ≥ 0.
     key: typed PRNG key, the same in every shard.
   """
-  if mask.ndim != 2:
-    raise ValueError(f"mask has shape {mask.shape}; it must be [B, T]")
   ratio, sound = arguments.number("ratio", ratio, lambda x: x >= 0, "finite and 0 or more")
+  _check_rows(mask)
   labels = _label_frames(logits, mask, blank_id)
   wanted = jnp.minimum(ratio * labels.sum(1, jnp.float32), mask.shape[1])
+  return sound & _with_blanks(labels, mask, jnp.round(wanted).astype(jnp.int32), key)
+
+
+@_selector
+def shuffled(
+  logits: jax.Array, mask: jax.Array, *, blank_id: int, n: int, key: jax.Array
+) -> jax.Array:
+  """Label frames, and as many of each utterance's blank frames as `symmetric` has, at random.
+
+  What says whether it matters *which* blank frames are selected, or only how many. Drawn as by
+  `random_blanks`.
+
+  Args:
+    logits, mask, blank_id: see the module.
+    n: of `symmetric`.
+    key: typed PRNG key, the same in every shard.
+  """
+  _check_rows(mask)
+  near = symmetric(logits, mask, blank_id=blank_id, n=n)
+  labels = near & _label_frames(logits, mask, blank_id)  # none where a traced n cannot be
+  return _with_blanks(labels, mask, (near & ~labels).sum(1, dtype=jnp.int32), key)
+
+
+def _check_rows(mask) -> None:
+  if mask.ndim != 2:
+    raise ValueError(f"mask has shape {mask.shape}; it must be [B, T]")
+
+
+def _with_blanks(labels, mask, wanted, key) -> jax.Array:
+  """bool[B, T]: label frames, and so many i32[B] of each row's other real frames at random."""
   rows = jnp.arange(mask.shape[0], dtype=jnp.int32) + first_row(mask)
   draw = lambda blanks, row: _ranks(blanks, jax.random.fold_in(key, row))
   blanks = mask & ~labels
-  drawn = jax.vmap(draw)(blanks, rows) < jnp.round(wanted).astype(jnp.int32)[:, None]
-  return sound & (labels | (blanks & drawn))
+  return labels | (blanks & (jax.vmap(draw)(blanks, rows) < wanted[:, None]))
 
 
 def _ranks(blanks, key) -> jax.Array:

@@ -6,7 +6,7 @@ n and the other settings are those of TED-LIUM in the paper, and for LibriSpeech
 
 
 def get_grid(recipe: str) -> dict:
-  larger = recipe == "librispeech"
+  larger = recipe.startswith("librispeech")
   return dict(
     scales=(0.25, 0.9, 1.0),
     seeds=(0, 1, 2),

@@ -105,6 +105,7 @@ SELECTIONS = {
   "symmetric": {"n": count(2, "neighbours on both sides of a label frame", unit="output frames")},
   "threshold": {"min_label_prob": share(0.1, "of all labels together in a blank frame")},
   "random_blanks": {"ratio": Field(1.0, "random blank frames for each label frame", low=0.0)},
+  "shuffled": {"n": count(2, "of the symmetric selection that has as many", unit="output frames")},
   "soft": {"min_weight": share(0.0, "of a blank frame", optional=True)},
   "occupancy": {
     "delta": Field(3.0, "is taken from the blank's logits", unit="nats", low=-100.0, high=100.0)
@@ -489,3 +490,11 @@ FIELDS = Block(
     ),
   }
 )
+
+
+def default(path: str):
+  """The table's default of a field, by its dotted name without `config.`."""
+  node = FIELDS
+  for name in path.split("."):
+    node = node.fields[name]
+  return node.default

@@ -119,6 +119,7 @@ WRONG = [
       (selection.soft, FRAMES),
       (selection.occupancy, FRAMES),
       (selection.random_blanks, RANDOM),
+      (selection.shuffled, FRAMES | {"n": 1, "key": KEY}),
       (best_path, FRAMES),
       (prefix_beam, FRAMES | {"beam": 2}),
     ]
@@ -241,6 +242,7 @@ def test_traced_numbers_that_cannot_be():
     "threshold": [{"min_label_prob": x} for x in (-0.1, 1.1, np.nan)],
     "random_blanks": [{"ratio": x, "key": KEY} for x in (-1.0, np.nan, np.inf)],
     "nonblank": [{"log_prior": PRIOR, "prior_scale": np.nan}],
+    "shuffled": [{"n": -1, "key": KEY}],
   }
   for name, cases in nothing.items():
     select = jax.jit(functools.partial(getattr(selection, name), blank_id=4))

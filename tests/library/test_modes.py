@@ -89,9 +89,24 @@ FUNCTIONS = {
     sums=True,
     differentiable=True,
   ),
+  "delay_of_row": Function(
+    lambda x: losses.delayed_kl(
+      x.student, x.teacher, x.weights, x.mask, temperature=2.0, delays=(0, 1), of_row=True
+    ),
+    sums=True,
+    differentiable=True,
+  ),
   "split_kl": Function(
     lambda x: losses.split_kl(
       x.student, x.teacher, x.mask, x.weights, x.mask, temperature=2.0, blank_id=BLANK
+    ),
+    sums=True,
+    differentiable=True,
+  ),
+  "split_delayed": Function(
+    lambda x: losses.split_kl(
+      *(x.student, x.teacher, x.mask, x.weights, x.mask),
+      **dict(temperature=2.0, blank_id=BLANK, delays=(-1, 0, 1), softness=0.1),
     ),
     sums=True,
     differentiable=True,
@@ -129,6 +144,7 @@ FUNCTIONS = {
   "soft": of_teacher(selection.soft, min_weight=0.1),
   "occupancy": of_teacher(selection.occupancy, delta=1.0),
   "random_blanks": of_teacher(selection.random_blanks, ratio=0.7, key=KEY),
+  "shuffled": of_teacher(selection.shuffled, n=1, key=KEY),
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 

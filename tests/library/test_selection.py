@@ -36,6 +36,7 @@ EXACT = {
 }
 SELECTORS = {name: functools.partial(f, **options) for name, (f, _, options) in EXACT.items()}
 SELECTORS["random"] = functools.partial(selection.random_blanks, ratio=0.5, key=KEY)
+SELECTORS["shuffled"] = functools.partial(selection.shuffled, n=1, key=KEY)
 JITTED = {name: jax.jit(f, static_argnames="blank_id") for name, f in SELECTORS.items()}
 every_selector = pytest.mark.parametrize("name", SELECTORS)
 
@@ -213,6 +214,22 @@ def test_random_blanks_are_as_many_as_wanted(ratio):
     assert selected[labels].all() and not selected[~mask].any()
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 100])
+def test_shuffled_blanks_are_as_many_as_symmetric_has(n):
+  for seed in range(3):
+    logits, mask = make_batch(seed)
+    key = jax.random.key(seed)
+    selected = np.asarray(selection.shuffled(logits, mask, blank_id=0, n=n, key=key))
+    beside = [
+      np.array(reference.select_symmetric(x[m], 0, n)) for x, m in zip(logits, mask, strict=True)
+    ]
+    np.testing.assert_array_equal(selected.sum(1), [row.sum() for row in beside])
+    labels = np.asarray(selection.nonblank(logits, mask, blank_id=0))
+    assert selected[labels].all() and not selected[~mask].any()
+    same = [(s[m] == b).all() for s, m, b in zip(selected, mask, beside, strict=True)]
+    assert all(same) == (n in (0, 100))
+
+
 def test_half_a_blank_rounds_to_even():
   for labels, blanks in [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)]:
     logits = np.zeros((1, 30, 2), np.float32)
@@ -261,7 +278,7 @@ def test_subset_of_the_mask_and_rows_on_their_own(name, seed, order):
   selected = np.asarray(select(logits, mask))
   assert not (selected & ~mask).any()
   order = np.array(order)
-  if name != "random":
+  if name not in ("random", "shuffled"):
     np.testing.assert_array_equal(select(logits[order], mask[order]), selected[order])
   # A row alone, in its place since random rows draw by their number.
   row = order[0]
