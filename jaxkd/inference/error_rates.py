@@ -75,7 +75,7 @@ def bootstrap_interval(
   Raises:
     ValueError: the utterances have no word.
   """
-  drawn = _resampled(seed, resamples, errors, words)
+  drawn = resampled(seed, resamples, errors, words)
   low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
   return float(low), float(high)
 
@@ -113,16 +113,24 @@ def paired_bootstrap(
   """
   difference = np.subtract(errors_a, errors_b)
   # Both rates have the same divisor: the sign is that of the errors' difference.
-  drawn = _resampled(seed, resamples, difference, np.asarray(words) > 0)
+  drawn = resampled(seed, resamples, difference, np.asarray(words) > 0)
   sides = [(drawn[:, 0] <= 0).sum(), (drawn[:, 0] >= 0).sum()]
   return float(min(1.0, 2 * (min(sides) + 1) / (len(drawn) + 1)))
 
 
-def _resampled(seed: int, resamples: int, *columns: np.ndarray) -> np.ndarray:
+def resampled(seed: int, resamples: int, *columns: np.ndarray) -> np.ndarray:
   """i64[≤ resamples, columns]: sums over drawn utterances, where that of the last column is not 0.
 
   Utterances with equal numbers are one kind, and how many of each kind are in a draw is
   multinomial: the same distribution, in a fraction of the time.
+
+  Args:
+    seed: of the draws.
+    resamples: their number.
+    columns: i[N] each, numbers of every utterance; the last are those that may not add up to 0.
+
+  Raises:
+    ValueError: the last column is all 0.
   """
   table = np.stack([np.asarray(column, np.int64) for column in columns], 1)
   if not table[:, -1].any():

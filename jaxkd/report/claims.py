@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxkd.errors import UserError, did_you_mean
+from jaxkd.inference import error_rates
 from jaxkd.report.render import Section, Table
 from jaxkd.report.tables import Row
 
@@ -34,7 +35,8 @@ class Claim:
   Attributes:
     text: the sentence.
     a, b: patterns of names of runs, without their seeds ("symmetric-n*-scale1.0-*"); of several
-      rows that match, the one with the lowest WER on dev is taken, and the claim says which.
+      rows that match, the one with the lowest WER on dev is taken, among those with the most seeds
+      that the other side has, too; the claim says which.
     expect: "lower", a has the lower WER; "higher"; or "near", closer than `margin`.
     margin: of "near", in WER (0.01 is a percentage point).
   """
@@ -62,7 +64,8 @@ class Finding:
     a, b: names of the rows that were compared; "" where none matched.
     difference: WER of a minus WER of b.
     low, high: its 95 % interval.
-    p: two-sided, or of "near" that the difference is as large as the margin; not corrected.
+    p: two-sided; of "near", twice the smaller of those that the difference is as large as the
+      margin, and that it is not; not corrected. NaN of one seed, which says nothing about others.
     corrected: the same after Holm, over all claims that have one.
     seeds: how many both rows have.
     seen: the smallest difference that would be found in 80 % of repetitions, were this the only
@@ -82,18 +85,14 @@ class Finding:
 
   @property
   def verdict(self) -> str:
-    """holds, fails, cannot tell, or no runs."""
-    if not self.seeds:
-      return "no runs"
-    claim = self.claim
-    if claim.expect == "near":
-      if self.corrected < _LEVEL:
-        return "holds"
-      outside = self.low > claim.margin or self.high < -claim.margin
-      return "fails" if outside else "cannot tell"
-    if self.corrected >= _LEVEL:
+    """holds, fails, cannot tell, one seed, or no runs."""
+    if self.seeds < 2:
+      return ("no runs", "one seed")[self.seeds]
+    if not self.corrected < _LEVEL:
       return "cannot tell"
-    return "holds" if (self.difference < 0) == (claim.expect == "lower") else "fails"
+    if self.claim.expect == "near":
+      return "holds" if abs(self.difference) < self.claim.margin else "fails"
+    return "holds" if (self.difference < 0) == (self.claim.expect == "lower") else "fails"
 
 
 def judge(claims: Sequence[dict], rows: list[Row]) -> list[Finding]:
@@ -107,7 +106,7 @@ def judge(claims: Sequence[dict], rows: list[Row]) -> list[Finding]:
     UserError: a claim that is none.
   """
   found = [_compare(_claim(fields), rows) for fields in claims]
-  tested = sorted((f for f in found if f.seeds), key=lambda f: f.p)
+  tested = sorted((f for f in found if f.seeds > 1), key=lambda f: f.p)
   corrected, least = {}, 0.0
   for number, finding in enumerate(tested):
     least = max(least, min(1.0, finding.p * (len(tested) - number)))
@@ -128,20 +127,22 @@ def _claim(fields: dict) -> Claim:
 
 
 def _compare(claim: Claim, rows: list[Row]) -> Finding:
-  a, b = (_best(pattern, rows) for pattern in (claim.a, claim.b))
+  a, b = _best(claim, rows)
   if a is None or b is None or a is b:
     return Finding(claim, _name(a), _name(b))
   errors, words = _paired(a, b)
   if not len(errors):
     return Finding(claim, _name(a), _name(b))
   differences = errors[:, 0] - errors[:, 1]
-  drawn = resampled(differences, words)
+  drawn = drawn_again(differences, words)
   difference = float(differences.sum() / words.sum() / len(errors))
   low, high = np.quantile(drawn, [0.025, 0.975])
   if claim.expect == "near":
-    p = max(_beyond(drawn >= claim.margin), _beyond(drawn <= -claim.margin))
+    as_large = max(_share(drawn >= claim.margin), _share(drawn <= -claim.margin))
+    sides = as_large, _share(abs(drawn) < claim.margin)
   else:
-    p = min(1.0, 2 * min(_beyond(drawn <= 0), _beyond(drawn >= 0)))
+    sides = _share(drawn <= 0), _share(drawn >= 0)
+  p = min(1.0, 2 * min(sides)) if len(errors) > 1 else math.nan
   # Quartiles give a standard error that the few far draws of t do not decide.
   quartiles = np.quantile(drawn, [0.25, 0.75])
   seen = float((high - low) / 2 + _POWER * (quartiles[1] - quartiles[0]) / 1.349)
@@ -150,24 +151,46 @@ def _compare(claim: Claim, rows: list[Row]) -> Finding:
   )
 
 
-def _beyond(on_the_other_side: np.ndarray) -> float:
-  return (int(on_the_other_side.sum()) + 1) / (len(on_the_other_side) + 1)
+def _share(draws: np.ndarray) -> float:
+  return (int(draws.sum()) + 1) / (len(draws) + 1)
 
 
 def _name(row: Row | None) -> str:
-  """Of the row's runs, without their seed."""
+  """The name of a row's runs, without their seed; "" of no row."""
   return "" if row is None else re.sub(r"-s[0-9]+$", "", row.first.name)
 
 
-def _best(pattern: str, rows: list[Row]) -> Row | None:
-  """The row of a pattern with the lowest WER on dev; of those without dev, the first."""
-  matching = [
-    row
-    for row in rows
-    if row.role == "student" and "test" in row.errors and fnmatch.fnmatch(_name(row), pattern)
-  ]
-  rate = lambda row: math.inf if row.rates("dev") is None else float(row.rates("dev").mean())
-  return min(matching, key=rate, default=None)
+def _best(claim: Claim, rows: list[Row]) -> tuple[Row | None, Row | None]:
+  """The rows of a claim, None where none matches; seeds come first, since they have teachers."""
+  of_a, of_b = (_matching(pattern, rows) for pattern in (claim.a, claim.b))
+  pairs = [(a, b, _shared(a, b)) for a in of_a for b in of_b]
+  if not pairs:
+    return next(iter(of_a), None), next(iter(of_b), None)
+  most = max(len(seeds) for *_, seeds in pairs)
+  on_dev = lambda pair: _on_dev(pair[0], pair[2]) + _on_dev(pair[1], pair[2])
+  return min((pair for pair in pairs if len(pair[2]) == most), key=on_dev)[:2]
+
+
+def _matching(pattern: str, rows: list[Row]) -> list[Row]:
+  tested = [row for row in rows if row.role == "student" and "test" in row.errors]
+  return [row for row in tested if fnmatch.fnmatch(_name(row), pattern)]
+
+
+def _seeds(row: Row) -> list[int]:
+  return [run.results["seed"] for run in row.runs]
+
+
+def _shared(a: Row, b: Row) -> list[int]:
+  """Seeds that both rows have, in the order of a's."""
+  return [seed for seed in dict.fromkeys(_seeds(a)) if seed in _seeds(b)]
+
+
+def _on_dev(row: Row, seeds: list[int]) -> float:
+  """WER on dev over these seeds; +inf without dev data, which is behind all others."""
+  rates = row.rates("dev")
+  if rates is None or not seeds:
+    return math.inf
+  return float(np.mean([rates[_seeds(row).index(seed)] for seed in seeds]))
 
 
 def _paired(a: Row, b: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -175,13 +198,13 @@ def _paired(a: Row, b: Row) -> tuple[np.ndarray, np.ndarray]:
   (errors_a, words), (errors_b, other) = a.errors["test"], b.errors["test"]
   if len(words) != len(other) or (words != other).any():
     return np.zeros((0, 2, 0), np.int64), words
-  seeds = [[run.results["seed"] for run in row.runs] for row in (a, b)]
-  shared = [seed for seed in dict.fromkeys(seeds[0]) if seed in seeds[1]]
-  pairs = [(errors_a[seeds[0].index(s)], errors_b[seeds[1].index(s)]) for s in shared]
-  return np.array(pairs, np.int64).reshape(len(shared), 2, len(words)), words
+  of_seed = lambda row, errors, seed: errors[_seeds(row).index(seed)]
+  seeds = _shared(a, b)
+  pairs = [(of_seed(a, errors_a, seed), of_seed(b, errors_b, seed)) for seed in seeds]
+  return np.array(pairs, np.int64).reshape(len(seeds), 2, len(words)), words
 
 
-def resampled(differences: np.ndarray, words: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def drawn_again(differences: np.ndarray, words: np.ndarray, *, seed: int = 0) -> np.ndarray:
   """f64[draws]: differences of WERs over other seeds and utterances, as the module says.
 
   Args:
@@ -189,15 +212,12 @@ def resampled(differences: np.ndarray, words: np.ndarray, *, seed: int = 0) -> n
     words: i[utterances], reference words.
     seed: of the draws.
   """
-  rng = np.random.default_rng(seed)
-  count, size = differences.shape
-  found, total = np.empty(_RESAMPLES), differences.sum(0)
-  for number in range(_RESAMPLES):
-    times = np.bincount(rng.integers(0, size, size), minlength=size)
-    found[number] = total @ times / max(times @ words, 1) / count
+  count = len(differences)
+  sums = error_rates.resampled(seed, _RESAMPLES, differences.sum(0), words)
+  found = sums[:, 0] / sums[:, 1] / count
   if count > 1:
     error = (differences.sum(1) / words.sum()).std(ddof=1) / math.sqrt(count)
-    found += error * rng.standard_t(count - 1, _RESAMPLES)
+    found += error * np.random.default_rng([seed, 1]).standard_t(count - 1, len(found))
   return found
 
 
@@ -223,11 +243,12 @@ def section(findings: list[Finding]) -> list[Section]:
     "dev is compared. Intervals are over utterances (bootstrap) and seeds (t, with one degree of "
     "freedom less than there are seeds), p after Holm's correction over all claims here. Seen: the "
     "smallest difference that runs like these would find in 80 % of repetitions, were it the only "
-    "claim. One seed says nothing about others."
+    "claim. One seed says nothing about others: its interval is over utterances "
+    "alone, and it has no p."
   )
   return [Section("Claims", [note, Table(head, rows)])]
 
 
 def _figures(f: Finding) -> list[str]:
-  p = "< 0.001" if f.corrected < 0.001 else f"{f.corrected:.3f}"
+  p = "" if f.seeds < 2 else "< 0.001" if f.corrected < 0.001 else f"{f.corrected:.3f}"
   return [f"{100 * f.difference:+.1f}", f"{100 * f.low:+.1f} to {100 * f.high:+.1f}", p]

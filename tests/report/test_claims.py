@@ -69,6 +69,47 @@ def test_the_best_setting_on_dev_is_compared():
   assert found.verdict == "no runs"
 
 
+def test_a_setting_with_other_seeds_is_not_the_best():
+  """Each seed has its own teacher: one that is better makes no setting better."""
+  rows = [
+    row("n-1", drawn(0.20), dev=0.2),
+    row("n-2", drawn(0.15, seed=1), dev=0.15),
+    row("n-5", drawn(0.05, seeds=1, seed=2), dev=0.05, seeds=[1]),
+    row("standard", drawn(0.20, seed=3)),
+  ]
+  (found,) = claims.judge([claim("n-*", "standard")], rows)
+  assert (found.a, found.seeds, found.verdict) == ("n-2", 3, "holds")
+
+
+def test_one_seed_says_nothing_about_others():
+  """However sure it is of its utterances; nor does it count among the claims that are corrected."""
+  rows = [row("good", drawn(0.05, seeds=1), seeds=[1]), row("bad", drawn(0.3, seed=1))]
+  rows += [row("same", drawn(0.3, seed=2)), row("better", drawn(0.2, seed=3))]
+  one, other = claims.judge([claim("good", "bad"), claim("better", "same")], rows)
+  assert one.verdict == "one seed" and one.high < 0 and np.isnan(one.corrected)
+  assert other.corrected == other.p and other.verdict == "holds"
+  (section,) = claims.section([one])
+  assert section.blocks[1].rows[0][5:8] == [
+    f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+    "",
+    "one seed",
+  ]
+
+
+def test_near_is_refused_as_rarely_as_it_is_taken(monkeypatch):
+  """Of differences that are the margin itself, over seeds that differ."""
+  monkeypatch.setattr(claims, "_RESAMPLES", 1000)
+  verdicts = []
+  for trial in range(60):
+    rng = np.random.default_rng(trial)
+    rates = np.clip([[0.2], [0.25]] + 0.01 * rng.standard_normal((2, 4)), 0, 1)
+    pair = rng.binomial(10, rates[..., None], (2, 4, len(WORDS)))
+    rows = [row("a", pair[0]), row("b", pair[1])]
+    (found,) = claims.judge([claim("a", "b", "near", margin=0.05)], rows)
+    verdicts.append(found.verdict)
+  assert verdicts.count("cannot tell") >= 53
+
+
 def test_seeds_are_paired_and_only_those_that_both_have():
   errors = drawn(0.2, seeds=4, spread=0.1)
   rows = [row("a", errors[[2, 1]] - (errors[[2, 1]] > 0), seeds=[2, 1]), row("b", errors)]
@@ -87,7 +128,7 @@ def test_the_interval_covers_what_it_says(seeds, monkeypatch):
     rng = np.random.default_rng(trial)
     rates = np.clip(0.2 + 0.02 * rng.standard_normal((2, seeds)), 0, 1)
     errors = rng.binomial(10, rates[..., None], (2, seeds, 120))
-    low, high = np.quantile(claims.resampled(errors[0] - errors[1], WORDS[:120]), [0.025, 0.975])
+    low, high = np.quantile(claims.drawn_again(errors[0] - errors[1], WORDS[:120]), [0.025, 0.975])
     inside += low <= 0 <= high
   assert 90 <= inside < 100
 
@@ -95,11 +136,11 @@ def test_the_interval_covers_what_it_says(seeds, monkeypatch):
 def test_spread_of_seeds_is_that_of_their_mean():
   """Utterances that all differ alike: the interval is that of a t test of k seeds."""
   of_seeds = np.array([0, 1, 2, 5, 9])
-  found = claims.resampled(np.tile(of_seeds[:, None], 50), np.ones(50))
+  found = claims.drawn_again(np.tile(of_seeds[:, None], 50), np.ones(50))
   half = 2.776 * of_seeds.std(ddof=1) / np.sqrt(5)
   wanted = of_seeds.mean() + half * np.array([-1, 1])
   np.testing.assert_allclose(np.quantile(found, [0.025, 0.975]), wanted, atol=0.05 * half)
-  assert claims.resampled(np.ones((1, 50)), np.ones(50)).std() < 1e-12
+  assert claims.drawn_again(np.ones((1, 50)), np.ones(50)).std() < 1e-12
 
 
 @pytest.mark.parametrize(
