@@ -199,7 +199,10 @@ def make_train_step(
     params = chosen(optax.apply_updates(state.params, updates), state.params)
     average = state.average
     if average is not None:
-      average = optax.incremental_update(params, average, 1 - objective.average_decay)
+      # In the first updates shorter: what was drawn at random is no teacher.
+      seen = state.step.astype(jnp.float32)
+      decay = jnp.minimum(objective.average_decay, (1 + seen) / (10 + seen))
+      average = optax.incremental_update(params, average, 1 - decay)
     return TrainState(
       params,
       chosen(opt_state, state.opt_state),

@@ -203,20 +203,22 @@ def _soft_ctc(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_i
 def consistency(scale: float, alone: bool) -> Term:
   """½ Σ KL(a ‖ b) + KL(b ‖ a) of two views, each as target without gradient (Yao et al. 2025).
 
-  Over real frames, or where CTC stands alone over labels, as CTC is.
+  Over real frames, or where CTC stands alone over labels and of rows with a path, as CTC is.
   """
 
   def compute(view: View) -> WeightedSum:
     of_row = lambda x: x.reshape(-1, 2, *x.shape[1:])
     logits, mask = of_row(view.output.logits), of_row(view.output.mask)[:, 0]
     one, other = logits[:, 0], logits[:, 1]
-    both = (losses.kd_kl(*pair, mask, temperature=1.0) for pair in ((one, other), (other, one)))
-    total = sum(found.total for found in both) / 2
     if alone:
-      count = jnp.maximum(view.batch.label_len, 0).sum(dtype=jnp.float32) / 2
+      _, labels, label_len = _lengths(view, TRANSCRIPTS)
+      counted = losses.ctc_is_feasible(mask.sum(-1), labels[::2], label_len[::2])
+      mask &= counted[:, None]
+      count = jnp.where(counted, label_len[::2], 0).sum(dtype=jnp.float32)
     else:
       count = mask.sum(dtype=jnp.float32)
-    return WeightedSum(total, count)
+    both = (losses.kd_kl(*pair, mask, temperature=1.0) for pair in ((one, other), (other, one)))
+    return WeightedSum(sum(found.total for found in both) / 2, count)
 
   asked = {TWO_VIEWS, TRANSCRIPTS} if alone else {TWO_VIEWS}
   return Term("consistency", scale, frozenset(asked), compute)

@@ -50,12 +50,18 @@ def test_masked_nan_becomes_zero():
 
 
 # Masked in all: as many masks as may be, each as wide as may be.
-@pytest.mark.parametrize("length, masks", [(130, 5), (99, 3), (75, 3), (50, 2), (30, 2)])
-def test_time_masks_are_within_bounds(length, masks):
-  time, _ = draw(length=length)
+@pytest.mark.parametrize(
+  "length, masks, more",
+  [(130, 5, 1), (99, 3, 1), (75, 3, 1), (50, 2, 1), (30, 2, 1), (130, 13, 2.5), (99, 9, 2.5)],
+)
+def test_time_masks_are_within_bounds(length, masks, more):
+  settings = SpecAugment(20, 8, more)
+  if more > 1:  # narrow ones; of so many some have no width or touch
+    settings = SpecAugment(2, 8, more)
+  time, _ = draw(length=length, rows=4096 if more > 1 else 256, settings=settings)
   assert not time[:, length:].any()
   assert time.sum(1).max() <= masks * 20
-  assert max(len(runs(row)) for row in time) == masks
+  assert masks - (2 if more > 1 else 0) <= max(len(runs(row)) for row in time) <= masks
   # Every real frame is masked in some row.
   assert time[:, :length].any(0).all()
 

@@ -236,9 +236,15 @@ def test_inner_heads_have_their_share_of_every_loss(scale):
   np.testing.assert_allclose(loss, 0.6 * plain + 0.4 * of_heads, rtol=1e-5)
 
 
+def test_two_views_have_more_masks_in_time():
+  """As Yao et al. 2025 have."""
+  one, two = (objectives.make(BLANK, spec_augment=True, consistency=c) for c in (0.0, 0.2))
+  assert (one.spec_augment.more_time_masks, two.spec_augment.more_time_masks) == (1.0, 2.5)
+
+
 def test_the_average_of_its_own_past_is_the_teacher():
   batch = objectives.make_batch()
-  made = objectives.make(BLANK, scale=0.5, average_decay=0.9)
+  made = objectives.make(BLANK, scale=0.5, average_decay=0.15)
   assert not made.asks_teacher
   graphdef, params = nnx.split(objectives.Frames(1))
   optimizer = optax.sgd(0.1)
@@ -250,7 +256,9 @@ def test_the_average_of_its_own_past_is_the_teacher():
     state = step(state, None, batch, jnp.int32(0), jax.random.key(0))
     if number == 0:  # it starts where the student does
       np.testing.assert_allclose(state.terms["kd/kl"].total, 0, atol=1e-4)
-    average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * np.asarray(b), average, state.params)
+    decay = min(0.15, (1 + number) / (10 + number))
+    mix = lambda a, b, decay=decay: decay * a + (1 - decay) * np.asarray(b)
+    average = jax.tree.map(mix, average, state.params)
     assert not np.array_equal(before["inner"][...], state.params["inner"][...])
   for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.average), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
