@@ -84,7 +84,7 @@ def measure(source: sources.Source, threads: int, args) -> str:
   core, clock = [], []
   for _ in range(args.rounds):
     before, started = time.process_time(), time.perf_counter()
-    decoding.decoded(source, [(i, 1.0) for i in range(len(source))], workers=0)
+    decoding.decoded(source, [(i, 1.0) for i in range(len(source))])
     core.append(time.process_time() - before)
     clock.append(time.perf_counter() - started)
   audio = source.durations.sum()

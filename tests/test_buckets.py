@@ -18,7 +18,7 @@ from jaxkd import buckets, files
 from jaxkd.commands import line
 from jaxkd.data import audio, cache
 from jaxkd.data.corpora import Options
-from jaxkd.data.sources import fingerprint, open_source
+from jaxkd.data.sources import open_source
 from jaxkd.errors import TryAgain, UserError
 from jaxkd.report import collect
 from jaxkd.teacher import sources as teachers
@@ -158,7 +158,7 @@ def test_a_run_whose_teacher_and_its_frames_are_made_in_the_bucket(lab, elsewher
 
 def test_data_in_a_bucket_is_the_same_data(lab, elsewhere):
   here, there = (open_source(f"{data}/dev.jsonl", Options()) for data in (lab, DATA))
-  assert fingerprint(here) == fingerprint(there)
+  assert here.fingerprint() == there.fingerprint()
   assert all((here.read(i) == there.read(i)).all() for i in range(len(here)))
   folder = open_source(f"{DATA}/audio", Options())
   assert len(folder) == 80 and folder.ids == open_source(str(lab / "audio"), Options()).ids

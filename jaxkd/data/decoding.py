@@ -27,25 +27,34 @@ from jaxkd.types import SAMPLE_RATE_HZ
 
 _numbers = itertools.count()
 _lock = threading.Lock()
+_workers = 0
 _names: weakref.WeakKeyDictionary[Source, str] = weakref.WeakKeyDictionary()
 _opened: dict[str, Source] = {}  # in a worker process, by the file that it was read from
 
 
-def decoded(source: Source, wanted: Sequence[tuple[int, float]], workers: int) -> list:
+def use(workers: int) -> None:
+  """Has audio decoded by so many processes from now on; by a thread for each core where it is 0.
+
+  A setting of the process, as the pool is: whatever reads audio has the same.
+  """
+  global _workers
+  _workers = workers
+
+
+def decoded(source: Source, wanted: Sequence[tuple[int, float]]) -> list:
   """The samples of utterances at speed factors, in their order; BrokenAudio in the place of some.
 
   Args:
     source: of the utterances.
     wanted: (utterance, speed) of each.
-    workers: processes that decode; 0 for a thread of this one for each core.
 
   Raises:
     TryAgain: a process has died.
     UserError: what reading raises.
   """
   with _lock:  # several batches begin at a time
-    pool = _processes(workers) if workers else _threads()
-    work = functools.partial(*((_by_name, _name(source)) if workers else (_one, source)))
+    pool = _processes(_workers) if _workers else _threads()
+    work = functools.partial(*((_by_name, _name(source)) if _workers else (_one, source)))
   try:
     waiting = [pool.submit(work, utterance, speed) for utterance, speed in wanted]
     return [future.result() for future in waiting]

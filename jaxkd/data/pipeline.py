@@ -21,8 +21,8 @@ _AHEAD = 4  # batches that are prepared at a time, by threads that wait for thei
 class Targets(Protocol):
   """Label sequences that stand for utterances without a transcript."""
 
-  def draw(self, utterances: list[int], rng: np.random.Generator) -> np.ndarray:
-    """i32[U] of utterances that are joined."""
+  def draw(self, utterances: list[int], rng: np.random.Generator) -> np.ndarray | None:
+    """i32[U] of utterances that are joined; None where one of them has no sequence."""
 
 
 class Teaching(Protocol):
@@ -39,7 +39,7 @@ class Teaching(Protocol):
   needs: frozenset[str]
 
   def frames(self, utterance: str, speed: float, audio: np.ndarray):
-    """Of an utterance by its id, as it is played; UserError where that is not known."""
+    """Frames of an utterance by its id, as it is played; UserError where it is not known."""
 
   def put(self, frames, into: StoredFrames, row: int) -> None:
     """Writes them into a row's arrays."""
@@ -70,7 +70,6 @@ def batches(
   epoch: int = 0,
   noise_db: tuple[float, float] | None = None,
   start: int = 0,
-  workers: int = 0,
   shards: tuple[tuple[int, ...], int] = ((0,), 1),
 ) -> Iterator[HostBatch]:
   """The planned batches in their order, prepared ahead in the background.
@@ -85,7 +84,6 @@ def batches(
     seed, epoch: with the batch's number they fix noise and draws.
     noise_db: (low, high), white noise relative to a row's peak; None for none.
     start: first batch.
-    workers: processes that decode; 0 for a thread of this one for each core.
     shards: which of how many equal parts of the rows are wanted (`mesh.my_shards`); rows are filled
       up so that the parts are equal.
   """
@@ -101,7 +99,6 @@ def batches(
     seed=(seed, epoch),
     noise_db=noise_db,
     shards=shards,
-    workers=workers,
   )
   dataset = grain.MapDataset.range(start, len(planned)).map(make)
   options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
@@ -109,7 +106,7 @@ def batches(
 
 
 def _host_batch(
-  number, *, planned, source, spelling, hypotheses, taught, seed, noise_db, shards, workers
+  number, *, planned, source, spelling, hypotheses, taught, seed, noise_db, shards
 ) -> HostBatch:
   planned = planned[number]
   wanted, count = shards
@@ -124,7 +121,7 @@ def _host_batch(
     sizes |= dict(frames=samples // taught.frame_samples, slots=taught.slots)
   batch = batch_like(np.zeros, needs, **sizes)
   names, broken = [], []
-  heard = _heard(source, planned, [row for row in mine if row < rows], workers)
+  heard = _heard(source, planned, [row for row in mine if row < rows])
   for place, row in enumerate(mine):
     if row >= rows:
       names.append(())
@@ -153,7 +150,10 @@ def _host_batch(
         _put(spelling(texts), batch.labels, batch.label_len, place)
     if hypotheses is not None:
       drawn = hypotheses.draw(used, np.random.default_rng([*seed, number, row, 1]))
-      _put(drawn, batch.hypothesis, batch.hypothesis_len, place)
+      if drawn is None:
+        batch.hypothesis_len[place] = -1
+      else:
+        _put(drawn, batch.hypothesis, batch.hypothesis_len, place)
   return HostBatch(batch, tuple(names), broken)
 
 
@@ -173,10 +173,10 @@ class _Heard(NamedTuple):
   broken: list[tuple[str, str]]
 
 
-def _heard(source: Source, planned: PlannedBatch, rows: list[int], workers: int):
-  """Of each of the rows, by its number; all their utterances are decoded side by side."""
+def _heard(source: Source, planned: PlannedBatch, rows: list[int]):
+  """Row number → what is heard of it; all their utterances are decoded side by side."""
   of_row = {row: list(zip(planned.rows[row], planned.speeds[row], strict=True)) for row in rows}
-  samples = iter(decoding.decoded(source, [one for row in rows for one in of_row[row]], workers))
+  samples = iter(decoding.decoded(source, [one for row in rows for one in of_row[row]]))
   found = {}
   for row in rows:
     found[row] = _Heard([], [], [], [])

@@ -33,7 +33,7 @@ class Shape(NamedTuple):
 
   @property
   def seconds(self) -> float:
-    """Of audio in a row, padding included."""
+    """Seconds of audio in a row, padding included."""
     return self.samples / SAMPLE_RATE_HZ
 
 
@@ -210,7 +210,7 @@ class _Rows:
     return _Rows(self.utterances[np.repeat(self.starts[chosen], counts) + within], _starts(counts))
 
   def sums(self, values: np.ndarray) -> np.ndarray:
-    """Of each row, what its utterances have of `values` together."""
+    """For each row, the sum of `values` over its utterances."""
     total = np.concatenate([[0], np.cumsum(values[self.utterances])])
     return total[self.starts[1:]] - total[self.starts[:-1]]
 
@@ -359,11 +359,10 @@ class Plan(Sequence[PlannedBatch]):
     return 1 - real / room
 
 
-def seconds_of(batch: PlannedBatch, durations: np.ndarray) -> tuple[float, float]:
-  """Seconds of real audio in a batch, and with padding."""
-  real = sum(
+def seconds_of(batch: PlannedBatch, durations: np.ndarray) -> float:
+  """Seconds of audio in a batch, without padding."""
+  return sum(
     float((durations[list(row)] / speeds).sum())
     for row, speeds in zip(batch.rows, batch.speeds, strict=True)
     if row
   )
-  return real, batch.shape.rows * batch.shape.seconds

@@ -70,7 +70,7 @@ def opened(folder: pathlib.Path, limits) -> Opened:
 
 
 def _fingerprint(there: Index, rows: np.ndarray | None, starts: np.ndarray | None) -> str:
-  """Of the whole, or by what is left of much; "" where it is to be made of the rows themselves.
+  """The fingerprint of the whole, or of what is left of much; "" where rows are to tell it.
 
   Making one of 2.5 million rows takes ten seconds or more.
   """

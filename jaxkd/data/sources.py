@@ -103,7 +103,10 @@ class Source:
     return samples
 
   def fingerprint(self) -> str:
-    """16 hexadecimal digits that are others where ids, durations or transcripts are."""
+    """16 hexadecimal digits that are others where ids, durations or transcripts are.
+
+    Where ids are absolute paths, the folder that they share does not count: data may be moved.
+    """
     if not self._fingerprint:
       self._fingerprint = index_lib.fingerprint(self.ids, self.durations, self.texts)
     return self._fingerprint
@@ -385,14 +388,6 @@ def _joined(name: str, sources: list[Source]) -> Source:
   )
 
 
-def fingerprint(source: Source) -> str:
-  """16 hexadecimal digits that are others where ids, durations or transcripts are.
-
-  Where ids are absolute paths, the folder that they share does not count: data may be moved.
-  """
-  return source.fingerprint()
-
-
 def _check_one_can_be_read(source: Source) -> None:
   """All broken is an error before anything expensive; usually the first utterance decides."""
   first = None
@@ -441,7 +436,7 @@ def _opened(name: str, given: list[Entry], limits: Limits) -> Source:
 
 
 def _seconds(entry: Entry) -> float:
-  """Of an utterance; BrokenAudio where it cannot be used."""
+  """Seconds of an utterance; BrokenAudio where it cannot be used."""
   seconds = entry.seconds
   if entry.wrong:
     raise audio.BrokenAudio(entry.wrong)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxkd import buckets, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.data.corpora import Options
-from jaxkd.data.sources import Source, open_source
+from jaxkd.data.sources import NO_LIMITS, Limits, Source, open_source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
 from jaxkd.inference import priors
@@ -94,10 +94,10 @@ class FinishedRun:
       raise UserError(f"{self.folder} has no teacher: --model=student")
     return found
 
-  def open(self, spec: str) -> Source:
+  def open(self, spec: str, limits: Limits = NO_LIMITS) -> Source:
     """Data by name: a manifest, a folder of audio or corpus:split."""
     data = self.config.data
-    return open_source(spec, Options(root=data.root, split_by=data.split_by))
+    return open_source(spec, Options(root=data.root, split_by=data.split_by), limits)
 
   def splits(self, test: str = "") -> dict[str, Source]:
     """ "dev" and "test" → source, where the run has them; `test` in the place of its test data.
@@ -113,8 +113,10 @@ class FinishedRun:
 
   @functools.cached_property
   def train(self) -> Source:
-    """What the run trained on."""
-    return self.open(config_lib.train_data(self.config))
+    """What the run trained on, within its limits of length."""
+    data = self.config.data
+    limits = Limits(data.min_seconds, data.max_seconds)
+    return self.open(config_lib.train_data(self.config), limits)
 
   def transcripts(self) -> tuple[list[str], str]:
     """Training transcripts of the student, or else of a teacher, and the name of the data.

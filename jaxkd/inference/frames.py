@@ -13,6 +13,7 @@ from jaxkd.data.pipeline import HostBatch
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.devices import sharding
+from jaxkd.errors import UserError
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.teacher.stored import Stored
 from jaxkd.types import Batch, FrameOutput
@@ -87,7 +88,6 @@ def frames(
   *,
   shapes: tuple[plan.Shape, ...] | None = None,
   planned: Sequence[plan.PlannedBatch] | None = None,
-  workers: int = 0,
   timed: bool = False,
   description: str = "",
 ) -> Iterator[Spoken]:
@@ -99,7 +99,6 @@ def frames(
     devices: mesh; batches are split over all of it.
     shapes: of the batches; None for `evaluation_shapes` of this source.
     planned: the batches themselves; None for every utterance once, at its own speed.
-    workers: processes that decode audio; 0 for threads of this one.
     timed: whether the models' time is measured, which makes the host wait for the devices.
     description: beside the progress bar.
   """
@@ -110,9 +109,9 @@ def frames(
     planned = plan.evaluation_plan(source.durations, shapes)
   compiled = set()
   with console.progress(description or source.name, len(planned)) as update:
-    hosts = pipeline.batches(source, planned, workers=workers, shards=mesh_lib.my_shards(devices))
+    hosts = pipeline.batches(source, planned, shards=mesh_lib.my_shards(devices))
     for number, host in enumerate(hosts):
-      batch = mesh_lib.put_batch(host.batch, devices)
+      batch = mesh_lib.put_rows(host.batch, devices)
       with sharding.on(devices):
         if timed and batch.audio.shape not in compiled:
           jax.block_until_ready(_outputs(models, number, host, batch, devices))
@@ -123,6 +122,20 @@ def frames(
           jax.block_until_ready(outputs)
       yield Spoken(host, outputs, time.perf_counter() - started if timed else 0.0)
       update()
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+  """f[..., V]: log probabilities, on the host: rows of any length need no program of their own."""
+  shifted = logits - logits.max(-1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def no_numbers(utterance: str) -> UserError:
+  """The error of an utterance of which a model says NaN."""
+  return UserError(
+    f"{utterance}: a model says no numbers of it (NaN): its parameters are damaged, or "
+    "config.dtype=bfloat16 is too little for them"
+  )
 
 
 def _outputs(models, number: int, host: HostBatch, batch: Batch, devices):

@@ -7,7 +7,7 @@ drawn each time an utterance comes up: the expectation is the same sum, at the c
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jaxkd import files
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh, sharding
 from jaxkd.errors import UserError
-from jaxkd.inference.frames import frames
+from jaxkd.inference.frames import frames, no_numbers
 from jaxkd.inference.search.prefix import prefix_beam
 from jaxkd.labels import Vocabulary
 from jaxkd.models.acoustic import AcousticModel
@@ -31,7 +31,7 @@ class Hypotheses:
   """N-best lists of the utterances of a source.
 
   Attributes:
-    labels: for each utterance, its hypotheses, i32[U] each; none where it could not be decoded.
+    labels: for each utterance, its hypotheses, i32[U] each; none where it could not be read.
     weights: for each utterance, f64[N], their probabilities, which add up to 1.
     between: i32[], what stands between two utterances that are joined: the space, if there is one.
   """
@@ -40,15 +40,16 @@ class Hypotheses:
   weights: tuple[np.ndarray, ...]
   between: np.ndarray
 
-  def draw(self, utterances: Iterable[int], rng: np.random.Generator) -> np.ndarray:
-    """i32[U]: one hypothesis of each utterance, joined."""
+  def draw(self, utterances: Sequence[int], rng: np.random.Generator) -> np.ndarray | None:
+    """i32[U]: one hypothesis of each utterance, joined; None where one of them has none."""
+    if not all(self.labels[u] for u in utterances):
+      return None
     parts = []
     for u in utterances:
-      if self.labels[u]:
-        if parts:
-          parts.append(self.between)
-        parts.append(self.labels[u][rng.choice(len(self.weights[u]), p=self.weights[u])])
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+      if parts:
+        parts.append(self.between)
+      parts.append(self.labels[u][rng.choice(len(self.weights[u]), p=self.weights[u])])
+    return np.concatenate(parts)
 
   def longest(self) -> np.ndarray:
     """i64[utterances]: labels of the longest hypothesis."""
@@ -98,13 +99,15 @@ def _search(teacher: AcousticModel | Stored, source: Source, devices, count: int
     found = search(spoken.outputs["teacher"])
     for ids, *row in zip(spoken.host.ids, *map(mesh.my_rows, found), strict=True):
       if ids:
-        nbest[ids[0]] = _row(teacher.vocabulary, *row)
+        nbest[ids[0]] = _row(ids[0], teacher.vocabulary, *row)
   nbest = {k: v for part in mesh.gather(nbest) for k, v in part.items()}
   return [{"id": name, "nbest": nbest.get(name, [])} for name in source.ids]
 
 
-def _row(vocabulary: Vocabulary, sequences, lengths, log_p) -> list[dict]:
+def _row(utterance: str, vocabulary: Vocabulary, sequences, lengths, log_p) -> list[dict]:
   """i32[N, L], i32[N], f32[N], best first → labels, text and weight of each."""
+  if np.isnan(log_p[0]):
+    raise no_numbers(utterance)
   real = np.isfinite(log_p)
   weights = np.exp(log_p[real] - log_p[0])
   weights = weights.astype(np.float64) / weights.sum()

@@ -60,7 +60,7 @@ class Live:
   """
 
   def __init__(self, model: AcousticModel, heard: Chunks):
-    """Of a model that `chunks` has looked at."""
+    """Begins a stream of a model that `chunks` has looked at."""
     self._model = model
     stream = nnx.merge(model.graphdef, model.params).stream(*heard)
     self.latency_ms = stream.latency_ms

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import UserError
-from jaxkd.inference.frames import Spoken, evaluation_shapes, frames
+from jaxkd.inference.frames import Spoken, evaluation_shapes, frames, log_softmax
 from jaxkd.labels import check_same
 from jaxkd.models.acoustic import AcousticModel, parameter_count
 from jaxkd.teacher import heard, sources, store
@@ -39,40 +39,24 @@ class Wanted(NamedTuple):
   speeds: tuple[float, ...]
 
 
-def facts(found: sources.Found) -> dict:
-  """What a store's header says of its teacher; one of another fingerprint cannot go on in it."""
-  return {
-    "teacher": found.source,
-    "fingerprint": sources.fingerprint(found.source),
-    "parameters": parameter_count(found.like),
-  }
-
-
 def write(
-  teacher: Callable[[], AcousticModel],
+  teacher: sources.Found,
   wanted: Sequence[Wanted],
   folder: pathlib.Path,
   devices: jax.sharding.Mesh,
   *,
-  vocabulary,
-  frame_samples: int,
   temperature: float,
   top: int | None = None,
   dtype: str = "float16",
-  facts: dict | None = None,
-  workers: int = 0,
 ) -> dict:
   """Stores what a teacher says; goes on where it was stopped, and adds what is not there yet.
 
   Args:
-    teacher: loads it; not called where nothing is left to be heard.
+    teacher: not loaded where nothing is left to be heard.
     wanted: audio.
     folder: of the store.
     devices: mesh; batches are split over all of it.
-    vocabulary, frame_samples: of the teacher.
     temperature, top, dtype: see `store.Settings`; None for what suits the number of classes.
-    facts: of the header.
-    workers: processes that decode audio.
 
   Returns:
     The store's totals.
@@ -81,10 +65,9 @@ def write(
     UserError: two utterances have one name, or the folder holds another store, or other audio.
   """
   _check_names(wanted)
-  options = dict(temperature=temperature, top=top, dtype=dtype, facts=facts)
   with _alone(folder):
-    writer = _opened(folder, vocabulary, frame_samples, options)
-    broken = _add(teacher, wanted, writer, devices, frame_samples, workers)
+    writer = _opened(folder, teacher, dict(temperature=temperature, top=top, dtype=dtype))
+    broken = _add(teacher, wanted, writer, devices)
     mesh_lib.wait_for_all(f"{folder} is written")
     left_out = {name: why for part in mesh_lib.gather(broken) for name, why in part}
     left_out |= {name: why for source, _ in wanted for name, why in source.skipped}
@@ -141,7 +124,7 @@ def _two_of_one_name(name: str, first: Source, j: int, source: Source, i: int) -
   )
 
 
-def _add(teacher, wanted, writer, devices, frame_samples, workers) -> list[tuple[str, str]]:
+def _add(teacher: sources.Found, wanted, writer, devices) -> list[tuple[str, str]]:
   """Stores what is not there yet; returns (id, reason) of what could not be decoded."""
   asked: set[tuple[str, float]] = set()  # of splits that share utterances each is heard once
   pairs = [(source, speed) for source, speeds in wanted for speed in speeds]
@@ -156,20 +139,26 @@ def _add(teacher, wanted, writer, devices, frame_samples, workers) -> list[tuple
   broken: list[tuple[str, str]] = []
   try:
     if sum(map(len, lengths)):
-      model = teacher()
-      shapes = evaluation_shapes(np.concatenate(lengths), devices, frame_samples)
+      model = teacher.load(devices)
+      shapes = evaluation_shapes(np.concatenate(lengths), devices, teacher.frame_samples)
       for source, speed, todo in left:
         if len(todo):
-          broken += _hear(model, source, speed, todo, writer, shapes, devices, workers)
+          broken += _hear(model, source, speed, todo, writer, shapes, devices)
   finally:
     writer.flush()  # Ctrl-C loses nothing either
     buckets.publish(writer.folder)
   return broken
 
 
-def _opened(folder, vocabulary, frame_samples: int, options: dict) -> store.Writer:
+def _opened(folder: pathlib.Path, teacher: sources.Found, options: dict) -> store.Writer:
   """This process's writer; all see the same as written already."""
   made: list[store.Writer] = []
+  vocabulary = teacher.vocabulary
+  facts = {  # a teacher of another fingerprint cannot go on in it
+    "teacher": teacher.source,
+    "fingerprint": sources.fingerprint(teacher.source),
+    "parameters": parameter_count(teacher.like),
+  }
 
   def make():
     try:
@@ -178,9 +167,10 @@ def _opened(folder, vocabulary, frame_samples: int, options: dict) -> store.Writ
           folder,
           symbols=vocabulary.symbols,
           blank_id=vocabulary.blank_id,
-          frame_samples=frame_samples,
+          frame_samples=teacher.frame_samples,
           kind=vocabulary.kind,
           space=vocabulary.space,
+          facts=facts,
           part=jax.process_index(),
           **options,
         )
@@ -207,20 +197,18 @@ def _left(writer: store.Writer, asked: set, source: Source, speed: float) -> np.
   return np.array(left, np.int64)
 
 
-def _hear(model, source, speed, todo, writer, shapes, devices, workers) -> list[tuple[str, str]]:
+def _hear(model, source, speed, todo, writer, shapes, devices) -> list[tuple[str, str]]:
   """Stores utterances at a speed; returns (id, reason) of those that could not be decoded."""
   planned, broken = plan.evaluation_plan(source.durations[todo], shapes, speed).of(todo), []
   name = f"{source.name} at speed {speed:g}" if speed != 1 else source.name
-  said = frames(
-    {"teacher": model}, source, devices, planned=planned, workers=workers, description=name
-  )
+  said = frames({"teacher": model}, source, devices, planned=planned, description=name)
   for spoken in said:
     broken += spoken.host.broken
     out = spoken.my_rows("teacher")
     for row, ids in enumerate(spoken.host.ids):
       if ids:
         audio = _audio(spoken, row)
-        log_probs = _log_softmax(out.logits[row, : int(out.mask[row].sum())])
+        log_probs = log_softmax(out.logits[row, : int(out.mask[row].sum())])
         known = dict(samples=len(audio), speed=speed, heard=heard.known_by(audio))
         try:
           writer.add(ids[0], log_probs, **known)
@@ -235,12 +223,6 @@ def _audio(spoken: Spoken, row: int) -> np.ndarray:
   """f32[S], what was heard of one of this process's rows."""
   batch = spoken.host.batch
   return batch.audio[row, : int(batch.audio_len[row])]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-  """f32[T, V]."""
-  shifted = logits - logits.max(-1, keepdims=True)
-  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def differences(
@@ -286,7 +268,7 @@ def differences(
 
 def _difference(before: store.Frames, logits: np.ndarray) -> float:
   """The largest difference of a posterior that was kept."""
-  now = np.exp(_log_softmax(logits))
+  now = np.exp(log_softmax(logits))
   if len(now) != len(before.log_probs):
     return 1.0
   if before.ids is not None:

@@ -59,7 +59,7 @@ def another(rows: Callable[[tuple[str, float]], Row | None], source: Source, spe
   wanted = source.durations[[i for i, _ in there]] * SAMPLE_RATE_HZ / speed
   unlike = np.abs(wanted - [row.samples for _, row in there])
   chosen = [there[k] for k in sorted({int(unlike.argmax()), *some(len(there))})]
-  heard = decoding.decoded(source, [(i, speed) for i, _ in chosen], 0)
+  heard = decoding.decoded(source, [(i, speed) for i, _ in chosen])
   for (i, row), audio in zip(chosen, heard, strict=True):
     if not isinstance(audio, BrokenAudio) and not is_same(row, audio):
       return source.ids[i]

@@ -21,7 +21,6 @@ HEADER, LABELS, SHARDS = "store.json", "labels.json", "shards"
 _SURE = 0.99
 # Beside the blank no class is worth its bytes below this probability.
 _LEAST = 1e-4
-# Up to so many classes are kept whole unless it is said how many are; of more, so many a frame.
 WHOLE_CLASSES, TOP = 100, 8
 # Below any posterior that matters, and finite, so that it can be multiplied by 0.
 _LOWEST = -1e4
@@ -66,6 +65,11 @@ class Settings(NamedTuple):
   def blank_slot(self) -> int:
     """Which of them is the blank's."""
     return 0 if self.top else self.blank_id
+
+
+def top_of(classes: int) -> int:
+  """`Settings.top` unless it is said: all of up to WHOLE_CLASSES, TOP of more."""
+  return TOP if classes > WHOLE_CLASSES else 0
 
 
 class Frames(NamedTuple):
@@ -247,8 +251,7 @@ class Writer:
       kind: of the vocabulary: "characters", "tokens" (between spaces), or another of jaxkd's.
       space: the symbol that stands for the space between words, "" where none does.
       temperature: of the training that it is for.
-      top: classes of a frame that are kept beside the blank; 0 for all; None for all of up to
-        WHOLE_CLASSES, else TOP.
+      top: classes of a frame that are kept beside the blank; 0 for all; None for `top_of`.
       dtype: of log probabilities.
       facts: JSON-able, such as {"teacher": name, "parameters": count}; kept in the header.
       part: number of the process.
@@ -259,7 +262,7 @@ class Writer:
     self.folder, self.part = pathlib.Path(folder), part
     labels = {"kind": kind, "symbols": list(symbols), "blank_id": blank_id, "space": space}
     classes = len(labels["symbols"])
-    top = (TOP if classes > WHOLE_CLASSES else 0) if top is None else top
+    top = top_of(classes) if top is None else top
     self.settings = Settings(classes, blank_id, float(temperature), top, dtype)
     _check(self.settings, frame_samples)
     header = {"format": FORMAT, "version": VERSION, "frame_samples": frame_samples}
@@ -417,7 +420,7 @@ def _same_or_new(folder: pathlib.Path, header: dict, labels: dict) -> dict:
 
 
 def digest(path: pathlib.Path) -> str:
-  """Of a shard's bytes, as its list has it."""
+  """SHA-256 of a file, 64 hexadecimal digits."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

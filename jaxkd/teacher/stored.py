@@ -49,7 +49,7 @@ class Stored:
 
   @property
   def parameter_count(self) -> int:
-    """Of the model that spoke; 0 where its writer did not say."""
+    """Parameters of the model that spoke; 0 where its writer did not say."""
     return int(self.store.header.get("parameters", 0))
 
   @property
@@ -59,7 +59,7 @@ class Stored:
   @property
   def needs(self) -> frozenset[str]:
     """Parts of a batch that its frames take."""
-    return frozenset({STORED, STORED_IDS} if self.settings.top else {STORED})
+    return parts(self.settings)
 
   @property
   def slots(self) -> int:
@@ -210,6 +210,11 @@ class Stored:
         audio = host.batch.audio[row, : host.batch.audio_len[row]]
         self.put(self.frames(names[0], 1.0, audio), into, row)
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
+
+
+def parts(settings: store_lib.Settings) -> frozenset[str]:
+  """Parts of a batch that frames of such a store take."""
+  return frozenset({STORED, STORED_IDS} if settings.top else {STORED})
 
 
 def at_frame_length(

@@ -5,7 +5,6 @@ import json
 import logging
 import pathlib
 
-from jaxkd.data.sources import fingerprint
 from jaxkd.devices import mesh
 from jaxkd.inference import teaching
 from jaxkd.teacher import sources as teachers
@@ -30,20 +29,10 @@ def stored(plan: Plan, found: teachers.Found) -> Stored:
   """
   config, data, devices = plan.config, plan.data, plan.devices
   wanted = [teaching.Wanted(data.train, objective.speeds_heard(config.kd, config.training.speeds))]
-  wanted += [teaching.Wanted(split, (1.0,)) for split in (data.dev, data.test) if split is not None]
+  wanted += [teaching.Wanted(split, (1.0,)) for split in data.held_out().values()]
   folder = _folder(plan, found, wanted)
   log.info("what the teacher says is kept in %s", folder)
-  totals = teaching.write(
-    lambda: found.load(devices),
-    wanted,
-    folder,
-    devices,
-    vocabulary=found.vocabulary,
-    frame_samples=found.frame_samples,
-    temperature=config.kd.temperature,
-    facts=teaching.facts(found),
-    workers=config.data.workers,
-  )
+  totals = teaching.write(found, wanted, folder, devices, temperature=config.kd.temperature)
   log.info("%.2f h of the teacher's frames in %.1f MB", totals["hours"], totals["bytes"] / 1e6)
   return stored_lib.find(str(folder)).at(plan.architecture.frame_samples)
 
@@ -51,7 +40,7 @@ def stored(plan: Plan, found: teachers.Found) -> Stored:
 def _folder(plan: Plan, found: teachers.Found, wanted: list[teaching.Wanted]) -> pathlib.Path:
   """Beside the workdir, another one where anything is different that the frames depend on."""
   config = plan.config
-  spoken = [[fingerprint(source), speeds] for source, speeds in wanted]
+  spoken = [[source.fingerprint(), speeds] for source, speeds in wanted]
   teacher = [found.source, teachers.fingerprint(found.source)]
   options = [config.teacher.pool, config.teacher.language, config.dtype, config.kd.temperature]
   key = json.dumps([VERSION, teacher, options, found.vocabulary.fingerprint(), spoken])

@@ -17,7 +17,7 @@ import pytest
 import tfds_corpus
 from corpus import make_split, tone
 from jaxkd import labels as labels_lib
-from jaxkd.data import audio, cache, pipeline, plan, sources, tfds
+from jaxkd.data import audio, cache, decoding, pipeline, plan, sources, tfds
 from jaxkd.data.corpora import Options
 from jaxkd.data.texts import Spelling
 from jaxkd.errors import UserError
@@ -138,12 +138,13 @@ def test_source_is_pickled_without_its_audio(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_worker_processes_read_the_same(root):
+def test_worker_processes_read_the_same(root, monkeypatch):
   source = open_source("librispeech:test_other", root)
   labels = labels_lib.characters(" abc")
   planned = [plan.PlannedBatch(plan.Shape(2, 40_000, 16), ((0, 1), (2,)), ((1.0, 1.0), (1.0,)))]
   (here,) = pipeline.batches(source, planned, spelling=Spelling(labels))
-  (there,) = pipeline.batches(source, planned, spelling=Spelling(labels), workers=1)
+  monkeypatch.setattr(decoding, "_workers", 1)
+  (there,) = pipeline.batches(source, planned, spelling=Spelling(labels))
   assert there.ids == here.ids and there.broken == []
   for ours, theirs in zip(here.batch, there.batch, strict=True):
     np.testing.assert_array_equal(ours, theirs)

@@ -1,5 +1,6 @@
 """What a teacher says, stored: against the teacher itself, in evaluation and in batches."""
 
+import dataclasses
 import functools
 import threading
 import time
@@ -21,7 +22,7 @@ from jaxkd.inference.frames import frames
 from jaxkd.labels import characters
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models.acoustic import AcousticModel
-from jaxkd.teacher import store, stored
+from jaxkd.teacher import sources, store, stored
 from jaxkd.types import FrameOutput, StoredFrames
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -64,9 +65,10 @@ def noise(count: int, name: str = "noise", broken=()) -> Source:
 
 def write(folder, wanted, *, teacher=model, devices=1, **options):
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
-  given = dict(vocabulary=VOCABULARY, frame_samples=FRAME, temperature=2.0) | options
   wanted = [teaching.Wanted(*pair) for pair in wanted]
-  totals = teaching.write(teacher, wanted, folder, mesh, **given)
+  load = lambda devices: teacher()
+  found = sources.Found("linear", VOCABULARY, FRAME, *nnx.split(Linear(0)), load)
+  totals = teaching.write(found, wanted, folder, mesh, **{"temperature": 2.0} | options)
   return totals, stored.find(str(folder))
 
 
@@ -118,6 +120,22 @@ def test_everything_that_asks_a_teacher_asks_a_store(tmp_path):
   for of_one, of_other in zip(*(found.labels for found in lists), strict=True):
     for a, b in zip(of_one, of_other, strict=True):
       np.testing.assert_array_equal(a, b)
+
+
+def test_an_utterance_without_hypotheses_is_no_target(tmp_path):
+  """And not silence: what could not be read when the teacher listened may be read later."""
+  source, mesh = noise(4), mesh_lib.make_mesh()
+  path = tmp_path / "nbest.jsonl"
+  found = hypotheses.find(model(), noise(4, broken=(2,)), path, mesh, count=2)
+  assert [bool(labels) for labels in found.labels] == [True, True, False, True]
+  shape = plan.Shape(3, 60 * FRAME, 64)
+  planned = [plan.PlannedBatch(shape, ((0,), (2,), (1, 2)), ((1.0,), (1.0,), (1.0, 1.0)))]
+  (host,) = pipeline.batches(source, planned, hypotheses=found)
+  assert host.batch.hypothesis_len[0] >= 0 and host.batch.hypothesis_len[1:].tolist() == [-1, -1]
+  damaged = dataclasses.replace(model(), params=jax.tree.map(lambda x: x * np.nan, model().params))
+  with pytest.raises(UserError, match="noise.: a model says no numbers of it"):
+    hypotheses.find(damaged, source, tmp_path / "others.jsonl", mesh, count=2)
+  assert not (tmp_path / "others.jsonl").exists()
 
 
 def batches(source: Source, taught, *, speeds=(1.0,), noise_db=None):

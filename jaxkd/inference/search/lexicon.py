@@ -46,7 +46,7 @@ _HOMOPHONES = 6  # words with one spelling that flashlight keeps
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Of a search; the defaults are the paper's.
+  """Options of a search; the defaults are the paper's.
 
   Attributes:
     beam: hypotheses that are kept.
@@ -94,7 +94,7 @@ class LanguageModel:
 
   @property
   def order(self) -> int:
-    """Of its longest n-grams."""
+    """Words of its longest n-grams."""
     return len(self.contents.sizes)
 
 

@@ -200,7 +200,7 @@ def read_arpa(path: pathlib.Path) -> NGrams:
 
 
 class Contents(NamedTuple):
-  """Of an ARPA file.
+  """What is in an ARPA file.
 
   Attributes:
     sizes: n-grams of each order.

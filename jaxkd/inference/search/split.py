@@ -11,7 +11,7 @@ from jaxkd import console
 from jaxkd.data.plan import Shape
 from jaxkd.data.sources import Source
 from jaxkd.inference import error_rates
-from jaxkd.inference.frames import frames
+from jaxkd.inference.frames import frames, log_softmax
 from jaxkd.inference.search.greedy import collapse
 from jaxkd.inference.search.prefix import prefix_beam
 from jaxkd.labels import Vocabulary, normalise
@@ -64,7 +64,7 @@ class SplitFrames:
     return error_rates.error_rates(*pairs)
 
   def rows(self, nbests: list[NBest]) -> list[dict]:
-    """Of a file of hypotheses: id, reference, hypothesis, nbest."""
+    """Rows of a file of hypotheses: id, reference, hypothesis, nbest."""
     return [
       {
         "id": name,
@@ -154,7 +154,7 @@ def hear(
     log_probs, mask = spoken.my_rows("model")
     for ids, row, real in zip(spoken.host.ids, log_probs, mask, strict=True):
       if ids:
-        found[index[ids[0]]] = np.asarray(jax.nn.log_softmax(row[real]))
+        found[index[ids[0]]] = log_softmax(row[real])
   order = sorted(found)
   texts = [source.texts[i] for i in order]
   return SplitFrames(
