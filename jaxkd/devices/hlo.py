@@ -69,7 +69,7 @@ _VIEWS = ("bitcast", "reshape", "convert", "copy", "transpose")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of one run of a program on one chip.
+  """What one run of a program on one chip costs.
 
   Attributes:
     hbm: bytes read from HBM and written to it, without the padding of tiles.
@@ -226,7 +226,7 @@ class _Program:
         raise _not_understood(number, line)
 
   def cost(self, name: str = "") -> Cost:
-    """Of one run of a computation, the whole program by default."""
+    """What one run of a computation costs, by default of the whole program."""
     name = name or self.entry
     if name not in self.costs:
       computation = self.computations[name]
@@ -249,7 +249,7 @@ class _Program:
         yield instruction, times
 
   def _dearest(self, rest: str) -> str:
-    """Of a conditional the branch that moves most."""
+    """The branch of a conditional that moves most."""
     names = _NAME.findall(" ".join(g for g in _BRANCHES.search(rest).groups() if g))
     return max(names, key=lambda name: self.cost(name).hbm + self.cost(name).sent)
 
@@ -293,7 +293,7 @@ class _Program:
     return Cost(unknown={opcode + where: instruction.nbytes})
 
   def _collective(self, computation: _Computation, instruction: _Instruction) -> Cost:
-    """Of an instruction that may be a collective.
+    """The cost of an instruction that may be a collective.
 
     One that runs in the background is in several fusions, each with a part of what is computed
     meanwhile; the channel tells that it is the same.
@@ -397,7 +397,7 @@ def _traffic(computation: _Computation, instruction: _Instruction) -> float:
 
 
 def _rounds(rest: str, condition: _Computation) -> int:
-  """Of a loop that counts up from 0, as scans do."""
+  """Rounds of a loop that counts up from 0, as scans do."""
   if known := _TRIPS.search(rest):
     return int(known[1])
   root = condition[condition.root]

@@ -233,13 +233,8 @@ def padded_rows(rows: int, shards: int) -> int:
   return -(-rows // shards) * shards
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-  """The global batch from the rows (NumPy) that this process has loaded."""
-  return put_rows(batch, mesh)
-
-
 def put_rows(tree, mesh: Mesh):
-  """Global arrays from the rows (NumPy) that this process has of each."""
+  """Global arrays, such as a batch's, from the rows (NumPy) that this process has of each."""
   where = sharding.split_rows(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), tree)
 

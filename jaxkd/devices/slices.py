@@ -71,7 +71,7 @@ def slice_of(topology: str) -> tuple[Chip, list]:
 
 
 def _gpus(topology: str) -> tuple[Chip, list]:
-  """Of one machine, with the compiler of JAX's plugin for CUDA; it needs no driver."""
+  """GPUs of one machine, for the compiler of JAX's plugin for CUDA; it needs no driver."""
   found = re.fullmatch(r"(\w+):([1-9]\d{0,3})", topology)
   if not found:
     raise UserError(f"--topology={topology}: it must be CARD:NUMBER, such as h100:8")

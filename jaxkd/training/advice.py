@@ -33,15 +33,19 @@ def size(recipe: str, train: Source) -> None:
     )
 
 
-def lacking(teacher: Stored, data: Data) -> None:
-  """Says where a store cannot speak for its teacher."""
-  for source in (data.dev, data.test):
-    if source is not None and not teacher.has(source):
+def spoken_for(teacher: Stored, data: Data) -> frozenset[str]:
+  """Which of dev and test a store can speak for its teacher on; says where it cannot."""
+  found = set()
+  for split, source in data.held_out().items():
+    if teacher.has(source):
+      found.add(split)
+    else:
       log.warning(
         "%s has not all of %s: there are no figures of the teacher on it",
         teacher.source,
         source.name,
       )
+  return frozenset(found)
 
 
 def padding(rate: float, buckets: int) -> None:

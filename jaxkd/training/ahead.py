@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
 from jaxkd.data import plan
-from jaxkd.devices import flops, hlo, mesh, sharding
+from jaxkd.devices import flops, hlo, sharding
 from jaxkd.devices.slices import COMPILER_OPTIONS
 from jaxkd.errors import UserError
 from jaxkd.labels import BLANK, Vocabulary, choose
@@ -29,8 +29,9 @@ from jaxkd.teacher.stored import Stored
 from jaxkd.training import batches, objective, optim
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import Objective
+from jaxkd.training.run import batch_struct
 from jaxkd.training.terms import INNER_HEADS, TEACHER_ENCODINGS
-from jaxkd.types import HYPOTHESES, STORED, STORED_IDS, TRANSCRIPTS
+from jaxkd.types import HYPOTHESES, TRANSCRIPTS
 
 _LABELS_PER_SECOND = 20.0  # characters; the fastest utterance decides
 
@@ -46,6 +47,7 @@ class Step:
     graphdef, like: structure and abstract parameters of what it trains.
     teacher, teacher_like: of the frozen model beside it, or None.
     stored_as: of the stored teacher whose frames are in the batches, or None.
+    join_seconds: of rows of joined utterances, or 0.
     objective, optimizer: of the step.
     frame_samples: audio samples in an output frame.
   """
@@ -58,6 +60,7 @@ class Step:
   teacher: Any
   teacher_like: Any
   stored_as: store.Settings | None
+  join_seconds: float
   objective: Objective
   optimizer: optax.GradientTransformation
   frame_samples: int
@@ -122,8 +125,8 @@ def _stored_as(config: ConfigDict, teacher) -> store.Settings | None:
   if not config.teacher.cache or teacher is None:
     return None
   classes = len(teacher.vocabulary.symbols)
-  top = store.TOP if classes > store.WHOLE_CLASSES else 0
-  return store.Settings(classes, teacher.vocabulary.blank_id, config.kd.temperature, top)
+  blank_id, top = teacher.vocabulary.blank_id, store.top_of(classes)
+  return store.Settings(classes, blank_id, config.kd.temperature, top)
 
 
 class _Model(NamedTuple):
@@ -176,16 +179,8 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
   """A step, with the objective and optimiser of its config; a prior has no data behind it."""
   classes = len(model.vocabulary.symbols)
   prior = jnp.zeros(classes) if objective.needs_log_prior(config.kd) else None
-  made = objective.make(
-    config.kd,
-    config.training,
-    blank_id=model.vocabulary.blank_id,
-    log_prior=prior,
-    average_decay=config_lib.average_decay(config.teacher),
-    chunk_frames=config.student.get("chunk_frames", ()),
-    left_frames=config.student.get("left_frames", ()),
-  )
-  stored_as = _stored_as(config, teacher) if made.asks_teacher else None
+  made = objective.of_config(config, blank_id=model.vocabulary.blank_id, log_prior=prior)
+  stored_as = _stored_as(config, teacher)
   asked = teacher if made.asks_teacher and stored_as is None else None
   frozen = asked and rounding.rounded(asked.graphdef, asked.like, config.dtype)
   return Step(
@@ -196,7 +191,8 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
     like=model.like,
     teacher=asked and asked.graphdef,
     teacher_like=frozen,
-    stored_as=stored_as,
+    stored_as=stored_as if made.asks_teacher else None,
+    join_seconds=batches.join_seconds(config.training, stored_as is not None),
     objective=made,
     optimizer=optim.of_training(config.training, 1, model.architecture.frozen)[0],
     frame_samples=model.architecture.frame_samples,
@@ -204,7 +200,7 @@ def _step(name: str, block: str, config: ConfigDict, model: _Model, teacher) -> 
 
 
 def shape_of(step: Step, seconds: float, devices: int) -> plan.Shape:
-  """Of a batch whose rows hold utterances of so many seconds, or are joined up to that.
+  """The shape of a batch whose rows are utterances of so many seconds, or joined up to that.
 
   Args:
     step: of a config.
@@ -217,7 +213,7 @@ def shape_of(step: Step, seconds: float, devices: int) -> plan.Shape:
     np.array([seconds]),
     buckets=1,
     frame_samples=step.frame_samples,
-    join_seconds=training.join_seconds if step.stored_as is None else 0.0,
+    join_seconds=step.join_seconds,
     labels_per_second=_LABELS_PER_SECOND if reads_labels else 0.0,
     speeds=tuple(training.speeds),
     **batches.of_config(training, devices)._asdict(),
@@ -238,7 +234,7 @@ def trace(step: Step, shape: plan.Shape, devices: Mesh):
   arguments = (
     jax.tree.map(place, state, where),
     teacher,
-    _batch(step, shape, devices),
+    batch_struct(shape, devices, step.objective, step.stored_as, step.frame_samples),
     place(jnp.int32(0), everywhere),
     place(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
   )
@@ -252,16 +248,6 @@ def trace(step: Step, shape: plan.Shape, devices: Mesh):
     state_shardings=where,
   )
   return update.trace(*arguments), arguments
-
-
-def _batch(step: Step, shape: plan.Shape, devices: Mesh):
-  """Shapes of a batch, with the frames of a stored teacher."""
-  needs, sizes = step.objective.needs, {}
-  if step.stored_as is not None:
-    needs |= {STORED, STORED_IDS} if step.stored_as.top else {STORED}
-    frames = shape.samples // step.frame_samples
-    sizes = dict(frames=frames, slots=step.stored_as.slots)
-  return mesh.batch_struct(shape, devices, needs=needs, **sizes)
 
 
 def compiled(step: Step, shape: plan.Shape, devices: Mesh) -> Program:

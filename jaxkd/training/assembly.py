@@ -2,7 +2,7 @@
 
 `plan_run` checks everything and opens the data, before anything is trained: devices, teacher,
 architecture, data, vocabulary. `prepare` makes what asks a teacher that is there: hypotheses,
-prior, objective, batches, schedule. Nothing behind this file reads a config.
+prior, objective, batches, schedule.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 
 from jaxkd import buckets
 from jaxkd import config as config_lib
-from jaxkd.data import plan, texts
+from jaxkd.data import decoding, plan, texts
 from jaxkd.data.corpora import Options
-from jaxkd.data.sources import NO_LIMITS, Limits, Source, check_spec, fingerprint, open_source
+from jaxkd.data.sources import NO_LIMITS, Limits, Source, check_spec, open_source
 from jaxkd.data.texts import Spelling
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
@@ -100,6 +100,7 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   """
   config_lib.check(config)
   _check_specs(config)
+  decoding.use(config.data.workers)
   mesh.by_first(lambda: workdir.check_usable(folder))
   _check_one_host(folder)
   opened = {} if opened is None else opened
@@ -259,7 +260,7 @@ def _transcribed(
   _check_held_out(data)
   if not config_lib.reads_transcripts(config.kd):
     return data, choice(())
-  all_needed = config_lib.scales(config.kd)[1] == 0
+  all_needed = not config_lib.distils(config.kd)
   train, transcripts = texts.transcripts(data.train, all_needed=all_needed)
   vocabulary = choice(transcripts)
   train = texts.check_texts(train, vocabulary, architecture.frame_len, config.labels.missing)
@@ -273,7 +274,7 @@ def _check_held_out(data: Data) -> None:
     if source is None:
       continue
     same = len(source) == len(data.train) and set(source.ids) == set(data.train.ids)
-    if same and fingerprint(source) == fingerprint(data.train):
+    if same and source.fingerprint() == data.train.fingerprint():
       log.warning("data.%s and data.train are the same utterances: its figures are too good", name)
     told = [text for text in source.texts if text is not None]
     if told and not any(map(normalise, told)):
@@ -285,7 +286,7 @@ def _facts(source: Source) -> dict:
     "name": source.name,
     "utterances": len(source),
     "seconds": round(float(source.durations.sum()), 1),
-    "fingerprint": fingerprint(source),
+    "fingerprint": source.fingerprint(),
     "broken": [{"id": i, "reason": r} for i, r in source.skipped],
   }
 
@@ -316,8 +317,9 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   training = config.training
   if isinstance(teacher, AcousticModel):
     teacher = rounding.lightened(teacher, config.dtype)
+  spoken_for = frozenset(data.held_out())
   if isinstance(teacher, Stored):
-    advice.lacking(teacher, data)
+    spoken_for = advice.spoken_for(teacher, data)
   objective = _objective(made, teacher, teacher_source)
   blueprint = _blueprint(made, objective, teacher)
   nbest = None
@@ -327,24 +329,8 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   spelling = None
   if TRANSCRIPTS in objective.needs:
     spelling = Spelling.of(made.vocabulary, data.train.texts)
-  join_seconds = _join_seconds(training, teacher)
-  per_second = _labels_per_second(data.train, spelling, nbest)
-  shapes = plan.shapes(
-    data.train.durations,
-    buckets=training.buckets,
-    frame_samples=made.architecture.frame_samples,
-    join_seconds=join_seconds,
-    labels_per_second=per_second,
-    speeds=tuple(training.speeds),
-    **batches.of_run(training, devices.size, made.folder)._asdict(),
-  )
-  plan_options = dict(speeds=tuple(training.speeds), join=join_seconds > 0)
-  if spelling is not None and None in data.train.texts:
-    plan_options["apart"] = np.array([text is None for text in data.train.texts])
-  first = plan.epoch_plan(data.train.durations, shapes, seed=config.seed, epoch=0, **plan_options)
-  advice.padding(first.padding_rate(data.train.durations), training.buckets)
-  advice.filler(shapes, devices.size)
-  optimizer, schedule = optim.of_training(training, len(first), blueprint.frozen)
+  shapes, plan_options, updates = _batches(made, isinstance(teacher, Stored), spelling, nbest)
+  optimizer, schedule = optim.of_training(training, updates, made.architecture.frozen)
   return Run(
     workdir=made.folder,
     facts=dict(
@@ -358,6 +344,7 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
     blueprint=blueprint,
     teacher=teacher,
     teacher_source=teacher_source,
+    spoken_for=spoken_for,
     objective=objective,
     optimizer=optimizer,
     schedule=schedule,
@@ -370,7 +357,6 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
     save_every_steps=config.checkpoint.every_steps,
     save_every_minutes=config.checkpoint.every_minutes,
     average=training.average,
-    workers=config.data.workers,
     hypotheses=nbest,
     spelling=spelling,
     plan_options=plan_options,
@@ -378,34 +364,47 @@ def prepare(made: Plan, teacher: AcousticModel | Stored | None, teacher_source: 
   )
 
 
-def _join_seconds(training: ConfigDict, teacher: AcousticModel | Stored | None) -> float:
-  """Of rows of joined utterances; 0 beside stored frames, which are of each utterance alone.
+def _batches(
+  made: Plan, stored: bool, spelling: Spelling | None, nbest: Hypotheses | None
+) -> tuple[tuple[plan.Shape, ...], dict, int]:
+  """Shapes of training batches, options of `plan.epoch_plan`, and the updates of an epoch.
 
-  A CTC model puts its labels elsewhere where an utterance has others beside it.
+  Args:
+    made: of the run.
+    stored: whether the teacher's frames are.
+    spelling, nbest: of the targets that are learnt; None for none.
   """
-  if not isinstance(teacher, Stored) or not training.join_seconds:
-    return training.join_seconds
-  log.info("each row is one utterance: that is how the stored teacher heard it")
-  return 0.0
+  training, train, devices = made.config.training, made.data.train, made.devices.size
+  join_seconds = batches.join_seconds(training, stored)
+  if join_seconds != training.join_seconds:
+    log.info("each row is one utterance: that is how the stored teacher heard it")
+  shapes = plan.shapes(
+    train.durations,
+    buckets=training.buckets,
+    frame_samples=made.architecture.frame_samples,
+    join_seconds=join_seconds,
+    labels_per_second=_labels_per_second(train, spelling, nbest),
+    speeds=tuple(training.speeds),
+    **batches.of_run(training, devices, made.folder)._asdict(),
+  )
+  options = dict(speeds=tuple(training.speeds), join=join_seconds > 0)
+  if spelling is not None and None in train.texts:
+    options["apart"] = np.array([text is None for text in train.texts])
+  first = plan.epoch_plan(train.durations, shapes, seed=made.config.seed, epoch=0, **options)
+  advice.padding(first.padding_rate(train.durations), training.buckets)
+  advice.filler(shapes, devices)
+  return shapes, options, len(first)
 
 
 def _objective(
   made: Plan, teacher: AcousticModel | Stored | None, teacher_source: str
 ) -> Objective:
   """What an update minimises; the teacher's log prior is estimated where the selection asks."""
-  kd, log_prior = made.config.kd, None
-  if objective_lib.needs_log_prior(kd):
+  blank_id, log_prior = made.vocabulary.blank_id, None
+  if objective_lib.needs_log_prior(made.config.kd):
     path = priors.place(teacher_source, made.folder)
     log_prior = priors.kept_log_prior(teacher, made.data.train, path, made.devices)
-  return objective_lib.make(
-    kd,
-    made.config.training,
-    blank_id=made.vocabulary.blank_id,
-    log_prior=log_prior,
-    average_decay=config_lib.average_decay(made.config.teacher),
-    chunk_frames=made.config.student.get("chunk_frames", ()),
-    left_frames=made.config.student.get("left_frames", ()),
-  )
+  return objective_lib.of_config(made.config, blank_id=blank_id, log_prior=log_prior)
 
 
 def _blueprint(made: Plan, objective: Objective, teacher: AcousticModel | None) -> Blueprint:
@@ -416,9 +415,7 @@ def _blueprint(made: Plan, objective: Objective, teacher: AcousticModel | None) 
   architecture, vocabulary = made.architecture, made.vocabulary
   inner = INNER_HEADS in objective.needs
   graphdef, like = architecture.structure(len(vocabulary.symbols), width, inner_heads=inner)
-  return Blueprint(
-    graphdef, like, vocabulary, _first_params(made, width, inner), architecture, architecture.frozen
-  )
+  return Blueprint(graphdef, like, vocabulary, _first_params(made, width, inner), architecture)
 
 
 def _first_params(
@@ -450,7 +447,7 @@ def _eval_shapes(
   data: Data, devices: jax.sharding.Mesh, frame_samples: int
 ) -> tuple[plan.Shape, ...]:
   """Shapes that dev and test share."""
-  durations = [s.durations for s in (data.dev, data.test) if s is not None]
+  durations = [source.durations for source in data.held_out().values()]
   if not durations:
     return ()
   return evaluation_shapes(np.concatenate(durations), devices, frame_samples)

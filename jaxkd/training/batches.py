@@ -40,6 +40,18 @@ def of_config(training: ConfigDict, devices: int) -> Budget:
   return Budget(training.batch_seconds, training.row_multiple or devices, False)
 
 
+def join_seconds(training: ConfigDict, stored: bool) -> float:
+  """Seconds that rows are joined up to; 0 beside stored frames, of each utterance alone.
+
+  A CTC model puts its labels elsewhere where an utterance has others beside it.
+
+  Args:
+    training: as in `of_config`.
+    stored: whether the teacher's frames are.
+  """
+  return 0.0 if stored else training.join_seconds
+
+
 def of_run(training: ConfigDict, devices: int, workdir: pathlib.Path) -> Budget:
   """What a run began with: it resumes with the same batches on any number of devices.
 

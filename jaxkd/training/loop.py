@@ -7,6 +7,7 @@ import pathlib
 import signal
 import time
 from concurrent import futures
+from typing import Any
 
 import jax
 import numpy as np
@@ -173,7 +174,7 @@ class _Loop:
     try:
       with self._signals():
         self._train()
-      params, chosen = self._final_params()
+      params, steps = self._final_params()
       params = registry.as_kept(params)
       parameters.save_params(self.run_.workdir / kept.FINAL, params)
       self._keep_log_prior(params)
@@ -188,7 +189,7 @@ class _Loop:
       self.checkpoints.close()
       self.metrics.close()
     self.position.wall_seconds = self._wall()
-    return results.write(self.run_, self.position, evaluated, chosen)
+    return results.write(self.run_, self.position, evaluated, steps)
 
   def _wall(self) -> float:
     return self.wall_before + time.monotonic() - self.started
@@ -288,7 +289,7 @@ class _Loop:
       for host in self.meter.waiting_for(hosts):
         number = first_step + position.batch
         self.profile.before(number)
-        batch = mesh_lib.put_batch(host.batch, run.mesh)
+        batch = mesh_lib.put_rows(host.batch, run.mesh)
         step = self.steps[planned[position.batch].shape]
         self.state = step(self.state, self.teacher_params, batch, epoch, self.key)
         self.profile.after(number, self.state)
@@ -311,7 +312,7 @@ class _Loop:
     """Audio, room and arithmetic of a batch; rows that only fill up the devices are padding."""
     shape = done.shape
     rows = mesh_lib.padded_rows(shape.rows, self.run_.mesh.size)
-    real, _ = plan_lib.seconds_of(done, self.run_.data.train.durations)
+    real = plan_lib.seconds_of(done, self.run_.data.train.durations)
     self.meter.add(real, rows * shape.seconds, self.flops[shape] * shape.rows / rows)
 
   def _end_epoch(self) -> None:
@@ -378,7 +379,6 @@ class _Loop:
       getattr(run.data, split),
       run.mesh,
       shapes=run.eval_shapes,
-      workers=run.workers,
       spikes=spikes,
       description=f"evaluating {split}",
     )
@@ -437,18 +437,18 @@ class _Loop:
     self._save()
     raise Interrupted(stop)
 
-  def _final_params(self):
-    """The average of the k best students, or the best one where dev says that it is better."""
+  def _final_params(self) -> tuple[Any, list[int]]:
+    """The average of the k best students, or the best one where dev says so; and their steps."""
     candidates = self.checkpoints.best(self.state.params)
     steps = [step for step, _ in candidates]
     mean = parameters.average([params for _, params in candidates])
     if self.run_.data.dev is None or len(candidates) == 1:
-      return mean, {"steps": steps}
+      return mean, steps
     single = candidates[0]
     scores = [self._evaluate("dev", params).score for params in (mean, single[1])]
     if scores[0] <= scores[1]:
-      return mean, {"steps": steps}
-    return single[1], {"steps": [single[0]]}
+      return mean, steps
+    return single[1], [single[0]]
 
   def _keep_log_prior(self, params) -> None:
     """A model that learnt from transcripts may become a teacher: its prior lies beside it."""

@@ -62,7 +62,7 @@ class Objective:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of all terms and measures."""
+    """Names of all terms and measures."""
     return tuple(term.name for term in (*self.terms, *self.measures))
 
   @property
@@ -144,6 +144,19 @@ def make(
   )
 
 
+def of_config(config: ConfigDict, *, blank_id: int, log_prior: jax.Array | None) -> Objective:
+  """The objective of a run's config; arguments as for `make`."""
+  return make(
+    config.kd,
+    config.training,
+    blank_id=blank_id,
+    log_prior=log_prior,
+    average_decay=config_lib.average_decay(config.teacher),
+    chunk_frames=config.student.get("chunk_frames", ()),
+    left_frames=config.student.get("left_frames", ()),
+  )
+
+
 def needs(kd: ConfigDict) -> frozenset[str]:
   """What the objective of a `config.kd` block asks for, before there is a teacher or a label."""
   unused = lambda *args: None
@@ -213,7 +226,7 @@ def make_selector(kd: ConfigDict, *, blank_id: int, log_prior: jax.Array | None)
       options["n"] = first + (options["n"] - first) * jnp.clip(epoch, 0, epochs) // epochs
     if grow:
       options = {field: value * (epoch // grow) for field, value in options.items()}
-    if name == "random_blanks":
+    if name in ("random_blanks", "shuffled"):
       options["key"] = key
     if log_prior is not None:
       options["log_prior"] = log_prior

@@ -15,14 +15,14 @@ from jaxkd.training import workdir
 from jaxkd.training.run import Run
 
 
-def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen: dict) -> dict:
+def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], steps: list[int]) -> dict:
   """Writes hypotheses and results.json of a finished training and returns the latter.
 
   Args:
     run: that is finished.
     position: `loop.Position` at its end.
     evaluated: split → result of the final model.
-    chosen: {"steps": checkpoints in the final model}.
+    steps: of the checkpoints in the final model.
   """
   params = {"student": parameter_count(registry.as_kept(run.blueprint.like))}
   if run.teacher:
@@ -36,7 +36,7 @@ def write(run: Run, position, evaluated: dict[str, scoring.SplitResult], chosen:
     # Of an ensemble, several with commas.
     "teacher_workdir": finished.beside(source, run.workdir) if source else None,
     "epochs": run.epochs,
-    "checkpoint_steps": chosen["steps"],
+    "checkpoint_steps": steps,
     "selected_rate": _rounded(position.selected_rate),
     "train": {
       "name": train.name,

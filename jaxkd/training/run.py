@@ -19,9 +19,11 @@ from jaxkd.labels import Vocabulary
 from jaxkd.models import kept, registry
 from jaxkd.models.acoustic import AcousticModel
 from jaxkd.models.registry import Architecture
-from jaxkd.teacher.stored import Stored
+from jaxkd.teacher.store import Settings
+from jaxkd.teacher.stored import Stored, parts
 from jaxkd.training import step as step_lib
 from jaxkd.training.objective import Objective
+from jaxkd.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,11 @@ class Data:
 
   def splits(self) -> dict[str, Source]:
     """Name → source of those that are there."""
-    found = {"train": self.train, "dev": self.dev, "test": self.test}
+    return {"train": self.train} | self.held_out()
+
+  def held_out(self) -> dict[str, Source]:
+    """The same without the training data."""
+    found = {"dev": self.dev, "test": self.test}
     return {name: source for name, source in found.items() if source is not None}
 
 
@@ -46,8 +52,8 @@ class Blueprint:
     graphdef, like: its structure and abstract parameters (`nnx.split`).
     vocabulary: its classes.
     params: typed key → first parameters: drawn, or read from a folder.
-    architecture: its sizes, and what a workdir keeps of a Hugging Face model.
-    frozen: top-level parts whose parameters are not trained.
+    architecture: its sizes, what of it is not trained, and what a workdir keeps of a Hugging Face
+      model.
   """
 
   graphdef: Any
@@ -55,7 +61,6 @@ class Blueprint:
   vocabulary: Vocabulary
   params: Callable[[jax.Array], Any]
   architecture: Architecture
-  frozen: tuple[str, ...] = ()
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes to a workdir what `kept.read` needs besides config, vocabulary and parameters."""
@@ -86,6 +91,7 @@ class Run:
     blueprint: of the model that is trained.
     teacher: frozen, stored, or None.
     teacher_source: where it lies; "" for none.
+    spoken_for: splits that it has figures on, of dev and test: a store need not have both.
     objective, optimizer, schedule: what `step` and the log need.
     data: the opened splits.
     shapes: of training batches.
@@ -93,7 +99,6 @@ class Run:
     profile: first and last update that are traced, or None.
     epochs, eval_every_epochs, save_every_steps, save_every_minutes: of the loop.
     average: best checkpoints in the final model.
-    workers: processes that decode audio.
     hypotheses: of the training data, where they are learnt from.
     spelling: of its transcripts, where these are read.
     plan_options: of `plan.epoch_plan`.
@@ -107,6 +112,7 @@ class Run:
   blueprint: Blueprint
   teacher: AcousticModel | Stored | None
   teacher_source: str
+  spoken_for: frozenset[str]
   objective: Objective
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
@@ -119,7 +125,6 @@ class Run:
   save_every_steps: int
   save_every_minutes: float
   average: int
-  workers: int
   hypotheses: Hypotheses | None
   spelling: Spelling | None
   plan_options: dict
@@ -132,9 +137,8 @@ class Run:
     return self.teacher if is_stored else None
 
   def teacher_on(self, split: str) -> AcousticModel | Stored | None:
-    """What speaks for the teacher on dev or test data: a store, where it has these."""
-    is_stored = isinstance(self.teacher, Stored)
-    return self.teacher if not is_stored or self.teacher.has(getattr(self.data, split)) else None
+    """What speaks for the teacher on dev or test data."""
+    return self.teacher if split in self.spoken_for else None
 
   def epoch_plan(self, epoch: int) -> plan.Plan:
     """Global batches of an epoch; the same in every process and after a resume."""
@@ -154,18 +158,14 @@ class Run:
       epoch=epoch,
       noise_db=self.noise_db,
       start=start,
-      workers=self.workers,
       shards=mesh.my_shards(self.mesh),
     )
 
   def batch_struct(self, shape: plan.Shape):
     """Shapes of a global training batch."""
-    needs, sizes = self.objective.needs, {}
-    if self.taught is not None:
-      needs |= self.taught.needs
-      frames = shape.samples // self.taught.frame_samples
-      sizes = dict(frames=frames, slots=self.taught.slots)
-    return mesh.batch_struct(shape, self.mesh, needs=needs, **sizes)
+    stored_as = None if self.taught is None else self.taught.settings
+    frame_samples = self.blueprint.architecture.frame_samples
+    return batch_struct(shape, self.mesh, self.objective, stored_as, frame_samples)
 
   def init_state(self) -> step_lib.TrainState:
     """A fresh model and optimiser, laid out on the mesh."""
@@ -186,3 +186,26 @@ class Run:
     like = self.blueprint.like
     opt_state = jax.eval_shape(self.optimizer.init, like)
     return sharding.of_state(self.mesh, step_lib.TrainState.fresh(like, opt_state, self.objective))
+
+
+def batch_struct(
+  shape: plan.Shape,
+  devices: jax.sharding.Mesh,
+  objective: Objective,
+  stored_as: Settings | None,
+  frame_samples: int,
+) -> Batch:
+  """Shapes of a global training batch.
+
+  Args:
+    shape: its own.
+    devices: mesh.
+    objective: which asks for parts of it.
+    stored_as: how the frames of a stored teacher are kept, where these are in it; else None.
+    frame_samples: audio samples in a frame.
+  """
+  needs, sizes = objective.needs, {}
+  if stored_as is not None:
+    needs |= parts(stored_as)
+    sizes = dict(frames=shape.samples // frame_samples, slots=stored_as.slots)
+  return mesh.batch_struct(shape, devices, needs=needs, **sizes)

@@ -15,7 +15,7 @@ from jaxkd.commands import plan_tpu
 from jaxkd.config import overrides, recipes
 from jaxkd.devices import flops, hlo, mesh, slices
 from jaxkd.errors import UserError
-from jaxkd.models import layers, wav2vec2
+from jaxkd.models import stack
 from jaxkd.models.conformer import ConformerConfig, ConformerCTC
 from jaxkd.models.features import LogMel
 from jaxkd.models.huggingface import families, known
@@ -116,6 +116,15 @@ def test_a_step_beside_stored_frames_runs_no_teacher(labels):
   assert shape.seconds < 3 < config.training.join_seconds
   _, (_, teacher, batch, *_) = ahead.trace(step, shape, devices)
   assert teacher is None and batch.taught.log_probs.shape[-1] == step.stored_as.slots
+
+
+def test_rows_are_single_utterances_wherever_the_teacher_is_stored():
+  """As in training, even where its frames are not in the batches."""
+  flags = ["--config.teacher.cache=True"]
+  config, _ = overrides.parse(["", f"--config={ROOT}/configs/hypotheses.py:demo", *flags])
+  _, step = ahead.steps_of(config)
+  assert step.stored_as is None
+  assert ahead.shape_of(step, 2.0, 1).seconds < 3 < config.training.join_seconds
 
 
 def test_a_student_of_streams_is_planned_with_its_chunks():
@@ -238,8 +247,7 @@ def test_gradients_are_those_without_rematerialisation(which, monkeypatch):
   for kept in ("everything", "products", "nothing"):
     with monkeypatch.context() as patch:
       if kept == "everything":
-        for module in (layers, wav2vec2):
-          patch.setattr(module, "recomputed", lambda step, everything: step)
+        patch.setattr(stack, "recomputed", lambda step, everything: step)
       graphdef, params = nnx.split(list(models(kept == "nothing"))[which])
 
       def loss(params, key, graphdef=graphdef):

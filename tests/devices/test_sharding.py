@@ -96,7 +96,7 @@ def batch_on(mesh: Mesh) -> Batch:
   batch = Batch(audio, audio_len, labels, np.array([4, 3, 4, 2, 1, 0], np.int32))
   more = -6 % mesh.size
   filled = lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
-  return mesh_lib.put_batch(jax.tree.map(filled, batch), mesh)
+  return mesh_lib.put_rows(jax.tree.map(filled, batch), mesh)
 
 
 @functools.cache

@@ -247,7 +247,7 @@ def train(devices, steps=2, start=0, dtype="float32", state=None):
   """State after so many updates on the batch, over a mesh of so many devices."""
   update, init, teacher_params = trainer(dtype)
   over = Mesh(np.array(jax.devices()[:devices])[:, None], sharding.AXES)
-  batch = mesh.put_batch(make_batch(8), over)
+  batch = mesh.put_rows(make_batch(8), over)
   everywhere = sharding.replicated(over)
   state = init(start) if state is None else state
   state, teacher_params, key, epoch = jax.device_put(
@@ -304,7 +304,7 @@ def test_updates_without_finite_numbers_are_skipped_and_counted():
   """A teacher that says infinity once: the state stays, and the next update counts again."""
   update, init, teacher_params = trainer()
   over = Mesh(np.array(jax.devices()[:1])[:, None], sharding.AXES)
-  batch, key, epoch = mesh.put_batch(make_batch(8), over), jax.random.key(7), jnp.int32(0)
+  batch, key, epoch = mesh.put_rows(make_batch(8), over), jax.random.key(7), jnp.int32(0)
   put = lambda tree: jax.device_put(tree, sharding.replicated(over))  # as in `train`: one program
   teacher_params, key, epoch = put((teacher_params, key, epoch))
   broken = jax.tree.map(lambda x: x * jnp.nan, teacher_params)
