@@ -19,8 +19,9 @@ from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 _EPILOG = """\
-Frames beside what the teacher hears as a label carry the loss (symmetric
-selection), so no transcript is read and any speech of the language will do.
+No transcript is read, so any speech of the language will do. Frames beside
+what the teacher hears as a label carry the loss (symmetric selection);
+--config.kd.selection.name=all_frames takes all of them.
 
 examples:
   %(prog)s --teacher=facebook/hubert-large-ls960-ft --audio=recordings

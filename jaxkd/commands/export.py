@@ -159,7 +159,7 @@ def _onnx(args, out: pathlib.Path) -> int:
 
 
 def _chunks(student, args):
-  """Of the streams that are asked for; None where none are."""
+  """Chunks of the streams that are asked for; None where none are."""
   from jaxkd.inference import live
 
   if args.stream is None:

@@ -105,7 +105,7 @@ def show(config: ConfigDict, topology: str, lengths: Sequence[float], hours: flo
 
 
 def _known_hours(config: ConfigDict) -> float | None:
-  """Of the training data; None for another than the recipe's, such as a part of the corpus."""
+  """Hours of the recipe's training data; None for other data, such as a part of it."""
   whole = config.data.train == config_lib.base(config.recipe).data.train
   data, _ = config_lib.parts(config.recipe)
   return CORPORA[data][0] if whole and data in CORPORA else None

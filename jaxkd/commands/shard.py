@@ -6,6 +6,7 @@ import pathlib
 
 from jaxkd import buckets
 from jaxkd.commands import line
+from jaxkd.config import fields
 from jaxkd.errors import UserError
 
 _EPILOG = """\
@@ -33,16 +34,16 @@ def add_arguments(parser) -> None:
   add(
     "--longest",
     type=line.number(1),
-    default=40.0,
+    default=fields.default("data.max_seconds"),
     metavar="S",
-    help="recordings without a transcript of more seconds are cut at silences (40)",
+    help="recordings without a transcript of more seconds are cut at silences",
   )
   add(
     "--hours",
     type=line.number(0.001),
     default=10.0,
     metavar="H",
-    help="of audio in a shard (10, about 1 GB of FLAC)",
+    help="of audio in a shard; 10 are about 1 GB of FLAC",
   )
   add("--root", default="", metavar="DIR", help="as config.data.root, of a named corpus")
   add("--verify", metavar="DIR", help="checks the checksums of shards, and their index")

@@ -4,6 +4,7 @@ import json
 
 from jaxkd import buckets
 from jaxkd.commands import line
+from jaxkd.config import fields
 from jaxkd.errors import UserError
 
 _EPILOG = """\
@@ -17,7 +18,6 @@ examples:
     --speeds=0.9,1,1.1 --out=frames
   %(prog)s --verify=frames"""
 _HEARD_AGAIN = 8
-_POOL, _MAX_SECONDS = 2, 40.0  # as config.teacher.pool and config.data.max_seconds
 
 
 def add_arguments(parser) -> None:
@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
   add(
     "--max_seconds",
     type=line.number(1, 1e6),
-    default=_MAX_SECONDS,
+    default=fields.default("data.max_seconds"),
     metavar="S",
     help="as config.data.max_seconds of the training: recordings without a transcript that are "
     "longer are heard in pieces, others left out",
@@ -52,7 +52,7 @@ def add_arguments(parser) -> None:
   add(
     "--temperature",
     type=line.number(0.01),
-    default=2.0,
+    default=fields.default("kd.temperature"),
     metavar="T",
     help="config.kd.temperature of the training",
   )
@@ -68,7 +68,8 @@ def add_arguments(parser) -> None:
     "--pool",
     type=line.whole(1, 16),
     metavar="N",
-    help=f"frames of a Hugging Face model that become one (default {_POOL})",
+    help=f"frames of a Hugging Face model that become one (default "
+    f"{fields.default('teacher.pool')})",
   )
   add("--language", default="", help="of a Hugging Face model with an adapter for each")
   add("--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
@@ -125,6 +126,7 @@ def _say_what_next(args, found: dict) -> None:
 
 def write(args) -> dict:
   """Writes the store that the arguments ask for and returns its totals."""
+  from jaxkd.data import decoding
   from jaxkd.devices import mesh
   from jaxkd.inference import teaching
 
@@ -133,19 +135,10 @@ def write(args) -> dict:
   folder = buckets.output(args.out)
   if folder.exists() and not folder.is_dir():
     raise UserError(f"--out={args.out} is a file: it must be a folder")
-  return teaching.write(
-    lambda: found.load(devices),
-    [teaching.Wanted(source, args.speeds)],
-    folder,
-    devices,
-    vocabulary=found.vocabulary,
-    frame_samples=found.frame_samples,
-    temperature=args.temperature,
-    top=args.top,
-    dtype=args.dtype,
-    facts=teaching.facts(found),
-    workers=args.workers,
-  )
+  decoding.use(args.workers)
+  wanted = [teaching.Wanted(source, args.speeds)]
+  options = dict(temperature=args.temperature, top=args.top, dtype=args.dtype)
+  return teaching.write(found, wanted, folder, devices, **options)
 
 
 def _teacher(args):
@@ -155,7 +148,7 @@ def _teacher(args):
     raise UserError(f"--teacher={args.teacher} is a store already")
   found = sources.find(
     args.teacher,
-    pool=args.pool or _POOL,
+    pool=args.pool or fields.default("teacher.pool"),
     dtype=args.arithmetic,
     language=args.language,
     named="--teacher=",

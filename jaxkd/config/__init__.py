@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 
 from jaxkd.config.check import check, profile_steps
 from jaxkd.config.fields import ALPHABET, AUTO, FIELDS, LABELS, SELECTIONS
-from jaxkd.config.meaning import average_decay, reads_hypotheses, reads_transcripts, scales
+from jaxkd.config.meaning import (
+  average_decay,
+  distils,
+  reads_hypotheses,
+  reads_transcripts,
+  scales,
+)
 from jaxkd.config.recipes import DATA, RECIPES, SIZES, base, parts
 from jaxkd.config.schema import Block, Field, allowed
 from jaxkd.config.upgrade import SCHEMA, binding, flat, stored, upgrade
@@ -29,6 +35,7 @@ __all__ = [
   "binding",
   "check",
   "describe",
+  "distils",
   "flat",
   "for_teacher",
   "parts",

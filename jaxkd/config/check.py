@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from jaxkd.config import fields, recipes, schema
-from jaxkd.config.meaning import STREAMED, reads_hypotheses, reads_transcripts, scales
+from jaxkd.config.meaning import STREAMED, distils, reads_hypotheses, reads_transcripts
 from jaxkd.config.schema import Block, Field, Kinds
 from jaxkd.errors import UserError, did_you_mean
 
@@ -287,12 +287,13 @@ def _check_hypotheses(kd: ConfigDict) -> None:
   """What is learnt from the teacher's transcripts, once."""
   if kd.ctc == "hypotheses":
     alone = "transcripts where kd.scale is 0; alone these targets are kd.loss=hypotheses"
-    _require(scales(kd)[1] > 0, "kd.ctc", kd.ctc, alone)
+    _require(distils(kd), "kd.ctc", kd.ctc, alone)
     twice = "transcripts with kd.loss=hypotheses, which is the same CTC"
     _require(kd.loss != "hypotheses", "kd.ctc", kd.ctc, twice)
   if not reads_hypotheses(kd):
-    unread = "10 where no loss reads the teacher's transcripts"
-    _require(kd.hypotheses == 10, "kd.hypotheses", kd.hypotheses, unread)
+    count = fields.default("kd.hypotheses")
+    unread = f"{count} where no loss reads the teacher's transcripts"
+    _require(kd.hypotheses == count, "kd.hypotheses", kd.hypotheses, unread)
 
 
 def _check_chunks(config: ConfigDict) -> None:
@@ -361,7 +362,7 @@ def _check_source(config: ConfigDict) -> None:
     _require(not reads_hypotheses(kd), f"kd.{field}", kd[field], reason)
     transcribed = reads_transcripts(kd) or config.student.init != ""
     _require(transcribed, "kd.scale", kd.scale, f"below 1 {where}, or config.student.init given")
-    _require(scales(kd)[1] > 0, "kd.scale", kd.scale, f"above 0 {where}")
+    _require(distils(kd), "kd.scale", kd.scale, f"above 0 {where}")
     _require(not kd.warmup, "kd.warmup", kd.warmup, f"0 {where}")
     prior = kd.selection.get("prior_scale", 0.0)
     _require(not prior, "kd.selection.prior_scale", prior, f"0 {where}")
@@ -369,9 +370,9 @@ def _check_source(config: ConfigDict) -> None:
     where = f"where config.teacher.source is {source}"
     _require(not cache, "teacher.cache", cache, f"False {where}")
   else:
-    reason = "0.999 but for config.teacher.source=average"
-    decay = config.teacher.decay
-    _require(decay == 0.999, "teacher.decay", decay, reason)
+    decay, usual = config.teacher.decay, fields.default("teacher.decay")
+    reason = f"{usual} but for config.teacher.source=average"
+    _require(decay == usual, "teacher.decay", decay, reason)
 
 
 def _check_data(config: ConfigDict) -> None:

@@ -103,7 +103,9 @@ def cells_of(grid: dict, recipe: str, overrides: tuple[str, ...], unlabelled: st
     fields = dict(varied)
     first = _cell(variant, recipe, overrides, None, {}, seed, unlabelled)
     # A variant without distillation has no scale.
-    scales = fields.pop("kd.scale", grid["scales"]) if first.config.kd.scale else (None,)
+    scales = (
+      fields.pop("kd.scale", grid["scales"]) if config_lib.distils(first.config.kd) else (None,)
+    )
     for scale, values in itertools.product(scales, itertools.product(*fields.values())):
       chosen = dict(zip(fields, values, strict=True))
       cells.append(_cell(variant, recipe, overrides, scale, chosen, seed, unlabelled))

@@ -12,8 +12,13 @@ def scales(kd: ConfigDict) -> tuple[float, float]:
   return min(ends), max(ends)
 
 
+def distils(kd: ConfigDict) -> bool:
+  """Whether a teacher is learnt from, in any epoch."""
+  return scales(kd)[1] > 0
+
+
 def average_decay(teacher: ConfigDict) -> float | None:
-  """Of the moving average of the student's own past, where a `config.teacher` is that."""
+  """The decay of the average of the student's own past, where a `config.teacher` is that."""
   return teacher.decay if teacher.source == "average" else None
 
 
@@ -24,7 +29,7 @@ def reads_transcripts(kd: ConfigDict) -> bool:
 
 def reads_hypotheses(kd: ConfigDict) -> bool:
   """Whether anything is learnt from what the teacher may have heard."""
-  return _reads("hypotheses", kd) or (scales(kd)[1] > 0 and kd.loss == "hypotheses")
+  return _reads("hypotheses", kd) or (distils(kd) and kd.loss == "hypotheses")
 
 
 def _reads(targets: str, kd: ConfigDict) -> bool:

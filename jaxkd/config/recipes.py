@@ -127,8 +127,8 @@ class Size(NamedTuple):
 SIZES = {
   "tiny": Size("0.3 M parameters, minutes on two CPU cores", _tiny),
   "small": Size("10 M parameters, for a phone", _full(width=184, heads=4, dropout=0.1)),
-  "medium": Size("43 M parameters, the paper's for TED-LIUM", _full()),
-  "large": Size("76 M parameters, the paper's for LibriSpeech", _full(width=512, dropout=0.1)),
+  "medium": Size("44 M parameters, the paper's for TED-LIUM", _full()),
+  "large": Size("77 M parameters, the paper's for LibriSpeech", _full(width=512, dropout=0.1)),
 }
 
 

@@ -148,10 +148,10 @@ def _number(value: float) -> str:
 
 
 def count(default: int, about: str, low: int = 0, high: float = INT_LIMIT, **more) -> Field:
-  """Of whole numbers in a range."""
+  """A field that holds a whole number from `low` to `high`."""
   return Field(default, about, low=low, high=high, **more)
 
 
 def share(default: float, about: str, high: float = 1.0, **more) -> Field:
-  """Of numbers from 0 to 1, or less."""
+  """A field that holds a number from 0 to `high`."""
   return Field(default, about, low=0.0, high=high, **more)

@@ -182,7 +182,8 @@ def _long(hours: float) -> str:
 
 def _objective(config) -> str:
   kd = config.kd
-  if config.teacher.source == "none" or kd.scale == 0:
+  by = " to ".join(f"{scale:g}" for scale in (*kd.scale_ramp[:1], kd.scale))
+  if config.teacher.source == "none" or not config_lib.distils(kd):
     return "Objective: CTC on transcripts."
   frames = f"selection {kd.selection.name}" if kd.loss != "hypotheses" else "its transcripts"
   whose = "the average of its own past" if config.teacher.source == "average" else "the teacher"
@@ -190,10 +191,10 @@ def _objective(config) -> str:
   transcribed = config_lib.reads_transcripts(kd)
   if kd.ctc == "hypotheses" and config_lib.scales(kd)[0] < 1:
     others = "" if transcribed else "; no others"
-    return f"Objective: {learnt}, by {kd.scale:g}, and CTC on its transcripts{others}."
+    return f"Objective: {learnt}, by {by}, and CTC on its transcripts{others}."
   if not transcribed:
     return f"Objective: {learnt} alone; no transcripts."
-  return f"Objective: {learnt}, by {kd.scale:g}, and CTC on transcripts."
+  return f"Objective: {learnt}, by {by}, and CTC on transcripts."
 
 
 def _command(run: collect.Run) -> str:

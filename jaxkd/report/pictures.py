@@ -46,7 +46,7 @@ def compute(run: Run, utterance: str) -> Picture:
     UserError: the data, the utterance or a model is not there any more.
   """
   from jaxkd.inference.finished import FinishedRun
-  from jaxkd.inference.frames import frames
+  from jaxkd.inference.frames import frames, log_softmax
 
   opened = FinishedRun(run.folder)
   data = opened.config.data
@@ -67,7 +67,7 @@ def compute(run: Run, utterance: str) -> Picture:
   selected = None
   if "teacher" in logits and _selects(opened.config):
     selected = _selected(opened, logits["teacher"][None])
-  spoken_by = {name: np.asarray(_softmax(x)) for name, x in logits.items()}
+  spoken_by = {name: np.exp(log_softmax(x)) for name, x in logits.items()}
   student = models["student"]
   return Picture(
     student.vocabulary.symbols,
@@ -77,11 +77,6 @@ def compute(run: Run, utterance: str) -> Picture:
     spoken_by.get("teacher"),
     selected,
   )
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-  exponents = np.exp(logits - logits.max(-1, keepdims=True))
-  return exponents / exponents.sum(-1, keepdims=True)
 
 
 def _selects(config) -> bool:

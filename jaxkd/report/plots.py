@@ -203,14 +203,14 @@ def wer_over_scale(found: list[dict], path: pathlib.Path) -> str:
   """WER over the distillation scale, a line for each pattern."""
   split = _split(found)
   rows = _students(found)
-  distilled = [f for f in rows if f["scale"]]
+  distilled = [f for f in rows if f["row"].distils]
   if len({f["scale"] for f in rows}) < 2 or not distilled:
     raise NotDrawn("it needs runs with at least two values of kd.scale")
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 4.5))
   pattern = lambda f: label(f | {"scale": None, "same_train_data": True})
   values = _lines(axes, distilled, lambda f: f["scale"], pattern, split)
-  alone = [f for f in rows if not f["scale"]]
+  alone = [f for f in rows if not f["row"].distils]
   teachers, note = _teachers(found, split)
   values += _rulers(axes, teachers + alone, split)
   for f in alone:

@@ -159,7 +159,7 @@ def _key(run: Run) -> tuple:
 
 @functools.cache
 def _teacher_key(place: str | None) -> tuple | str | None:
-  """Of a workdir that is there, equal for teachers that differ only in their seed."""
+  """What is equal for teachers that differ only in their seed, where the workdir is there."""
   own = _workdir(place) if place else None
   return _key(own) if own else place
 

@@ -14,7 +14,6 @@ import soundfile
 from ml_collections import ConfigDict
 
 import corpus
-from jaxkd import config as config_lib
 from jaxkd import report, workdirs
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
@@ -23,7 +22,7 @@ from jaxkd.errors import UserError
 from jaxkd.labels import characters
 from jaxkd.models import kept, parameters, registry
 from jaxkd.models.acoustic import AcousticModel
-from jaxkd.report import card, collect, command, pictures, tables
+from jaxkd.report import collect, command, pictures, tables
 from report_runs import UTTERANCES, WORDS, config_of, references, write_run
 
 
@@ -490,17 +489,3 @@ def test_posteriors(tmp_path):
   make(tmp_path, [folder], utterance=utterance)
   picture = (tmp_path / "report" / "posteriors.png").read_bytes()
   assert base64.b64encode(picture).decode() in (tmp_path / "report" / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-  ("scale", "loss", "targets", "words"),
-  [
-    (0.25, "kl", "hypotheses", "by 0.25, and CTC on its transcripts; no others."),
-    (0.25, "soft_ctc", "transcripts", "by 0.25, and CTC on its transcripts."),
-    (1.0, "kl", "hypotheses", "alone; no transcripts."),
-  ],
-)
-def test_the_card_says_whose_transcripts_ctc_learns(scale, loss, targets, words):
-  config = config_lib.base("demo")
-  config.kd.update(scale=scale, ctc="hypotheses", loss=loss, targets=targets)
-  assert card._objective(config).endswith(words)
