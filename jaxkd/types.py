@@ -137,7 +137,7 @@ class WeightedSum:
 
   @classmethod
   def zero(cls) -> "WeightedSum":
-    """Of nothing."""
+    """A sum of no summands: total 0, weight 0."""
     return cls(jnp.zeros(()), jnp.zeros(()))
 
   def mean(self) -> jax.Array:

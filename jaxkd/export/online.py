@@ -103,7 +103,7 @@ class Window(NamedTuple):
 
 
 def window(model: AcousticModel) -> Window:
-  """Of a model with chunks."""
+  """The window that a model with chunks reads."""
   behind, before = streaming.margins(_network(model).config.frontend_pool)
   shift = model.chunks.chunk * model.frame_samples // HOP
   return Window(shift + behind, shift, before)

@@ -69,7 +69,7 @@ def fitting(model: AcousticModel) -> tuple[list[Slot], dict[str, str]]:
 
 
 def settings_of(model: AcousticModel) -> LogMel:
-  """Of the features of a model that is a Conformer."""
+  """Settings of the features of a Conformer."""
   return nnx.merge(model.graphdef, model.params).features
 
 

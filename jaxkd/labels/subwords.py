@@ -159,7 +159,7 @@ class _Cutter:
     return ids + self._between(text[last:], last == 0)
 
   def _between(self, text: str, first: bool) -> list[int]:
-    """Of a stretch without added tokens; of those that are matched in other ways, it has none."""
+    """Ids of a stretch of text without added tokens, however these are matched."""
     text = self._refuse_others(self._normalise(self._refuse_others(text)))
     parts = self._split([steps.Part(text, first)]) if text else []
     return [i for part in parts for i in self._segment(part.text)]

@@ -52,7 +52,7 @@ def rounded(graphdef, like, dtype: str):
 
 
 def _only_rounded(jaxpr: core.Jaxpr, dtype) -> list[bool]:
-  """Of each input, whether nothing is done with it but to convert it to a type."""
+  """For each input, whether nothing is done with it but to convert it to a type."""
   only = {id(variable): False for variable in jaxpr.outvars}
   for equation in reversed(jaxpr.eqns):  # what a result is used for is known before what it is of
     results = all(only.get(id(variable), True) for variable in equation.outvars)
@@ -62,7 +62,7 @@ def _only_rounded(jaxpr: core.Jaxpr, dtype) -> list[bool]:
 
 
 def _rounds(equation, dtype, results: bool) -> list[bool]:
-  """Of each operand of an equation, whether it is only converted to a type.
+  """For each operand of an equation, whether it is only converted to a type.
 
   Args:
     equation: of a jaxpr.

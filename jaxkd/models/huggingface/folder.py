@@ -230,7 +230,7 @@ def save(
 
 
 def tokenizer_files(labels: Vocabulary) -> dict[str, dict]:
-  """Of vocab.json and tokenizer_config.json, by which transformers has the same classes."""
+  """What vocab.json and tokenizer_config.json hold: transformers has the same classes then."""
   settings = {"pad_token": labels.symbols[labels.blank_id]}
   written = {symbol: i for i, symbol in enumerate(labels.symbols)}
   if isinstance(labels, TokenVocabulary):

@@ -61,7 +61,7 @@ class _View(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-  """Of nothing but tensors in dictionaries; `storages` are those that it has come across."""
+  """Reads tensors in dictionaries and nothing else; `storages` are those that it met."""
 
   def __init__(self, file):
     super().__init__(file)

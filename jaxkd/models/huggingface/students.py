@@ -59,7 +59,7 @@ def with_statistics(params: nnx.State, settings: FastConformerConfig) -> nnx.Sta
 
 
 def config(settings: FastConformerConfig, labels: Vocabulary) -> dict:
-  """Of config.json; rates are those of training."""
+  """What config.json holds; rates are those of training."""
   encoder = {
     "model_type": "parakeet_encoder",
     "hidden_size": settings.width,
@@ -104,7 +104,7 @@ def _front(settings: FastConformerConfig) -> dict:
 
 
 def tokenizer_files(labels: Vocabulary) -> dict[str, dict]:
-  """Of tokenizer.json and tokenizer_config.json, by which transformers has the same classes.
+  """What tokenizer.json and tokenizer_config.json hold: transformers has the same classes then.
 
   Raises:
     UserError: classes that no tokenizer.json has.
