@@ -47,6 +47,22 @@ def test_the_library_block_runs():
   assert names["ctc"].shape == (2,) and np.all(np.isfinite(names["ctc"]))
 
 
+def test_the_objective_of_the_library_page_can_be_learnt():
+  """Also where a row has no path, and in padding that is NaN."""
+  page = (ROOT / "docs" / "library.md").read_text()
+  names: dict = {}
+  exec(re.search(r"<!-- objective -->\n```python\n(.*?)```", page, re.S)[1], names)
+  rng = np.random.default_rng(0)
+  mask = jnp.arange(12)[None] < jnp.array([12, 3])[:, None]
+  draw = lambda: jnp.where(mask[..., None], jnp.array(rng.normal(size=(2, 12, 5))), jnp.nan)
+  student, teacher = draw(), draw()
+  labels, label_len = jnp.array([[1, 2, 2, 3], [3, 3, 1, 0]]), jnp.array([4, 3])
+  value = jax.value_and_grad(names["objective"])
+  loss, gradient = value(student, teacher, mask, labels, label_len)
+  assert np.isfinite(loss) and not np.any(gradient[~mask]) and np.all(np.isfinite(gradient))
+  assert names["objective"](student - 0.1 * gradient, teacher, mask, labels, label_len) < loss
+
+
 def test_commands_are_one_line_each():
   for mark in ("demo", "tests"):
     assert block(mark).count("\n") == 1 and block(mark).startswith("python3 -m venv .venv && ")
