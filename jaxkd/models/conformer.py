@@ -3,19 +3,18 @@
 import dataclasses
 import itertools
 import math
-import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models import layers as layers_lib
 from jaxkd.models.augment import SpecAugment, spec_augment_if
 from jaxkd.models.features import HOP, LogMel, log_mel
 from jaxkd.models.frontend import FrontEnd
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.streaming import Stream
 from jaxkd.types import FrameOutput
 
@@ -260,19 +259,12 @@ class ConformerCTC(nnx.Module):
     return jax.lax.scan(layer, x, (params, past))
 
   def _run_blocks(self, x, mask, key, stops: tuple[int, ...], heard=None) -> list[jax.Array]:
-    """One scan over the stacked blocks up to each stop: compile time does not grow with depth."""
-    graphdef, params = nnx.split(self.blocks)
-    keys = None if key is None else jax.random.split(key, self.config.layers)
-
-    def layer(x, inputs):
-      block_params, block_key = inputs
-      return nnx.merge(graphdef, sharding.layer(block_params))(x, mask, block_key, heard), None
-
-    if key is not None:
-      layer = layers_lib.recomputed(layer, everything=self.config.remat)
+    """What each stop and the last block make of x."""
+    config = self.config
+    keys = None if key is None else jax.random.split(key, config.layers)
+    call = lambda block, x, key: block(x, mask, key, heard)
     found = []
-    for first, last in itertools.pairwise((0, *stops, self.config.layers)):
-      part = jax.tree.map(operator.itemgetter(slice(first, last)), (params, keys))
-      x = jax.lax.scan(layer, x, part)[0]
+    for first, last in itertools.pairwise((0, *stops, config.layers)):
+      x = scan_stack(self.blocks, x, call, keys, part=slice(first, last), remat=config.remat)
       found.append(x)
     return found

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import length_mask, strided_len, zero_padding
 from jaxkd.models.augment import SpecAugment, spec_augment_if
 from jaxkd.models.features import HOP, LogMel, frame_len, log_mel
@@ -26,8 +25,8 @@ from jaxkd.models.layers import (
   Linear,
   add_bias,
   dropout,
-  recomputed,
 )
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
 from jaxkd.types import FrameOutput
 
@@ -331,23 +330,11 @@ class FastConformerCTC(nnx.Module):
     return max_pool_frames(self._run_layers(x, mask, dropout_key), mask, config.pool)
 
   def _run_layers(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-    """One scan over the stacked blocks: compile time does not grow with depth."""
     config = self.config
-    graphdef, params = nnx.split(self.layers)
     table = distances(x.shape[1], config.width, x.dtype)
     keys = None
     if key is not None:
       x = dropout(x, config.dropout, jax.random.fold_in(key, 0))
       keys = jax.random.split(jax.random.fold_in(key, 1), config.layers)
-
-    def step(x, inputs):
-      layer_params, key = inputs
-      run = lambda x: nnx.merge(graphdef, sharding.layer(layer_params))(x, mask, table, key)
-      if key is None or config.layer_drop == 0:
-        return run(x), None
-      skip = jax.random.bernoulli(jax.random.fold_in(key, 4), config.layer_drop)
-      return jax.lax.cond(skip, lambda x: x, run, x), None
-
-    if keys is not None:
-      step = recomputed(step, everything=config.remat)
-    return jax.lax.scan(step, x, (params, keys))[0]
+    call = lambda block, x, key: block(x, mask, table, key)
+    return scan_stack(self.layers, x, call, keys, layer_drop=config.layer_drop, remat=config.remat)

@@ -20,6 +20,7 @@ from jaxkd.masks import length_mask, zero_padding
 from jaxkd.models.fastconformer import by_distance
 from jaxkd.models.features import HOP, LogMel, frame_len, log_mel
 from jaxkd.models.layers import BatchNorm, FeedForward, LayerNorm, Linear, depthwise
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
 from jaxkd.types import FrameOutput
 
@@ -215,21 +216,19 @@ class GraniteSpeech5CTC(nnx.Module):
     for first, end in config.runs:
       mask = length_mask(lengths, x.shape[1])
       if first in config.halving:
-        x, lengths = self._run(first, end, x, mask, 2), lengths // 2
+        x, lengths = self._halve(first, x, mask), lengths // 2
       else:
-        x = self._run(first, end, x, mask, 1)
+        call = lambda block, x, _, mask=mask: block(x, mask)
+        x = scan_stack(self.layers, x, call, part=slice(first, end))
       if end == config.layers // 2:
         x = x + self._said(x)
     return x
 
-  def _run(self, first: int, end: int, x: jax.Array, mask: jax.Array, stride: int) -> jax.Array:
-    """Blocks `first` to `end`, one that halves the frames or a scan over others."""
+  def _halve(self, index: int, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, T // 2, D] of x[B, T, D]: what a block that halves the frames makes of them."""
     graphdef, params = nnx.split(self.layers)
-    params = jax.tree.map(lambda p: p[first:end], params)
-    block = lambda layer: nnx.merge(graphdef, sharding.layer(layer))
-    if stride > 1:
-      return block(jax.tree.map(lambda p: p[0], params))(x, mask, stride)
-    return jax.lax.scan(lambda x, layer: (block(layer)(x, mask), None), x, params)[0]
+    params = sharding.layer(jax.tree.map(lambda p: p[index], params))
+    return nnx.merge(graphdef, params)(x, mask, 2)
 
   def _said(self, x: jax.Array) -> jax.Array:
     """[B, T, D] of x[B, T, D]: a projection of the classes' probabilities."""

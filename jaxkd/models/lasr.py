@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import length_mask
 from jaxkd.models.features import HOP, WINDOW, LogMel, frame_len, log_mel
 from jaxkd.models.layers import (
@@ -25,6 +24,7 @@ from jaxkd.models.layers import (
   add_bias,
   rotated,
 )
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
 from jaxkd.models.waveform import convolve
 from jaxkd.types import FrameOutput
@@ -216,14 +216,5 @@ class LasrCTC(nnx.Module):
     x, _ = log_mel(audio, audio_len, config.features)
     x = self.subsampling(x.astype(config.dtype))
     mask = length_mask(config.frame_len(audio_len), x.shape[1])
-    x = self.norm(self._run_layers(x, mask))
+    x = self.norm(scan_stack(self.layers, x, lambda block, x, _: block(x, mask)))
     return max_pool_frames(x, mask, config.pool)
-
-  def _run_layers(self, x, mask):
-    """One scan over the stacked blocks: compile time does not grow with depth."""
-    graphdef, params = nnx.split(self.layers)
-
-    def step(x, layer):
-      return nnx.merge(graphdef, sharding.layer(layer))(x, mask), None
-
-    return jax.lax.scan(step, x, params)[0]

@@ -5,7 +5,7 @@ in padding is finite and unused.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,18 +34,6 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return x
   kept = draws.sixteen_bits(key, x.shape) >= round(rate * 2**16)
   return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
-
-
-def recomputed(step: Callable, *, everything: bool) -> Callable:
-  """`step` of a scan over layers, computed again for its gradient instead of kept in memory.
-
-  Args:
-    step: (carried, inputs) -> (carried, outputs).
-    everything: False keeps the results of matrix products: what lies between them is computed
-      faster than stacked over the layers and read again.
-  """
-  policy = None if everything else jax.checkpoint_policies.dots_saveable
-  return jax.checkpoint(step, prevent_cse=False, policy=policy)  # in a scan there is no CSE
 
 
 class Linear(nnx.Module):

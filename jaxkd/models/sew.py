@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import length_mask, lift, zero_padding
 from jaxkd.models.layers import ACTIVATIONS, LayerNorm, Linear
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import PositionConv, attention, max_pool_frames
 from jaxkd.models.waveform import WaveformConfig, conv_layers, frames, waveform
 from jaxkd.types import FrameOutput
@@ -218,7 +218,7 @@ class SewCTC(nnx.Module):
     return means + self.position(x)
 
   def _transform(self, x: jax.Array, frame_len: jax.Array) -> jax.Array:
-    """Transformer on x[B, T, D]: one scan over the stacked layers."""
+    """Transformer on x[B, T, D]."""
     mask, vectors = length_mask(frame_len, x.shape[1]), None
     if self.config.distances is None:
       x = self.norm(x)
@@ -227,9 +227,4 @@ class SewCTC(nnx.Module):
       if self.config.distances.norm:
         vectors = self.distances_norm(vectors)
       vectors = vectors.astype(x.dtype)
-    graphdef, params = nnx.split(self.layers)
-
-    def step(x, layer):
-      return nnx.merge(graphdef, sharding.layer(layer))(x, mask, vectors), None
-
-    return jax.lax.scan(step, x, params)[0]
+    return scan_stack(self.layers, x, lambda layer, x, _: layer(x, mask, vectors))

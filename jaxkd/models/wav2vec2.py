@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
 from jaxkd.models.layers import (
   ACTIVATIONS,
@@ -22,9 +21,9 @@ from jaxkd.models.layers import (
   add_bias,
   dropout,
   largest,
-  recomputed,
   standardise,
 )
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.waveform import (
   WaveformConfig,
   conv_layers,
@@ -334,26 +333,12 @@ class Wav2Vec2CTC(nnx.Module):
     return self.norm(x) if config.pre_norm else x
 
   def _run_layers(self, x, mask, keys):
-    """One scan over the stacked layers: compile time does not grow with depth."""
-    config = self.config
-    graphdef, params = nnx.split(self.layers)
-    bias = None
+    config, bias, layer_drop = self.config, None, self.config.layer_drop
     if config.family == "wavlm":
       bias = distance_bias(self.distances[...], x.shape[1], config.max_distance)
-
-    def step(x, inputs):
-      index, layer_params, key = inputs
-      run = lambda x: nnx.merge(graphdef, sharding.layer(layer_params))(x, mask, bias, key)
-      if key is None or config.layer_drop == 0:
-        return run(x), None
-      skip = jax.random.bernoulli(jax.random.fold_in(key, 4), config.layer_drop)
-      if config.family == "wavlm":  # its first layer is never skipped
-        skip &= index > 0
-      return jax.lax.cond(skip, lambda x: x, run, x), None
-
-    if keys is not None:
-      step = recomputed(step, everything=config.remat)
-    return jax.lax.scan(step, x, (jnp.arange(config.layers), params, keys))[0]
+      layer_drop = layer_drop * (np.arange(config.layers) > 0)  # the first is never skipped
+    call = lambda layer, x, key: layer(x, mask, bias, key)
+    return scan_stack(self.layers, x, call, keys, layer_drop=layer_drop, remat=config.remat)
 
 
 def spans(

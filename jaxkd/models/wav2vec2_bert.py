@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import length_mask, zero_padding
 from jaxkd.models import features
 from jaxkd.models.fastconformer import by_distance, distances
@@ -27,6 +26,7 @@ from jaxkd.models.layers import (
   rotated,
   spread,
 )
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
 from jaxkd.models.waveform import convolve
 from jaxkd.types import FrameOutput
@@ -277,19 +277,11 @@ class Wav2Vec2BertCTC(nnx.Module):
     x, feature_len = stacked_features(audio, audio_len, config.mels)
     mask = length_mask(feature_len // STACKED, x.shape[1])
     x = self.project(self.project_norm(x).astype(config.dtype))
-    x = self._run_layers(zero_padding(x, mask), mask)
+    x = zero_padding(x, mask)
+    x = scan_stack(self.layers, x, lambda layer, x, _: layer(x, mask))
     if config.adapter_layers:
       x, mask = self._adapt(x, feature_len)
     return max_pool_frames(x, mask, config.pool)
-
-  def _run_layers(self, x, mask):
-    """One scan over the stacked layers: compile time does not grow with depth."""
-    graphdef, params = nnx.split(self.layers)
-
-    def step(x, layer):
-      return nnx.merge(graphdef, sharding.layer(layer))(x, mask), None
-
-    return jax.lax.scan(step, x, params)[0]
 
   def _adapt(self, x, feature_len):
     """Fewer frames, and their mask.

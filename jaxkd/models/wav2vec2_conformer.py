@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.devices import sharding
 from jaxkd.masks import length_mask
 from jaxkd.models.layers import BatchNorm, ConvModule, FeedForward, LayerNorm, Linear
+from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import max_pool_frames
 from jaxkd.models.wav2vec2_bert import Attention
 from jaxkd.models.waveform import WaveformConfig, conv_layers, frames, waveform
@@ -110,14 +110,5 @@ class Wav2Vec2ConformerCTC(nnx.Module):
     x = frames(self.conv, waveform(audio, audio_len, config), config.dtype, audio_len)
     mask = length_mask(config.frame_len(audio_len), x.shape[1])
     x = self.project(self.project_norm(x))
-    x = self.norm(self._run_layers(x, mask))
+    x = self.norm(scan_stack(self.layers, x, lambda block, x, _: block(x, mask)))
     return max_pool_frames(x, mask, config.pool)
-
-  def _run_layers(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """One scan over the stacked blocks: compile time does not grow with depth."""
-    graphdef, params = nnx.split(self.layers)
-
-    def step(x, layer):
-      return nnx.merge(graphdef, sharding.layer(layer))(x, mask), None
-
-    return jax.lax.scan(step, x, params)[0]
