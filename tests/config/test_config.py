@@ -96,7 +96,7 @@ def changed(config, path: str, value):
     (
       "kd.selection",
       {"name": "trim", "n": 2},
-      ["'trim' has no such field", "('symmetric' has it)"],
+      ["'trim' has no such field", "('symmetric' and 'shuffled' have it)"],
     ),
     ("kd.selection", 5, ["kd.selection is 5", "block"]),
     ("kd.grow_epochs", 2, ["kd.grow_epochs", "all_frames"]),
