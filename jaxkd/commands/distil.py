@@ -20,8 +20,9 @@ from jaxkd.errors import UserError
 log = logging.getLogger(__name__)
 _EPILOG = """\
 No transcript is read, so any speech of the language will do. Frames beside
-what the teacher hears as a label carry the loss (symmetric selection);
---config.kd.selection.name=all_frames takes all of them.
+what the teacher hears as a label carry the loss (symmetric selection); where
+pauses are long, --config.kd.selection.name=all_frames, which takes all of them,
+was better.
 
 examples:
   %(prog)s --teacher=facebook/hubert-large-ls960-ft --audio=recordings
