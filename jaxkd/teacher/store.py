@@ -58,12 +58,11 @@ class Settings(NamedTuple):
 
   @property
   def slots(self) -> int:
-    """S: log probabilities of a frame."""
+    """S: log probabilities of a frame; that of the blank is in `blank_slot`."""
     return self.top + 1 if self.top else self.classes
 
   @property
   def blank_slot(self) -> int:
-    """Which of them is the blank's."""
     return 0 if self.top else self.blank_id
 
 
@@ -250,9 +249,7 @@ class Writer:
       frame_samples: audio samples (16 kHz) in a frame, such as 320 for 20 ms.
       kind: of the vocabulary: "characters", "tokens" (between spaces), or another of jaxkd's.
       space: the symbol that stands for the space between words, "" where none does.
-      temperature: of the training that it is for.
-      top: classes of a frame that are kept beside the blank; 0 for all; None for `top_of`.
-      dtype: of log probabilities.
+      temperature, top, dtype: of `Settings`; a top of None is `top_of`'s.
       facts: JSON-able, such as {"teacher": name, "parameters": count}; kept in the header.
       part: number of the process.
 
