@@ -167,7 +167,7 @@ def _best(claim: Claim, rows: list[Row]) -> tuple[Row | None, Row | None]:
   if not pairs:
     return next(iter(of_a), None), next(iter(of_b), None)
   most = max(len(seeds) for *_, seeds in pairs)
-  on_dev = lambda pair: _on_dev(pair[0], pair[2]) + _on_dev(pair[1], pair[2])
+  on_dev = lambda pair: tuple(_on_dev(row, pair[2]) for row in pair[:2])
   return min((pair for pair in pairs if len(pair[2]) == most), key=on_dev)[:2]
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from jaxkd import config as config_lib
 from jaxkd import console, files
 from jaxkd.errors import UserError
 from jaxkd.report import plots
@@ -81,7 +82,7 @@ def compute(run: Run, utterance: str) -> Picture:
 
 def _selects(config) -> bool:
   """Whether a run learns from frames of a teacher that is there after it."""
-  learns = config.kd.scale > 0 and config.kd.loss != "hypotheses"
+  learns = config_lib.distils(config.kd) and config.kd.loss != "hypotheses"
   return learns and config.teacher.source != "average"
 
 
