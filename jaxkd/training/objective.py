@@ -126,11 +126,10 @@ def make(
     )
   select = make_selector(kd, blank_id=blank_id, log_prior=log_prior)
   terms = _terms(kd, select, blank_id)
-  of_terms = Objective(terms)
-  wanted = of_terms.needs
+  wanted = Objective(terms).needs
   measures = [terms_lib.blank_frames(blank_id)]
   if targets := wanted & {TRANSCRIPTS, HYPOTHESES}:
-    measures.append(terms_lib.infeasible(targets, of_terms.views))
+    measures.append(terms_lib.infeasible(targets))
   if TEACHER_FRAMES in wanted:
     measures.append(terms_lib.selected(select, kd.warmup))
   return Objective(

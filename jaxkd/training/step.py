@@ -124,7 +124,7 @@ def observe(
     encoded = model.projection(encoded)
   else:
     output = model(batch.audio, batch.audio_len, **inputs)
-  view = View(output, batch, select_key, epoch)
+  view = View(output, batch, select_key, epoch, objective.views)
   if taught is None:
     return view._replace(inner=tuple(view._replace(output=x) for x in inner))
   view = _beside(view, taught)

@@ -37,21 +37,23 @@ class View(NamedTuple):
 
   Attributes:
     output: of the model that is trained, whole.
+    batch: audio and targets, each row as often as there are views.
+    key: typed key of this update for draws in selections; all terms have the same.
+    epoch: i32[], counted from 0.
+    views: how often each row is there.
     student, teacher: both outputs, cut to the same frames.
     soften: the student's logits f32[B, T, V] → the teacher's at the temperature of training, where
       those of `teacher` do not tell (`teacher.stored`); None where they do.
     student_encoded, teacher_encoded: [B, T, D], what the encoders say of these frames; the
       student's is projected to the teacher's width.
     inner: the same view with the output of each inner head in the place of the model's.
-    batch: audio and targets.
-    key: typed key of this update for draws in selections; all terms have the same.
-    epoch: i32[], counted from 0.
   """
 
   output: FrameOutput
   batch: Batch
   key: jax.Array
   epoch: jax.Array
+  views: int
   student: FrameOutput | None = None
   teacher: FrameOutput | None = None
   soften: Callable[[jax.Array], jax.Array] | None = None
@@ -140,7 +142,6 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
   """KL between the frames that are selected, over their number or weight."""
   del blank_id
   by_labels = kd.normalization == "labels"
-  views = 2 if kd.consistency or kd.co_teacher else 1
 
   def compute(view: View) -> WeightedSum:
     selected = _weights(select, view)
@@ -152,7 +153,7 @@ def _kl(kd: ConfigDict, scale: float | Schedule, select: Selector, blank_id: int
     if not by_labels:
       return found
     # The divisor of the authors' code: rows times target labels, each as often as it is seen.
-    rows = (view.batch.audio_len > 0).sum(dtype=jnp.float32) / views
+    rows = (view.batch.audio_len > 0).sum(dtype=jnp.float32) / view.views
     labels = jnp.maximum(view.batch.label_len, 0).sum(dtype=jnp.float32)
     return WeightedSum(found.total, rows * labels)
 
@@ -283,12 +284,10 @@ def _lengths(view: View, target: str) -> tuple[jax.Array, jax.Array, jax.Array]:
   return frames, batch.hypothesis, batch.hypothesis_len
 
 
-def infeasible(targets: frozenset[str], views: int) -> Term:
+def infeasible(targets: frozenset[str]) -> Term:
   """Rows without a CTC path over real rows that have a target, of all targets together.
 
-  Args:
-    targets: TRANSCRIPTS, HYPOTHESES.
-    views: how often each row is there; it counts once.
+  Each row of TRANSCRIPTS, HYPOTHESES counts once, however often it is there.
   """
 
   def of_one(view: View, target: str) -> WeightedSum:
@@ -301,7 +300,7 @@ def infeasible(targets: frozenset[str], views: int) -> Term:
 
   def compute(view: View) -> WeightedSum:
     found = sum((of_one(view, target) for target in sorted(targets)), WeightedSum.zero())
-    return WeightedSum(found.total / views, found.weight / views)
+    return WeightedSum(found.total / view.views, found.weight / view.views)
 
   return Term("infeasible", None, targets, compute)
 
