@@ -12,6 +12,7 @@ from flax import nnx
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models import layers as layers_lib
 from jaxkd.models.augment import SpecAugment, spec_augment_if
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.features import HOP, LogMel, log_mel
 from jaxkd.models.frontend import FrontEnd
 from jaxkd.models.stack import scan_stack
@@ -118,7 +119,7 @@ class BlockPast(NamedTuple):
   attention: layers_lib.Past
 
 
-class ConformerCTC(nnx.Module):
+class ConformerCTC(FrameClassifier):
   """Audio → features → 40 ms frames → stacked blocks → class logits."""
 
   def __init__(
@@ -194,10 +195,6 @@ class ConformerCTC(nnx.Module):
     ]
     inner = [FrameOutput(logits.astype(jnp.float32), mask) for logits in told]
     return self.classify(encoded[-1], mask), inner
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
 
   def encode(
     self,

@@ -16,6 +16,7 @@ from flax import nnx
 
 from jaxkd.masks import length_mask, strided_len, zero_padding
 from jaxkd.models.augment import SpecAugment, spec_augment_if
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.features import HOP, LogMel, frame_len, log_mel
 from jaxkd.models.layers import (
   BatchNorm,
@@ -252,7 +253,7 @@ class Block(nnx.Module):
     return self.norm(x)
 
 
-class FastConformerCTC(nnx.Module):
+class FastConformerCTC(FrameClassifier):
   """Audio → features → subsampled frames → stacked blocks → class logits."""
 
   def __init__(
@@ -302,10 +303,6 @@ class FastConformerCTC(nnx.Module):
     """
     options = dict(key=key, spec_augment=spec_augment, augment_on=augment_on)
     return self.classify(*self.encode(audio, audio_len, **options))
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
 
   def encode(
     self,

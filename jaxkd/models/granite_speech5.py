@@ -17,12 +17,12 @@ from flax import nnx
 
 from jaxkd.devices import sharding
 from jaxkd.masks import length_mask, zero_padding
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.fastconformer import by_distance
 from jaxkd.models.features import HOP, LogMel, frame_len, log_mel
 from jaxkd.models.layers import BatchNorm, FeedForward, LayerNorm, Linear, depthwise
 from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
-from jaxkd.types import FrameOutput
 
 STACKED = 2  # feature frames in one of the model's
 _FEATURES = 2  # of each filter: its logarithm and how that changes
@@ -168,7 +168,7 @@ def _means(x: jax.Array, size: int) -> jax.Array:
   return x[:, : blocks * size].reshape(x.shape[0], blocks, size, -1).mean(2)
 
 
-class GraniteSpeech5CTC(nnx.Module):
+class GraniteSpeech5CTC(FrameClassifier):
   """Audio → features → stacked blocks, with the classes' probabilities fed back → class logits."""
 
   def __init__(self, config: GraniteSpeech5Config, classes: int, *, rngs: nnx.Rngs):
@@ -181,22 +181,6 @@ class GraniteSpeech5CTC(nnx.Module):
     if not config.tied:
       self.middle = Linear(config.width, classes, rngs=rngs)
     self.config = config
-
-  def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-    """Logits of every frame.
-
-    Args:
-      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
-      audio_len: i32[B], real samples; a row of less than a frame's has no real frame.
-
-    Returns:
-      Logits f32[B, T, V] and mask bool[B, T].
-    """
-    return self.classify(*self.encode(audio, audio_len))
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
 
   def encode(self, audio: jax.Array, audio_len: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call."""

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxkd.masks import length_mask
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.features import HOP, WINDOW, LogMel, frame_len, log_mel
 from jaxkd.models.layers import (
   BatchNorm,
@@ -27,7 +28,6 @@ from jaxkd.models.layers import (
 from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
 from jaxkd.models.waveform import convolve
-from jaxkd.types import FrameOutput
 
 _CONVOLUTIONS = 2
 
@@ -181,7 +181,7 @@ class Block(nnx.Module):
     return self.norm(x)
 
 
-class LasrCTC(nnx.Module):
+class LasrCTC(FrameClassifier):
   """Audio → features → subsampled frames → stacked blocks → class logits."""
 
   def __init__(self, config: LasrConfig, classes: int, *, rngs: nnx.Rngs):
@@ -193,24 +193,11 @@ class LasrCTC(nnx.Module):
     self.head = Linear(config.width, classes, rngs=rngs)
     self.config = config
 
-  def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-    """Logits of every frame.
-
-    Args:
-      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
-      audio_len: i32[B], real samples; a row of less than 145 ms has no real frame.
-
-    Returns:
-      Logits f32[B, T, V] and mask bool[B, T].
-    """
-    return self.classify(*self.encode(audio, audio_len))
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
-
   def encode(self, audio: jax.Array, audio_len: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call."""
+    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call.
+
+    A row of less than 145 ms has no real frame.
+    """
     config = self.config
     audio = jnp.pad(audio, ((0, 0), (0, max(0, config.min_samples - audio.shape[1]))))
     x, _ = log_mel(audio, audio_len, config.features)

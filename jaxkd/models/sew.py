@@ -15,11 +15,11 @@ import numpy as np
 from flax import nnx
 
 from jaxkd.masks import length_mask, lift, zero_padding
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.layers import ACTIVATIONS, LayerNorm, Linear
 from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import PositionConv, attention, max_pool_frames
 from jaxkd.models.waveform import WaveformConfig, conv_layers, frames, waveform
-from jaxkd.types import FrameOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Layer(nnx.Module):
     return q * parts**-0.5, bias * (parts * q.shape[-1]) ** -0.5
 
 
-class SewCTC(nnx.Module):
+class SewCTC(FrameClassifier):
   """Audio → class logits of every frame (20 ms, times `config.pool`)."""
 
   def __init__(self, config: SewConfig, classes: int, *, rngs: nnx.Rngs):
@@ -174,22 +174,6 @@ class SewCTC(nnx.Module):
     self.unsqueeze = Linear(config.width, config.width * config.squeeze, rngs=rngs)
     self.head = Linear(config.width, classes, rngs=rngs)
     self.config = config
-
-  def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-    """Logits of every frame.
-
-    Args:
-      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
-      audio_len: i32[B], real samples; a row of less than a frame has no real frame.
-
-    Returns:
-      Logits f32[B, T, V] and mask bool[B, T], T = ceil(frame_len(S) / pool).
-    """
-    return self.classify(*self.encode(audio, audio_len))
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
 
   def encode(self, audio: jax.Array, audio_len: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call."""

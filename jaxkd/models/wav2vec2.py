@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxkd.masks import dilate, length_mask, strided_len, zero_padding
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.layers import (
   ACTIVATIONS,
   LayerNorm,
@@ -221,7 +222,7 @@ def _flash_attention(q, k, v, bias, mask):
   )
 
 
-class Wav2Vec2CTC(nnx.Module):
+class Wav2Vec2CTC(FrameClassifier):
   """Audio → class logits of every frame (20 ms, times `config.pool`)."""
 
   def __init__(self, config: Wav2Vec2Config, classes: int, *, rngs: nnx.Rngs):
@@ -268,10 +269,6 @@ class Wav2Vec2CTC(nnx.Module):
     x, mask = self.encode(audio, audio_len, key=key, augment_on=augment_on)
     head_key = None if key is None else jax.random.fold_in(jax.random.split(key)[1], 3)
     return self.classify(dropout(x, self.config.head_dropout, head_key), mask)
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
 
   def encode(
     self,

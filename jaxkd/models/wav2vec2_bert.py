@@ -16,6 +16,7 @@ from flax import nnx
 
 from jaxkd.masks import length_mask, zero_padding
 from jaxkd.models import features
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.fastconformer import by_distance, distances
 from jaxkd.models.layers import (
   ACTIVATIONS,
@@ -29,7 +30,6 @@ from jaxkd.models.layers import (
 from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import attention, max_pool_frames
 from jaxkd.models.waveform import convolve
-from jaxkd.types import FrameOutput
 
 STACKED = 2  # feature frames in one of the model's
 POSITIONS = ("relative_key", "relative", "rotary", None)
@@ -235,7 +235,7 @@ class StridedGate(nnx.Module):
     return jax.nn.glu(add_bias(y, self.bias))
 
 
-class Wav2Vec2BertCTC(nnx.Module):
+class Wav2Vec2BertCTC(FrameClassifier):
   """Audio → class logits of every frame (20 ms, times the adapter's strides and `config.pool`)."""
 
   def __init__(self, config: Wav2Vec2BertConfig, classes: int, *, rngs: nnx.Rngs):
@@ -255,24 +255,11 @@ class Wav2Vec2BertCTC(nnx.Module):
     )
     self.config = config
 
-  def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-    """Logits of every frame.
-
-    Args:
-      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
-      audio_len: i32[B], real samples; a row of less than 35 ms has no real frame.
-
-    Returns:
-      Logits f32[B, T, V] and mask bool[B, T].
-    """
-    return self.classify(*self.encode(audio, audio_len))
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
-
   def encode(self, audio: jax.Array, audio_len: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call."""
+    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call.
+
+    A row of less than 35 ms has no real frame.
+    """
     config = self.config
     x, feature_len = stacked_features(audio, audio_len, config.mels)
     mask = length_mask(feature_len // STACKED, x.shape[1])

@@ -9,16 +9,15 @@ weights. It teaches only, so nothing is random. Only `nnx.Param` leaves.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd.masks import length_mask
+from jaxkd.models.classifier import FrameClassifier
 from jaxkd.models.layers import BatchNorm, ConvModule, FeedForward, LayerNorm, Linear
 from jaxkd.models.stack import scan_stack
 from jaxkd.models.wav2vec2 import max_pool_frames
 from jaxkd.models.wav2vec2_bert import Attention
 from jaxkd.models.waveform import WaveformConfig, conv_layers, frames, waveform
-from jaxkd.types import FrameOutput
 
 POSITIONS = ("relative", "rotary", None)
 
@@ -73,7 +72,7 @@ class Block(nnx.Module):
     return self.norm(x)
 
 
-class Wav2Vec2ConformerCTC(nnx.Module):
+class Wav2Vec2ConformerCTC(FrameClassifier):
   """Audio → class logits of every frame (20 ms, times `config.pool`)."""
 
   def __init__(self, config: Wav2Vec2ConformerConfig, classes: int, *, rngs: nnx.Rngs):
@@ -88,24 +87,11 @@ class Wav2Vec2ConformerCTC(nnx.Module):
     self.head = Linear(config.width, classes, rngs=rngs)
     self.config = config
 
-  def __call__(self, audio: jax.Array, audio_len: jax.Array) -> FrameOutput:
-    """Logits of every frame.
-
-    Args:
-      audio: i16[B, S], or float[B, S] of full scale 1, 16 kHz; padding may hold anything.
-      audio_len: i32[B], real samples; a row of less than 25 ms has no real frame.
-
-    Returns:
-      Logits f32[B, T, V] and mask bool[B, T], T = ceil(frame_len(S) / pool).
-    """
-    return self.classify(*self.encode(audio, audio_len))
-
-  def classify(self, x: jax.Array, mask: jax.Array) -> FrameOutput:
-    """Logits of what `encode` returns."""
-    return FrameOutput(self.head(x).astype(jnp.float32), mask)
-
   def encode(self, audio: jax.Array, audio_len: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call."""
+    """Encoder output, pooled, [B, T, D] and mask bool[B, T]; arguments as for a call.
+
+    A row of less than 25 ms has no real frame.
+    """
     config = self.config
     x = frames(self.conv, waveform(audio, audio_len, config), config.dtype, audio_len)
     mask = length_mask(config.frame_len(audio_len), x.shape[1])

@@ -3,7 +3,15 @@
 from jaxkd.errors import UserError
 from jaxkd.models.features import FFT, HOP, WINDOW
 from jaxkd.models.granite_speech5 import GraniteSpeech5Config, GraniteSpeech5CTC
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_front,
+  conformer_layers,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.layers import ACTIVATIONS
 
 # What transformers assumes where config.json is silent about the encoder.
@@ -29,36 +37,18 @@ _FRONT = {"hop_length": HOP, "n_fft": FFT, "win_length": WINDOW, "delta_win_leng
 
 _LAYER = "layers.{layer}."
 _NAMES: Names = {
+  **conformer_layers(_LAYER),
   # A head that is tied is stored once, by the name that it has half-way.
   "head/kernel": (("ctc_head.weight", "out.weight"), "linear"),
   "head/bias": (("ctc_head.bias", "out.bias"), "same"),
   "layers/attention/distances": ((_LAYER + "self_attn.rel_pos_emb.weight",), "same"),
-  "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
-  "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
-  "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
   **modules(linear={"project": "input_linear", "middle": "out", "feedback": "out_mid"}),
   **modules(
     "layers/",
     _LAYER,
     linear={
-      "ff_first/inner": "feed_forward1.linear1",
-      "ff_first/outer": "feed_forward1.linear2",
-      "attention/query": "self_attn.q_proj",
-      "attention/key": "self_attn.k_proj",
-      "attention/value": "self_attn.v_proj",
-      "attention/out": "self_attn.o_proj",
       "conv/gated": "conv.pointwise_lin1",
       "conv/pointwise": "conv.pointwise_lin2",
-      "ff_last/inner": "feed_forward2.linear1",
-      "ff_last/outer": "feed_forward2.linear2",
-    },
-    norm={
-      "ff_first/norm": "norm_feed_forward1",
-      "attention/norm": "norm_self_att",
-      "conv/norm": "norm_conv",
-      "conv/inner_norm": "conv.norm",
-      "ff_last/norm": "norm_feed_forward2",
-      "norm": "norm_out",
     },
   ),
 }
@@ -74,16 +64,12 @@ def _read(description: dict, where: str) -> GraniteSpeech5Config:
     family=config["model_type"],
     mels=get("num_mel_bins"),
     floor=front.get("logmel_floor_db", _FLOOR),
-    layers=get("num_hidden_layers"),
-    width=get("hidden_size"),
-    heads=get("num_attention_heads"),
+    **transformer_sizes(get),
     head_width=get("head_dim") or get("hidden_size") // get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
     context=get("context_size"),
     distances=get("max_position_embeddings"),
     conv_kernel=get("conv_kernel_size"),
     conv_width=get("hidden_size") * get("conv_expansion_factor"),
-    activation=get("hidden_act"),
     bias=get("attention_bias"),
     halving=_halving(given),
     tied=config.get("tie_word_embeddings", True),
@@ -98,7 +84,6 @@ def _halving(given: dict) -> tuple[int, ...]:
 
 def _check_usable(given: dict, front: dict, where: str) -> None:
   """UserError where the encoder or its front-end is not the one that is here."""
-  check_rate(front, where)
   get = lambda field: given.get(field, _DEFAULTS[field])
   for field, choices in {
     "hidden_act": tuple(ACTIVATIONS),
@@ -116,12 +101,8 @@ def _check_usable(given: dict, front: dict, where: str) -> None:
   }.items():
     if not right:
       raise UserError(f"{where}: config.json's encoder_config.{said}")
-  for field, here in (_FRONT | {"num_mel_bins": get("num_mel_bins")}).items():
-    value = front.get(field, _FRONT.get(field, _DEFAULTS["num_mel_bins"]))
-    if value != here:
-      raise UserError(
-        f"{where}: preprocessor_config.json's {field} is {value!r}: only {here!r} is there"
-      )
+  assumed = _FRONT | {"num_mel_bins": _DEFAULTS["num_mel_bins"]}
+  check_front(front, _FRONT | {"num_mel_bins": get("num_mel_bins")}, assumed, where)
 
 
 FAMILIES = {

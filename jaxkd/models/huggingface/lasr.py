@@ -2,7 +2,15 @@
 
 from jaxkd.errors import UserError
 from jaxkd.models.features import FFT, HOP, WINDOW
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_front,
+  conformer_layers,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.lasr import LasrConfig, LasrCTC
 from jaxkd.models.layers import ACTIVATIONS
 
@@ -30,14 +38,11 @@ _FRONT = {"hop_length": HOP, "n_fft": FFT, "win_length": WINDOW}
 
 _LAYER = "layers.{layer}."
 _NAMES: Names = {
+  **conformer_layers(_LAYER),
   "subsampling/kernels/0": (("subsampler.conv_0.weight",), "conv"),
   "subsampling/kernels/1": (("subsampler.conv_1.weight",), "conv"),
   "subsampling/biases/0": (("subsampler.conv_0.bias",), "same"),
   "subsampling/biases/1": (("subsampler.conv_1.bias",), "same"),
-  "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
-  "layers/conv/depthwise_bias": ((_LAYER + "conv.depthwise_conv.bias",), "same"),
-  "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
-  "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
   **modules(
     linear={"subsampling/project": "subsampler.dense_0", "subsampling/out": "subsampler.dense_1"},
     pointwise={"head": "ctc_head"},
@@ -46,25 +51,7 @@ _NAMES: Names = {
   **modules(
     "layers/",
     _LAYER,
-    linear={
-      "ff_first/inner": "feed_forward1.linear1",
-      "ff_first/outer": "feed_forward1.linear2",
-      "attention/query": "self_attn.q_proj",
-      "attention/key": "self_attn.k_proj",
-      "attention/value": "self_attn.v_proj",
-      "attention/out": "self_attn.o_proj",
-      "ff_last/inner": "feed_forward2.linear1",
-      "ff_last/outer": "feed_forward2.linear2",
-    },
     pointwise={"conv/gated": "conv.pointwise_conv1", "conv/pointwise": "conv.pointwise_conv2"},
-    norm={
-      "ff_first/norm": "norm_feed_forward1",
-      "attention/norm": "norm_self_att",
-      "conv/norm": "norm_conv",
-      "conv/inner_norm": "conv.norm",
-      "ff_last/norm": "norm_feed_forward2",
-      "norm": "norm_out",
-    },
   ),
 }
 
@@ -80,12 +67,8 @@ def _read(description: dict, where: str) -> LasrConfig:
     subsampling_channels=get("subsampling_conv_channels"),
     subsampling_kernel=get("subsampling_conv_kernel_size"),
     subsampling_stride=get("subsampling_conv_stride"),
-    layers=get("num_hidden_layers"),
-    width=get("hidden_size"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
+    **transformer_sizes(get),
     conv_kernel=get("conv_kernel_size"),
-    activation=get("hidden_act"),
     bias=get("attention_bias"),
     conv_bias=get("convolution_bias"),
     norm_eps=get("layer_norm_eps"),
@@ -97,7 +80,6 @@ def _read(description: dict, where: str) -> LasrConfig:
 
 def _check_usable(given: dict, front: dict, where: str) -> None:
   """UserError where the encoder or its front-end is not the one that is here."""
-  check_rate(front, where)
   get = lambda field: given.get(field, _DEFAULTS[field])
   for field, choices in {
     "hidden_act": tuple(ACTIVATIONS),
@@ -110,12 +92,8 @@ def _check_usable(given: dict, front: dict, where: str) -> None:
       f"{where}: config.json's encoder_config.rope_parameters.rope_type is {rope!r}: only "
       "'default' is there"
     )
-  for field, here in (_FRONT | {"feature_size": get("num_mel_bins")}).items():
-    value = front.get(field, _FRONT.get(field, _DEFAULTS["num_mel_bins"]))
-    if value != here:
-      raise UserError(
-        f"{where}: preprocessor_config.json's {field} is {value!r}: only {here!r} is there"
-      )
+  assumed = _FRONT | {"feature_size": _DEFAULTS["num_mel_bins"]}
+  check_front(front, _FRONT | {"feature_size": get("num_mel_bins")}, assumed, where)
 
 
 FAMILIES = {

@@ -4,7 +4,14 @@ It is wav2vec 2.0 whose positional convolution has no gains, with names and defa
 """
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_rate,
+  convolutions,
+  transformer_sizes,
+)
 from jaxkd.models.huggingface.wav2vec2 import NAMES
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
@@ -59,16 +66,9 @@ def _read(description: dict, where: str) -> Wav2Vec2Config:
     )
   return Wav2Vec2Config(
     family=description["config"]["model_type"],
-    width=get("hidden_size"),
-    layers=get("num_hidden_layers"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
-    activation=get("hidden_act"),
+    **transformer_sizes(get),
     conv_activation=get("hidden_act"),
-    conv_channels=tuple(get("conv_dim")),
-    conv_kernels=tuple(get("conv_kernel")),
-    conv_strides=tuple(get("conv_stride")),
-    conv_bias=get("conv_bias"),
+    **convolutions(get),
     conv_norm="layer",
     projection_norm=True,
     position_kernel=get("num_conv_pos_embeddings"),

@@ -3,7 +3,15 @@
 from jaxkd.errors import UserError
 from jaxkd.models.fastconformer import FastConformerConfig, FastConformerCTC
 from jaxkd.models.features import FFT, HOP, PREEMPHASIS, WINDOW
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_front,
+  conformer_layers,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.layers import ACTIVATIONS
 
 # What transformers assumes where config.json is silent about the encoder.
@@ -34,12 +42,9 @@ _FACTORS = (2, 4, 8, 16)
 
 _LAYER, _SUBSAMPLING = "layers.{layer}.", "subsampling.layers."
 _NAMES: Names = {
+  **conformer_layers(_LAYER),
   "layers/attention/content_bias": ((_LAYER + "self_attn.bias_u",), "same"),
   "layers/attention/position_bias": ((_LAYER + "self_attn.bias_v",), "same"),
-  "layers/conv/depthwise": ((_LAYER + "conv.depthwise_conv.weight",), "depthwise"),
-  "layers/conv/depthwise_bias": ((_LAYER + "conv.depthwise_conv.bias",), "same"),
-  "layers/conv/inner_norm/mean": ((_LAYER + "conv.norm.running_mean",), "same"),
-  "layers/conv/inner_norm/variance": ((_LAYER + "conv.norm.running_var",), "same"),
   **modules(
     conv2d={"subsampling": _SUBSAMPLING + "0"},
     linear={"subsampling/project": "subsampling.linear"},
@@ -49,25 +54,9 @@ _NAMES: Names = {
     "layers/",
     _LAYER,
     linear={
-      "ff_first/inner": "feed_forward1.linear1",
-      "ff_first/outer": "feed_forward1.linear2",
-      "attention/query": "self_attn.q_proj",
-      "attention/key": "self_attn.k_proj",
-      "attention/value": "self_attn.v_proj",
-      "attention/out": "self_attn.o_proj",
       "attention/positions": "self_attn.relative_k_proj",
-      "ff_last/inner": "feed_forward2.linear1",
-      "ff_last/outer": "feed_forward2.linear2",
     },
     pointwise={"conv/gated": "conv.pointwise_conv1", "conv/pointwise": "conv.pointwise_conv2"},
-    norm={
-      "ff_first/norm": "norm_feed_forward1",
-      "attention/norm": "norm_self_att",
-      "conv/norm": "norm_conv",
-      "conv/inner_norm": "conv.norm",
-      "ff_last/norm": "norm_feed_forward2",
-      "norm": "norm_out",
-    },
   ),
 }
 for _i in range(len(_FACTORS) - 1):  # a depthwise convolution, a pointwise one and a ReLU each
@@ -86,14 +75,10 @@ def _read(description: dict, where: str) -> FastConformerConfig:
   _check_usable(given, front, where)
   return FastConformerConfig(
     mels=get("num_mel_bins"),
-    layers=get("num_hidden_layers"),
-    width=get("hidden_size"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
+    **transformer_sizes(get),
     conv_kernel=get("conv_kernel_size"),
     subsampling=get("subsampling_factor"),
     subsampling_channels=get("subsampling_conv_channels"),
-    activation=get("hidden_act"),
     bias=get("attention_bias"),
     conv_bias=get("convolution_bias"),
     scale_input=get("scale_input"),
@@ -102,7 +87,6 @@ def _read(description: dict, where: str) -> FastConformerConfig:
 
 def _check_usable(given: dict, front: dict, where: str) -> None:
   """UserError where the encoder or its front-end is not the one that is here."""
-  check_rate(front, where)
   get = lambda field: given.get(field, _DEFAULTS[field])
   for field, choices in {
     "hidden_act": tuple(ACTIVATIONS),
@@ -119,12 +103,8 @@ def _check_usable(given: dict, front: dict, where: str) -> None:
   }.items():
     if not right:
       raise UserError(f"{where}: config.json's encoder_config.{said}")
-  for field, here in (_FRONT | {"feature_size": mels}).items():
-    value = front.get(field, _FRONT.get(field, _DEFAULTS["num_mel_bins"]))
-    if value != here:
-      raise UserError(
-        f"{where}: preprocessor_config.json's {field} is {value!r}: only {here!r} is there"
-      )
+  assumed = _FRONT | {"feature_size": _DEFAULTS["num_mel_bins"]}
+  check_front(front, _FRONT | {"feature_size": mels}, assumed, where)
 
 
 FAMILIES = {

@@ -1,7 +1,16 @@
 """SEW and SEW-D in Hugging Face's layout: config.json and names of weights."""
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_off,
+  check_rate,
+  convolutions,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.huggingface.wav2vec2 import NAMES
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.sew import Distances, SewConfig, SewCTC
@@ -85,24 +94,15 @@ def _read(description: dict, where: str) -> SewConfig:
   defaults = _DISTANCE_DEFAULTS if by_distance else _DEFAULTS
   get = lambda field: given.get(field, defaults[field])
   check_rate(front, where)
-  for field, off in _UNSUPPORTED.items():
-    if given.get(field, off) != off:
-      raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
+  check_off(given, _UNSUPPORTED, where)
   for field in ("hidden_act", "feat_extract_activation"):
     check_choice(given, defaults, field, tuple(ACTIVATIONS), where)
   check_choice(given, defaults, "feat_extract_norm", ("group", "layer"), where)
   return SewConfig(
     family=given["model_type"],
-    width=get("hidden_size"),
-    layers=get("num_hidden_layers"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
-    activation=get("hidden_act"),
+    **transformer_sizes(get),
     conv_activation=get("feat_extract_activation"),
-    conv_channels=tuple(get("conv_dim")),
-    conv_kernels=tuple(get("conv_kernel")),
-    conv_strides=tuple(get("conv_stride")),
-    conv_bias=get("conv_bias"),
+    **convolutions(get),
     conv_norm=get("feat_extract_norm"),
     squeeze=get("squeeze_factor"),
     position_kernel=get("num_conv_pos_embeddings"),

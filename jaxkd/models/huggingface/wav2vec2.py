@@ -3,7 +3,16 @@
 import functools
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_off,
+  check_rate,
+  convolutions,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2CTC
 
@@ -122,16 +131,9 @@ def _read(description: dict, where: str) -> Wav2Vec2Config:
   )
   return Wav2Vec2Config(
     family=family,
-    width=get("hidden_size"),
-    layers=get("num_hidden_layers"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
-    activation=get("hidden_act"),
+    **transformer_sizes(get),
     conv_activation=get("feat_extract_activation"),
-    conv_channels=tuple(get("conv_dim")),
-    conv_kernels=tuple(get("conv_kernel")),
-    conv_strides=tuple(get("conv_stride")),
-    conv_bias=get("conv_bias"),
+    **convolutions(get),
     conv_norm=norm,
     projection_norm=get("feat_proj_layer_norm") if family == "hubert" else True,
     position_kernel=get("conv_pos_kernel_size" if data2vec else "num_conv_pos_embeddings"),
@@ -164,9 +166,7 @@ def _check_usable(description: dict, where: str) -> None:
   given, front = description["config"], description["preprocessor"]
   family = given.get("model_type")
   check_rate(front, where)
-  for field, off in _UNSUPPORTED.items():
-    if given.get(field, off) != off:
-      raise UserError(f"{where}: config.json's {field} is {given[field]!r}: only {off!r} is there")
+  check_off(given, _UNSUPPORTED, where)
   get = functools.partial(_field, given)
   if given.get("adapter_attn_dim") and (family != "wav2vec2" or not get("do_stable_layer_norm")):
     raise UserError(

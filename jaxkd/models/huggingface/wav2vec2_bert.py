@@ -3,7 +3,14 @@
 import functools
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_front,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2_bert import POSITIONS, STACKED, Wav2Vec2BertConfig, Wav2Vec2BertCTC
 
@@ -104,11 +111,7 @@ def _read(description: dict, where: str) -> Wav2Vec2BertConfig:
   return Wav2Vec2BertConfig(
     family=given["model_type"],
     mels=get("feature_projection_input_dim") // STACKED,
-    width=get("hidden_size"),
-    layers=get("num_hidden_layers"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
-    activation=get("hidden_act"),
+    **transformer_sizes(get),
     kernel=get("conv_depthwise_kernel_size"),
     norm_eps=get("layer_norm_eps"),
     positions=get("position_embeddings_type"),
@@ -126,7 +129,7 @@ def _read(description: dict, where: str) -> Wav2Vec2BertConfig:
 
 def _check_usable(description: dict, where: str) -> None:
   given, front = description["config"], description["preprocessor"]
-  check_rate(front, where)
+  check_front(front, _FRONT, _FRONT, where)
   check = functools.partial(check_choice, given, _DEFAULTS, where=where)
   check("position_embeddings_type", POSITIONS)
   check("hidden_act", tuple(ACTIVATIONS))
@@ -138,11 +141,6 @@ def _check_usable(description: dict, where: str) -> None:
         f"{where}: config.json's adapter_kernel_size is {get('adapter_kernel_size')!r} and its "
         f"adapter_stride {get('adapter_stride')!r}: transformers counts other frames than these "
         "have, unless half of each is the same"
-      )
-  for field, value in _FRONT.items():
-    if front.get(field, value) != value:
-      raise UserError(
-        f"{where}: preprocessor_config.json's {field} is {front[field]!r}: only {value!r} is there"
       )
   mels = front.get("num_mel_bins", 80)
   if get("feature_projection_input_dim") != STACKED * mels:

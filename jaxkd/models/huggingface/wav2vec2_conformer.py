@@ -3,7 +3,15 @@
 import functools
 
 from jaxkd.errors import UserError
-from jaxkd.models.huggingface.family import Family, Names, check_choice, check_rate, modules
+from jaxkd.models.huggingface.family import (
+  Family,
+  Names,
+  check_choice,
+  check_rate,
+  convolutions,
+  modules,
+  transformer_sizes,
+)
 from jaxkd.models.huggingface.wav2vec2 import NAMES
 from jaxkd.models.layers import ACTIVATIONS
 from jaxkd.models.wav2vec2_conformer import (
@@ -89,20 +97,13 @@ def _read(description: dict, where: str) -> Wav2Vec2ConformerConfig:
     )
   return Wav2Vec2ConformerConfig(
     family=given["model_type"],
-    width=get("hidden_size"),
-    layers=get("num_hidden_layers"),
-    heads=get("num_attention_heads"),
-    ff_width=get("intermediate_size"),
-    activation=get("hidden_act"),
+    **transformer_sizes(get),
     kernel=get("conv_depthwise_kernel_size"),
     positions=get("position_embeddings_type"),
     rotary_base=get("rotary_embedding_base"),
     norm_eps=get("layer_norm_eps"),
     conv_activation=get("feat_extract_activation"),
-    conv_channels=tuple(get("conv_dim")),
-    conv_kernels=tuple(get("conv_kernel")),
-    conv_strides=tuple(get("conv_stride")),
-    conv_bias=get("conv_bias"),
+    **convolutions(get),
     conv_norm=get("feat_extract_norm"),
     normalise=front.get("do_normalize", True),
   )
