@@ -9,6 +9,7 @@ A path of the local file system goes through all of these functions as it is.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -33,6 +34,8 @@ RESUMED_FROM = ("checkpoints/last/", "checkpoints/best/")
 # A folder whose files belong together and are written anew under the same names.
 _REPLACED = "checkpoints/final/"
 _HEADER_BLOCK = 1 << 18  # bytes that are fetched at a time where only a header is wanted
+# In the names of what drivers raise where a connection fails or ends: "ConnectTimeoutError".
+_OF_NETWORK = ("Connect", "Timeout", "Disconnected", "Payload", "Incomplete", "Streaming")
 _fetched: set[str] = set()
 _outputs: list[pathlib.Path] = []
 
@@ -212,7 +215,10 @@ def _publish(source: str, path: pathlib.Path, exact: bool) -> None:
     # Until all of it is new, there is none.
     old = {rel: size for rel, size in old.items() if not rel.startswith(_REPLACED)}
     system.pipe_file(f"{source}/{INDEX}", _encoded(old))
-  system.put([str(path / rel) for rel in changed], [f"{source}/{rel}" for rel in changed])
+  # What says of other files that they are whole goes behind them.
+  for names in ([r for r in changed if not _tells(r)], [r for r in changed if _tells(r)]):
+    if names:
+      system.put([str(path / rel) for rel in names], [f"{source}/{rel}" for rel in names])
   sizes = {rel: (path / rel).stat().st_size for rel in mine}
   now = sizes if exact else old | sizes
   if index is not None or exact:
@@ -223,6 +229,10 @@ def _publish(source: str, path: pathlib.Path, exact: bool) -> None:
     if gone := [rel for rel in there if rel not in now and rel != INDEX and known(rel)]:
       system.rm([f"{source}/{rel}" for rel in gone])
   _keep_state(path, {rel: there[rel] for rel in mine if rel in there})
+
+
+def _tells(rel: str) -> bool:
+  return rel.endswith((".json", ".jsonl"))
 
 
 def _encoded(index: dict[str, int]) -> bytes:
@@ -245,6 +255,8 @@ def _listed(source: str) -> dict[str, str]:
   found = {}
   inside = _URL.fullmatch(source)[2]
   for key, info in _system(source).find(source, detail=True).items():
+    if key.endswith("/") and not info["size"]:
+      continue  # what consoles make for an empty folder
     tag = next((info[k] for k in ("ETag", "etag", "md5Hash", "generation") if info.get(k)), "")
     if key == inside or key.startswith(f"{inside}/"):  # not of a folder run-2 beside run
       found[key[len(inside) :].strip("/")] = f"{tag}{info['size']}"
@@ -434,8 +446,13 @@ def _told(source: str, *, absent: bool = True) -> Iterator[None]:
 
 
 def _is_of_network(error: Exception) -> bool:
-  connects = "Connect" in type(error).__name__
-  return connects or isinstance(error, (ConnectionError, TimeoutError))
+  """Whether trying again may help: drivers have many types, and s3fs makes EBUSY of SlowDown."""
+  kind = type(error).__name__
+  return (
+    any(word in kind for word in _OF_NETWORK)
+    or isinstance(error, (ConnectionError, TimeoutError))
+    or getattr(error, "errno", None) in (errno.EBUSY, errno.EREMOTEIO)
+  )
 
 
 def _reason(source: str, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Runs, data, teachers and caches in a bucket, on a server that speaks S3's protocol."""
 
+import errno
 import json
 import os
 import pathlib
@@ -293,6 +294,51 @@ def test_a_missing_driver_is_one_line(elsewhere, monkeypatch):
   assert error_of("transcribe", "gs://bucket/run", "a.wav") == (
     "gs://bucket/run: its driver is not there: pip install 'jaxkd[gs]'"
   )
+
+
+def test_what_names_other_files_is_uploaded_behind_them(server, elsewhere, monkeypatch):
+  folder = buckets.place("s3://bucket/order")
+  for name in ("shards/0.array_record", "shards/0.json", "store.json", "list.jsonl"):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}")
+  system, uploads = buckets._system("s3://bucket"), []
+  put = system.put
+  told = lambda here, there: uploads.append(there) or put(here, there)
+  monkeypatch.setattr(system, "put", told)
+  buckets.publish(folder)
+  below = "s3://bucket/order"
+  assert uploads == [
+    [f"{below}/shards/0.array_record"],
+    [f"{below}/list.jsonl", f"{below}/shards/0.json", f"{below}/store.json"],
+  ]
+
+
+def test_markers_of_folders_are_no_objects(server, elsewhere):
+  for name in ("marked/", "marked/sub/"):
+    server.pipe_file(f"bucket/{name}", b"")
+  server.pipe_file("bucket/marked/sub/file.txt", b"text")
+  folder = buckets.here("s3://bucket/marked")
+  assert (folder / "sub" / "file.txt").read_text() == "text"
+  assert buckets.listed("s3://bucket/marked") == ["sub/file.txt"]
+
+
+class ReadTimeoutError(Exception):
+  """As of botocore and urllib3."""
+
+
+@pytest.mark.parametrize(
+  ("error", "kind"),
+  [
+    (ReadTimeoutError("slow"), TryAgain),
+    (OSError(errno.EBUSY, "Please reduce your request rate."), TryAgain),
+    (ConnectionResetError("gone"), TryAgain),
+    (ValueError("no such key"), UserError),
+  ],
+)
+def test_what_passes_by_itself_is_told_apart(error, kind):
+  with pytest.raises(UserError, match="^s3://bucket/x: ") as caught, buckets._told("s3://bucket/x"):
+    raise error
+  assert type(caught.value) is kind
 
 
 def test_denied_access_is_one_line(server, elsewhere):
