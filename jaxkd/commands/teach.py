@@ -1,12 +1,14 @@
 """jaxkd teach: what a teacher says of every frame, stored once and learnt from many times."""
 
 import json
+import logging
 
 from jaxkd import buckets
 from jaxkd.commands import line
 from jaxkd.config import fields
 from jaxkd.errors import UserError
 
+log = logging.getLogger(__name__)
 _EPILOG = """\
 Train from it with --config.teacher.source=STORE: no teacher runs then. The
 store must have the training data at each of config.training.speeds, and, for
@@ -132,6 +134,7 @@ def write(args) -> dict:
 
   found = _teacher(args)
   source, devices = _data(args), mesh.make_mesh()
+  _tell_of_numbered(source, args.data)
   folder = buckets.output(args.out)
   if folder.exists() and not folder.is_dir():
     raise UserError(f"--out={args.out} is a file: it must be a folder")
@@ -166,6 +169,25 @@ def _data(args):
   from jaxkd.data.sources import Limits, open_source
 
   return open_source(args.data, Options(root=args.root), Limits(max_seconds=args.max_seconds))
+
+
+def _tell_of_numbered(source, spec: str) -> None:
+  """Says where two parts have utterances of one name: only the same parts together ask for both."""
+  from jaxkd.data.sources import parts_of
+
+  if len(parts := parts_of(spec)) == 1:
+    return
+  names = set(source.ids)
+  again = [name for name in source.ids if name.rpartition("#")[0] in names]
+  if again:
+    log.warning(
+      "%s of %s have the name of another one, such as %s: only a training on all of %s asks for "
+      "these; for one on a part of it, and for dev and test data, write a store for each",
+      f"{len(again)} utterances" if len(again) > 1 else "1 utterance",
+      " and ".join(parts),
+      again[0],
+      spec,
+    )
 
 
 def verify(args) -> tuple[dict, list[str]]:

@@ -378,6 +378,8 @@ def _joined(name: str, sources: list[Source]) -> Source:
   """Several sources as one; ids of which two have the same are numbered."""
   if len(sources) == 1:
     return sources[0]
+  for source in sources:
+    source._kept = None  # what is kept in memory is the whole's affair
   return Source(
     name,
     manifest.numbered(unique for source in sources for unique in source.ids),

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Collection
@@ -136,6 +137,11 @@ def by_first(act: Callable[[], object]) -> None:
       problem = {"line": str(error), "may_pass": isinstance(error, TryAgain)}
   if (problem := agreed(problem)) is not None:
     raise (TryAgain if problem["may_pass"] else UserError)(problem["line"])
+
+
+def hosts() -> int:
+  """On how many machines the processes are."""
+  return len(set(gather(socket.gethostname())))
 
 
 def gather(value) -> list:

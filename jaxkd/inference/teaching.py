@@ -65,6 +65,11 @@ def write(
     UserError: two utterances have one name, or the folder holds another store, or other audio.
   """
   _check_names(wanted)
+  if buckets.url(folder) and mesh_lib.hosts() > 1:
+    raise UserError(
+      f"{folder}: processes on several hosts need a folder that all of them see, such as a mounted "
+      "bucket"
+    )
   with _alone(folder):
     writer = _opened(folder, teacher, dict(temperature=temperature, top=top, dtype=dtype))
     broken = _add(teacher, wanted, writer, devices)
@@ -74,7 +79,10 @@ def write(
     if mesh_lib.is_first():
       writer.close(left_out=left_out.items())
     mesh_lib.wait_for_all(f"{folder} is complete")
-    return store.Store(folder).header["complete"]
+    try:
+      return store.Store(folder).header["complete"]
+    except store.StoreError as error:
+      raise UserError(str(error)) from error
 
 
 @contextlib.contextmanager

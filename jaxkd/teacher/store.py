@@ -6,14 +6,17 @@ copied to. docs/stored-teachers.md has the layout of the folder and of its recor
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import struct
+import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+log = logging.getLogger(__name__)
 FORMAT, VERSION = "jaxkd-store", 1
 HEADER, LABELS, SHARDS = "store.json", "labels.json", "shards"
 # Frames whose blank is more probable than this at the temperature of training keep two numbers. At
@@ -26,6 +29,7 @@ WHOLE_CLASSES, TOP = 100, 8
 _LOWEST = -1e4
 _SHARD_SAMPLES = 3600 * 16_000
 _COUNTS = struct.Struct("<II")
+_OPEN_FILES = 128  # opening one again takes a fraction of a millisecond
 
 
 class StoreError(ValueError):
@@ -265,7 +269,8 @@ class Writer:
     header = {"format": FORMAT, "version": VERSION, "frame_samples": frame_samples}
     header |= self.settings._asdict() | (facts or {})
     self._header = _same_or_new(self.folder, header, labels)
-    self.there = {row[:2]: row for shard in listed(self.folder) for row in shard.records}
+    shards = [shard for shard in listed(self.folder) if _is_whole(shard)]
+    self.there = {row[:2]: row for shard in shards for row in shard.records}
     self._file, self._rows, self._room = None, [], 0
 
   def __contains__(self, key: tuple[str, float]) -> bool:
@@ -341,7 +346,7 @@ class Writer:
     rows = [row for shard in shards for row in shard.records]
     utterances = {row.utterance for row in rows}
     before = _read_json(self.folder / HEADER).get("complete", {}).get("left_out", ())
-    left = {name: why for name, why in before if name not in utterances} | dict(left_out)
+    left = {name: why for name, why in (*before, *left_out) if name not in utterances}
     totals = {
       "utterances": len(utterances),
       "records": len(rows),
@@ -352,6 +357,15 @@ class Writer:
     }
     _write_json(self.folder / HEADER, self._header | {"complete": totals})
     return totals
+
+
+def _is_whole(shard: "Shard") -> bool:
+  """Whether a shard is as its list says; a list that says more than there is goes."""
+  if shard.is_there:
+    return True
+  log.warning("%s is cut short or gone: its %d records are new", shard.path, len(shard.records))
+  shard.path.with_suffix(".json").unlink(missing_ok=True)
+  return False
 
 
 class Shard(NamedTuple):
@@ -367,6 +381,11 @@ class Shard(NamedTuple):
   bytes: int
   sha256: str
   records: list[Row]
+
+  @property
+  def is_there(self) -> bool:
+    """Whether its file has the size that it had."""
+    return self.path.exists() and self.path.stat().st_size == self.bytes
 
 
 def listed(folder: pathlib.Path) -> list[Shard]:
@@ -469,17 +488,15 @@ class Store:
     self.symbols = tuple(_read_json(self.folder / LABELS)["symbols"])
     self.shards = listed(self.folder)
     for shard in self.shards:
-      if not shard.path.exists() or shard.path.stat().st_size != shard.bytes:
-        raise StoreError(f"{shard.path} is cut short or gone: remove its .json and write again")
+      if not shard.is_there:
+        raise StoreError(f"{shard.path} is cut short or gone: the command that wrote it mends it")
     self.rows = [row for shard in self.shards for row in shard.records]
-    self._source = None
+    self._starts = np.cumsum([0, *(len(shard.records) for shard in self.shards)])
+    self._files = _Files([str(shard.path) for shard in self.shards])
 
   def positions(self) -> dict[tuple[str, float], int]:
     """(utterance, speed) → position of its record."""
     return {row[:2]: position for position, row in enumerate(self.rows)}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {"_source": None}  # each process opens its own files
 
   def read(self, position: int) -> Frames:
     """A record.
@@ -487,14 +504,32 @@ class Store:
     Raises:
       StoreError: it is damaged.
     """
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    if self._source is None:
-      # With its range a file is opened when it is read, and not to count its records.
-      files = [f"{shard.path}[0:{len(shard.records)}]" for shard in self.shards]
-      self._source = ArrayRecordDataSource(files)
+    shard = int(np.searchsorted(self._starts, position, "right")) - 1
     try:
-      record = self._source[position]
+      record = self._files.read(shard, position - int(self._starts[shard]))
     except (RuntimeError, ValueError) as error:
       raise StoreError(f"{self.folder}: a record cannot be read: {error}") from error
     return decode(record, self.settings)
+
+
+class _Files:
+  """Records by shard and number; a process keeps a part of many shards open, those used last."""
+
+  def __init__(self, paths: list[str]):
+    self.paths = paths
+    self._readers, self._lock = {}, threading.Lock()
+
+  def __reduce__(self):
+    return _Files, (self.paths,)  # each process opens its own
+
+  def read(self, shard: int, number: int) -> bytes:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    with self._lock:
+      reader = self._readers.pop(shard, None)
+      if reader is None:
+        reader = ArrayRecordReader(self.paths[shard], options="readahead_buffer_size:0")
+      self._readers[shard] = reader
+      if len(self._readers) > _OPEN_FILES:
+        del self._readers[next(iter(self._readers))]  # a thread that reads from it holds it still
+    return reader.read([number])[0]

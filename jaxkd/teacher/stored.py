@@ -3,15 +3,18 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import buckets
+from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.pipeline import HostBatch
 from jaxkd.data.sources import Source
 from jaxkd.devices import mesh as mesh_lib
@@ -107,13 +110,18 @@ class Stored:
   def _lacking(self, source: Source, speed: float) -> list[str]:
     """Utterances of a source that another writing of the store would add."""
     there = self.positions
-    absent = [name for name in source.ids if (name, speed) not in there]
-    return [name for name in absent if _BY_LENGTH in self.left_out.get(name, _BY_LENGTH)]
+    absent = [i for i, name in enumerate(source.ids) if (name, speed) not in there]
+    by_length = lambda i: _BY_LENGTH in self.left_out.get(source.ids[i], _BY_LENGTH)
+    if lacking := [source.ids[i] for i in absent if by_length(i)]:
+      return lacking
+    # What could not be decoded then may be by now: a training would find out half-way.
+    return [source.ids[i] for i in itertools.islice(filter(_reads(source), absent), 1)]
 
   def _cure(self, name: str, speed: float) -> str:
     """How a store gets an utterance that it lacks."""
-    if name in self.left_out:
-      return f"it was left out, since {self.left_out[name]}: jaxkd teach with another --max_seconds"
+    if why := self.left_out.get(name):
+      long = f"it was left out, since {why}: jaxkd teach with another --max_seconds"
+      return long if _BY_LENGTH in why else f"it can be read now ({why} then): jaxkd teach adds it"
     whole = _PIECE.sub("", name)
     if any(_PIECE.sub("", other) == whole for other, s in self.positions if s == speed):
       return (
@@ -210,6 +218,18 @@ class Stored:
         audio = host.batch.audio[row, : host.batch.audio_len[row]]
         self.put(self.frames(names[0], 1.0, audio), into, row)
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
+
+
+def _reads(source: Source) -> Callable[[int], bool]:
+  """Whether an utterance can be decoded."""
+
+  def reads(index: int) -> bool:
+    try:
+      return bool(len(source.read(index)))
+    except BrokenAudio:
+      return False
+
+  return reads
 
 
 def parts(settings: store_lib.Settings) -> frozenset[str]:

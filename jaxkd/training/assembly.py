@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +122,7 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
 
 def _check_one_host(folder: pathlib.Path) -> None:
   """A copy of what is in a bucket lies on one host: others would not see what is saved there."""
-  if buckets.url(folder) and len(set(mesh.gather(socket.gethostname()))) > 1:
+  if buckets.url(folder) and mesh.hosts() > 1:
     raise UserError(
       f"--workdir={folder}: processes on several hosts need a folder that all of them see, such as "
       "a mounted bucket"

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -143,6 +144,39 @@ def test_one_that_was_killed_goes_on_after_its_last_whole_shard(tmp_path):
   found = store.Store(tmp_path)
   assert sorted(found.positions()) == sorted((name, 1.0) for name in NAMES)
   assert stored.damaged(found) == []
+
+
+def test_a_shard_that_is_less_than_its_list_says_is_written_again(tmp_path, caplog):
+  writer = opened(tmp_path)
+  for start in (0, 10):
+    fill(writer, NAMES[start : start + 10])
+    writer.flush()
+  cut, gone = sorted((tmp_path / store.SHARDS).glob("*.array_record"))
+  cut.write_bytes(cut.read_bytes()[:-1])
+  gone.unlink()
+  writer = opened(tmp_path)
+  assert writer.there == {} and f"{cut} is cut short or gone: its 10 records" in caplog.text
+  fill(writer, NAMES)
+  assert writer.close(left_out=[("u1", "too long")])["left_out"] == []
+  found = store.Store(tmp_path)
+  assert len(found.positions()) == 20 and stored.damaged(found) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_shards_are_read_than_files_may_be_open(tmp_path, monkeypatch):
+  monkeypatch.setattr(store, "_OPEN_FILES", 3)
+  writer = opened(tmp_path)
+  for name in NAMES:
+    fill(writer, [name])
+    writer.flush()
+  writer.close()
+  found = store.Store(tmp_path)
+  positions = found.positions()
+  many = [*NAMES, *reversed(NAMES)]
+  with futures.ThreadPoolExecutor(4) as pool:
+    read = list(pool.map(lambda name: found.read(positions[name, 1.0]), many))
+  assert [len(frames.log_probs) for frames in read] == [3 + int(name[1:]) % 5 for name in many]
+  assert len(found._files._readers) == 3
 
 
 def test_several_parts_are_one_store(tmp_path):

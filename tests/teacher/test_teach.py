@@ -41,6 +41,7 @@ def teach(lab, *args) -> int:
 def test_another_recording_of_a_name_is_seen(lab, tmp_path, caplog):
   one, other, out = lab / "one", lab / "other", tmp_path / "store"
   assert teach(lab, f"--data={one},{other}", f"--out={out}") == 0
+  assert "3 utterances of" in caplog.text and "such as clip0.wav#2: only a training" in caplog.text
   found = stored.find(str(out))
   assert ("clip0.wav#2", 1.0) in found.positions
   both, mine, theirs = (
@@ -120,6 +121,37 @@ def test_what_is_too_long_is_lacking_and_not_unheard(lab, tmp_path):
   assert teach(lab, f"--data={data}", f"--out={out}") == 0
   found = stored.find(str(out))
   assert found.has(source) and found.left_out == {}
+
+
+def test_what_can_be_read_by_now_is_lacking(lab, tmp_path):
+  for name in ("late", "sound"):
+    soundfile.write(str(tmp_path / f"{name}.wav"), corpus.tone("abc"), 16_000)
+  whole = (tmp_path / "late.wav").read_bytes()
+  rows = [{"audio_filepath": f"{name}.wav", "duration": 0.6} for name in ("late", "sound")]
+  data, out = corpus.write_manifest(tmp_path / "data.jsonl", rows), tmp_path / "store"
+  (tmp_path / "late.wav").write_bytes(b"no recording")
+  assert teach(lab, f"--data={data}", f"--out={out}") == 0
+  source, found = open_source(str(data), Options()), stored.find(str(out))
+  found.check(source, (1.0,), 2.0)
+  assert found.has(source) and list(found.left_out) == ["late.wav"]
+  (tmp_path / "late.wav").write_bytes(whole)
+  source = open_source(str(data), Options())
+  assert not found.has(source)
+  with pytest.raises(UserError, match=r"such as late.wav: it can be read now \(.* then\): jaxkd"):
+    found.check(source, (1.0,), 2.0)
+  assert teach(lab, f"--data={data}", f"--out={out}") == 0
+  found = stored.find(str(out))
+  assert found.has(source) and found.left_out == {}
+
+
+def test_a_shard_that_was_cut_is_heard_again(lab, tmp_path):
+  out = tmp_path / "store"
+  assert teach(lab, f"--data={lab / 'one'}", f"--out={out}") == 0
+  (path,) = out.glob("shards/*.array_record")
+  whole = path.read_bytes()
+  path.write_bytes(whole[:100])
+  assert teach(lab, f"--data={lab / 'one'}", f"--out={out}") == 0
+  assert path.stat().st_size == len(whole) and stored.damaged(stored.find(str(out)).store) == []
 
 
 def test_a_corpus_has_a_root(lab, tmp_path):
