@@ -75,27 +75,58 @@ def is_one(path: str | os.PathLike) -> bool:
 def write(folder: pathlib.Path, rows: Iterable[Row], facts: dict) -> "Index":
   """Writes the columns, and last the header that makes an index of them.
 
+  Columns of other content lie in another folder, so that whoever has the old header reads what it
+  tells of; where nothing is new nothing is written.
+
   Args:
     folder: of the index.
     rows: in the order of the utterances.
     facts: JSON-able, for the header; "shards" lists {"path", "bytes", …}.
   """
-  columns, unfinished = folder / COLUMNS, folder / f"{COLUMNS}.tmp"
+  unfinished = folder / f"{COLUMNS}.tmp"
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir(parents=True)
   _write_columns(unfinished, iter(rows))
-  (folder / HEADER).unlink(missing_ok=True)
-  shutil.rmtree(columns, ignore_errors=True)
-  unfinished.rename(columns)
+  written = sorted(unfinished.iterdir())
   header = {"format": FORMAT, "version": VERSION}
-  header["columns"] = {path.name: path.stat().st_size for path in sorted(columns.iterdir())}
+  header["columns"] = {path.name: path.stat().st_size for path in written}
+  header["sha256"] = {path.name: _digest(path) for path in written}
   header["utterances"] = header["columns"]["shard.bin"] // 4
-  # The fingerprint is of what was written, so that the first header is without.
-  files.write_json(folder / HEADER, header | facts)
-  found = Index(folder)
-  facts |= {"fingerprint": fingerprint(found.strings("ids"), found.seconds, found.strings("texts"))}
-  files.write_json(folder / HEADER, header | facts)
-  return Index(folder)
+  header["folder"] = _name(header["sha256"])
+  columns = folder / header["folder"]
+  if _are(columns, header["sha256"]):
+    shutil.rmtree(unfinished)
+  else:
+    shutil.rmtree(columns, ignore_errors=True)
+    unfinished.rename(columns)
+  found = Index(folder, header | facts)
+  old = files.read_json(folder / HEADER, dict) if is_one(folder) else {}
+  if old.get("sha256") == header["sha256"]:
+    found.header["fingerprint"] = old["fingerprint"]
+  else:
+    ids, texts = found.strings("ids"), found.strings("texts")
+    found.header["fingerprint"] = fingerprint(ids, found.seconds, texts)
+  if old != json.loads(json.dumps(found.header)):
+    files.write_json(folder / HEADER, found.header)
+  for other in folder.glob(f"{COLUMNS}*"):
+    if other != columns:
+      shutil.rmtree(other)
+  return found
+
+
+def _name(digests: dict[str, str]) -> str:
+  return f"{COLUMNS}-{hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]}"
+
+
+def _are(columns: pathlib.Path, digests: dict[str, str]) -> bool:
+  """Whether columns lie in a folder, by their checksums."""
+  paths = {columns / name: digest for name, digest in digests.items()}
+  return all(path.exists() and _digest(path) == digest for path, digest in paths.items())
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_columns(columns: pathlib.Path, rows: Iterator[Row]) -> None:
@@ -120,6 +151,17 @@ def _write_columns(columns: pathlib.Path, rows: Iterator[Row]) -> None:
       file.write(b"\0")  # an empty file cannot be mapped
 
 
+def _header(folder: pathlib.Path) -> dict:
+  header = files.read_json(folder / HEADER, dict)
+  if header.get("format") != FORMAT or header.get("version") != VERSION:
+    raise UserError(f"{folder / HEADER} is no index of version {VERSION}: jaxkd shard")
+  if lacking := {"columns", "fingerprint", "shards"} - header.keys():
+    raise UserError(
+      f"{folder / HEADER} lacks {', '.join(sorted(lacking))}: the same jaxkd shard writes it again"
+    )
+  return header
+
+
 class Index:
   """An index that is opened; pickled as the name of its folder.
 
@@ -129,18 +171,21 @@ class Index:
     seconds: f64[utterances], and so on for start, shard, offset, bytes, crc and told.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, header: dict | None = None):
     """Maps the columns.
 
+    Args:
+      folder: of the index.
+      header: of one that is being written; None reads it.
+
     Raises:
-      UserError: none there, of a newer version, or with columns that are cut short.
+      UserError: none there, of a newer version, not complete, or with columns that are cut short.
     """
     self.folder = pathlib.Path(folder)
-    self.header = files.read_json(self.folder / HEADER, dict)
-    if self.header.get("format") != FORMAT or self.header.get("version") != VERSION:
-      raise UserError(f"{self.folder / HEADER} is no index of version {VERSION}: jaxkd shard")
+    self.header = _header(self.folder) if header is None else header
+    self._columns = self.folder / self.header.get("folder", COLUMNS)
     for name, size in self.header["columns"].items():
-      path = self.folder / COLUMNS / name
+      path = self._columns / name
       there = path.stat().st_size if path.exists() else 0
       if there != size:
         raise UserError(
@@ -152,10 +197,21 @@ class Index:
       setattr(self, name, self._map(f"{name}.bin", dtype))
 
   def _map(self, name: str, dtype: str) -> np.ndarray:
-    path = self.folder / COLUMNS / name
-    if not path.stat().st_size:
-      return np.zeros(0, dtype)
-    return np.memmap(path, dtype, "r")
+    path = self._columns / name
+    try:
+      return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+    except OSError as error:
+      raise UserError(
+        f"{path} is gone: the index was written again while it was read: start again"
+      ) from error
+
+  def damaged(self) -> list[str]:
+    """What is wrong with the columns by their checksums; older indices have none."""
+    return [
+      f"{self._columns / name} has other bytes than were written"
+      for name, digest in self.header.get("sha256", {}).items()
+      if _digest(self._columns / name) != digest
+    ]
 
   def __len__(self) -> int:
     return len(self.seconds)
@@ -167,8 +223,7 @@ class Index:
     """The id or the text of a row."""
     if name == "texts" and not self.told[row]:
       return None
-    start, end = self._starts(name)[row : row + 2].tolist()
-    return bytes(self._bytes(name)[start:end]).decode()
+    return self._decoded(name, self._starts(name)[row : row + 2])[0]
 
   def _starts(self, name: str) -> np.ndarray:
     return self._mapped(f"{name}.starts", "<i8")
@@ -183,15 +238,22 @@ class Index:
 
   def some(self, name: str, rows: np.ndarray) -> list[str | None]:
     """The ids or the texts of rows, many at a time."""
-    starts, blob = self._starts(name), memoryview(self._bytes(name))
-    found = [
-      str(blob[start:end], "utf-8")
-      for start, end in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
-    ]
+    starts = self._starts(name)
+    found = self._decoded(name, np.stack([starts[rows], starts[rows + 1]], -1).ravel())
     if name == "ids":
       return found
     told = self.told[rows].tolist()
     return [text if there else None for text, there in zip(found, told, strict=True)]
+
+  def _decoded(self, name: str, bounds: np.ndarray) -> list[str]:
+    """Strings that lie from every first to every second of i64[2 n] bytes."""
+    blob = memoryview(self._bytes(name))
+    starts, ends = bounds[::2].tolist(), bounds[1::2].tolist()
+    try:
+      return [str(blob[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]
+    except UnicodeDecodeError as error:
+      path = self._columns / f"{name}.utf8"
+      raise UserError(f"{path} is damaged: jaxkd shard --verify={self.folder}") from error
 
   def strings(self, name: str) -> "Strings":
     """All ids or texts."""

@@ -186,11 +186,64 @@ def test_replaced_shard_is_known(damaged):
     opened(folder)
 
 
+def test_columns_that_were_changed_are_known(packed, tmp_path):
+  folder = tmp_path / "changed"
+  shutil.copytree(packed, folder)
+  path = folder / shards.Index(folder).header["folder"] / "texts.utf8"
+  whole = path.read_bytes()
+  path.write_bytes(whole.replace(b"all of it", b"all of us"))
+  assert packing.verify(folder)[1] == [f"{path} has other bytes than were written"]
+  with pytest.raises(UserError, match="texts.utf8 has other bytes .* writes the index again"):
+    packing.verify(folder, drop=True)
+  path.write_bytes(whole.replace(b"all of it", b"all \xff\xfe it"))
+  with pytest.raises(UserError, match=f"texts.utf8 is damaged: jaxkd shard --verify={folder}"):
+    list(opened(folder).texts)
+
+
+def test_writing_the_same_again_touches_nothing(mixed, packed):
+  stats = lambda: {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in packed.rglob("*.*")}
+  before, source = stats(), opened(packed)
+  packing.write(opened(mixed), packed, longest=40.0, shard_seconds=3.0)
+  assert stats() == before and list(source.texts) == list(opened(packed).texts)
+
+
+def test_index_without_a_fingerprint_is_not_complete(packed, tmp_path):
+  folder = tmp_path / "killed"
+  shutil.copytree(packed, folder)
+  header = files.read_json(folder / index.HEADER)
+  files.write_json(folder / index.HEADER, {k: v for k, v in header.items() if k != "fingerprint"})
+  with pytest.raises(UserError, match="lacks fingerprint: the same jaxkd shard writes it again"):
+    opened(folder)
+
+
+def test_kill_before_the_header_leaves_the_old_index(packed, tmp_path, monkeypatch):
+  folder = tmp_path / "killed"
+  shutil.copytree(packed, folder)
+  before, there = shards.Index(folder), shards.Index(folder)
+  kept = [
+    index.Row(*row, *where)
+    for row, where in zip(
+      zip(there.strings("ids"), there.seconds, there.strings("texts"), there.start, strict=True),
+      zip(there.shard, there.offset, there.bytes, there.crc, strict=True),
+      strict=True,
+    )
+  ][1:]
+  facts = {name: there.header[name] for name in ("kind", "source", "left_out", "shards")}
+  with monkeypatch.context() as patch:
+    patch.setattr(index, "fingerprint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      index.write(folder, kept, facts)
+  assert list(opened(folder).ids) == list(before.strings("ids"))
+  index.write(folder, kept, facts)
+  assert list(opened(folder).ids) == list(before.strings("ids"))[1:]
+  assert len(list(folder.glob("columns*"))) == 1
+
+
 def test_other_data_is_not_written_into_a_folder_of_shards(packed, tmp_path):
   other = make_split(tmp_path, "other", 2)
   with pytest.raises(UserError, match="holds shards of other data or settings"):
     packing.write(opened(other), packed, longest=40.0)
-  column = packed / index.COLUMNS / "crc.bin"
+  column = packed / shards.Index(packed).header["folder"] / "crc.bin"
   whole = column.read_bytes()
   column.write_bytes(whole[:-1])
   with pytest.raises(UserError, match="crc.bin has .* bytes and"):
