@@ -5,6 +5,7 @@ import io
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +28,8 @@ UNREAD_EXTENSIONS = (
 MIN_SECONDS = 0.05  # two feature frames; less cannot hold a sound
 # A manifest's durations are rounded; of these formats, decoders differ about the ends.
 _MISSING_SECONDS, _MISSING_SECONDS_OF = 0.1, {"MP3": 0.3, "OGG": 0.3}
+# Decoders of what is lossy need what is before a place, to say the same as from the beginning on.
+_BEFORE_SECONDS = {"MP3": 0.5, "OGG": 1.0}
 _BLOCK = 1 << 20  # samples that are decoded at a time
 # No codec here has more samples in a byte, even of silence: a header that says so is wrong.
 _MOST_SAMPLES_A_BYTE = 2000
@@ -92,13 +95,9 @@ def read(
   try:
     with opened(path) as (file, size):
       rate = file.samplerate
-      skipped = round(offset_seconds * rate)
       wanted = None if duration_seconds is None else round(duration_seconds * rate)
-      if skipped and not is_wrong(file.frames, size):
-        file.seek(min(skipped, file.frames))
-        skipped = 0
-      parts = blocks(file, wanted and skipped + wanted)
-      samples = np.concatenate([np.empty((0, file.channels), np.float32), *parts])[skipped:]
+      begin_at(file, size, offset_seconds)
+      samples = np.concatenate([np.empty((0, file.channels), np.float32), *blocks(file, wanted)])
       spare = _MISSING_SECONDS_OF.get(file.format, _MISSING_SECONDS)
   except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(reason(path, error)) from error
@@ -173,6 +172,23 @@ def opened(path: Recording, *, whole: bool = True):
 def is_wrong(frames: int, size: int) -> bool:
   """Whether a header cannot be right: FLAC from a pipe does not know its length."""
   return frames > _MOST_SAMPLES_A_BYTE * size
+
+
+def is_lossy(file: soundfile.SoundFile) -> bool:
+  """Whether its samples are a decoder's, of more bits than they are worth."""
+  return file.format in _BEFORE_SECONDS
+
+
+def begin_at(file: soundfile.SoundFile, size: int, seconds: float) -> None:
+  """The next read begins there, or at the end; as a decoder of the whole file has it."""
+  skipped = round(min(seconds * file.samplerate, sys.maxsize))
+  if not is_wrong(file.frames, size):
+    frame = min(skipped, file.frames)
+    before = round(_BEFORE_SECONDS.get(file.format, 0) * file.samplerate)
+    file.seek(max(0, frame - before))
+    skipped = min(frame, before)
+  for _ in blocks(file, skipped):
+    pass
 
 
 def blocks(file: soundfile.SoundFile, wanted: int | None):

@@ -13,6 +13,8 @@ from jaxkd.data.audio import BrokenAudio
 
 # A file that is hardly longer than what is wanted of it goes whole.
 _SPARE_SECONDS = 1.0
+# Below this largest sample 16 bits leave too little of what is heard.
+_LOUD = 2**-6
 # Where a cut is looked for, from this share of the longest piece on; and how much is heard at once.
 _EARLIEST, _QUIET_SECONDS = 0.5, 0.1
 
@@ -21,7 +23,7 @@ def part(path: audio.Recording, offset: float, seconds: float) -> bytes:
   """Bytes that `audio.read(bytes, 0, seconds)` makes the same samples of as of the file.
 
   Parts of files without loss and of at most 24 bits are FLAC, with the same samples; those of lossy
-  files are FLAC of 16 bits; others are WAV of floats.
+  files are FLAC of 16 bits, unless they are quiet; others are WAV of floats.
 
   Args:
     path: of the file, or its bytes.
@@ -34,18 +36,15 @@ def part(path: audio.Recording, offset: float, seconds: float) -> bytes:
     with audio.opened(path) as (file, size):
       rate = file.samplerate
       known = not audio.is_wrong(file.frames, size)
+      lossy = audio.is_lossy(file)
       if not offset and (not known or file.frames <= (seconds + _SPARE_SECONDS) * rate):
         return _bytes(path)
-      skipped, wanted = round(offset * rate), round(seconds * rate)
-      if known:
-        file.seek(min(skipped, file.frames))
-        skipped = 0
-      samples = np.concatenate(
-        [np.empty((0, file.channels), np.float32), *audio.blocks(file, skipped + wanted)]
-      )[skipped:]
+      audio.begin_at(file, size, offset)
+      parts = audio.blocks(file, round(seconds * rate))
+      samples = np.concatenate([np.empty((0, file.channels), np.float32), *parts])
   except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(audio.reason(path, error)) from error
-  return of_samples(samples, rate)
+  return of_samples(samples, rate, rounds=lossy)
 
 
 def _bytes(path: audio.Recording) -> bytes:
@@ -54,15 +53,21 @@ def _bytes(path: audio.Recording) -> bytes:
   return buckets.read(path).getvalue() if buckets.is_url(path) else pathlib.Path(path).read_bytes()
 
 
-def of_samples(samples: np.ndarray, rate_hz: int) -> bytes:
-  """f32[S] or f32[S, channels] as FLAC, exactly where 24 bits hold it; of much above 1 as WAV."""
+def of_samples(samples: np.ndarray, rate_hz: int, *, rounds: bool = True) -> bytes:
+  """f32[S] or f32[S, channels] as FLAC, exactly where 24 bits hold it; else WAV of floats.
+
+  Args:
+    samples: of full scale 1.
+    rate_hz: of them.
+    rounds: whether FLAC of 16 bits will do where 24 do not hold it, and it is not quiet.
+  """
   for bits, kind in ((16, np.int16), (24, np.int32)):
     scaled = samples.astype(np.float64) * 2 ** (bits - 1)
     fits = (scaled >= -(2 ** (bits - 1))) & (scaled < 2 ** (bits - 1))
     if fits.all() and (scaled == np.rint(scaled)).all():
       # Of 24 bits libsndfile takes the upper ones of 32.
       return _written((scaled * (256 if bits == 24 else 1)).astype(kind), rate_hz, f"PCM_{bits}")
-  if np.isfinite(samples).all() and np.abs(samples).max(initial=0) < 1:
+  if rounds and np.isfinite(samples).all() and _LOUD <= np.abs(samples).max(initial=0) < 1:
     rounded = np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767)
     return _written(rounded.astype(np.int16), rate_hz, "PCM_16")
   return _written(samples, rate_hz, "FLOAT")
@@ -96,7 +101,7 @@ def pieces(
   try:
     with audio.opened(path) as (file, size):
       rate = file.samplerate
-      _begin_at(file, size, round(offset * rate))
+      audio.begin_at(file, size, offset)
       left, start = round(seconds * rate), 0
       most, held = int(longest * rate), np.empty((0, file.channels), np.float32)
       while left > 0 or len(held):
@@ -105,20 +110,11 @@ def pieces(
         held = np.concatenate([held, more])
         end = len(held) if left <= 0 and len(held) <= most else _quietest(held, rate)
         if end >= audio.MIN_SECONDS * rate:
-          yield start / rate, end / rate, of_samples(held[:end], rate)
+          samples = of_samples(held[:end], rate, rounds=audio.is_lossy(file))
+          yield start / rate, end / rate, samples
         held, start = held[end:], start + end
   except (OSError, RuntimeError, ValueError) as error:
     raise BrokenAudio(audio.reason(path, error)) from error
-
-
-def _begin_at(file: soundfile.SoundFile, size: int, frame: int) -> None:
-  """The next read begins at a frame, also in a file that does not know its length."""
-  if not audio.is_wrong(file.frames, size):
-    file.seek(min(frame, file.frames))
-  file.seekable = lambda: False  # as in `audio.blocks`
-  if audio.is_wrong(file.frames, size):
-    for _ in audio.blocks(file, frame):
-      pass
 
 
 def _quietest(samples: np.ndarray, rate_hz: int) -> int:

@@ -284,3 +284,33 @@ def test_several_sources_with_commas(tmp_path):
   assert open_source(tmp_path / "a,b.jsonl").ids == ["x.wav"]
   with pytest.raises(UserError, match="gone.jsonl: no such file"):
     open_source(f"{tmp_path / 'a,b.jsonl'}x,gone.jsonl".replace("a,b.jsonlx", "more"))
+
+
+@pytest.mark.parametrize(
+  ("form", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS")]
+)
+def test_parts_of_lossy_files_are_what_the_whole_has_there(tmp_path, form, subtype):
+  seconds = np.arange(16_000 * 6) / 16_000
+  chirp = 0.3 * np.sin(2 * np.pi * (200 + 300 * seconds) * seconds) * np.sin(7 * seconds)
+  path = tmp_path / "x"
+  soundfile.write(str(path), chirp, 16_000, format=form, subtype=subtype)
+  whole = audio.read(path)
+  for offset in (0.03, 0.4, 1.5, 3.21, 5.1, 5.6):
+    part = audio.read(path, offset, 0.3)
+    begin = round(offset * 16_000)
+    np.testing.assert_allclose(part, whole[begin : begin + len(part)], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("peak", [0.3, 3e-5, 3e-6])
+def test_parts_of_floats_are_packed_as_they_are(tmp_path, peak):
+  samples = (peak * np.sin(np.arange(32_000) / 9)).astype(np.float32)
+  soundfile.write(str(tmp_path / "x.wav"), samples, 16_000, subtype="FLOAT")
+  part = audio.read(encoded.part(str(tmp_path / "x.wav"), 0.1, 0.5))
+  np.testing.assert_array_equal(part, samples[1600:9600])
+
+
+def test_an_offset_beyond_all_numbers_is_broken_audio(tmp_path):
+  path = write(tmp_path / "x.wav", tone("abc"))
+  for use in (audio.read, encoded.part):
+    with pytest.raises(audio.BrokenAudio):
+      audio.read(use(path, 1e308, 1.0))
