@@ -15,16 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxkd import console, files
-from jaxkd.data import audio, index, manifest, tars
+from jaxkd.data import audio, index, listings, manifest, tars
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.index import Index, Row
-from jaxkd.data.shards import ARRAY_RECORD, LOCK, SHARDS, TAR, fault
+from jaxkd.data.shards import ARRAY_RECORD, LOCK, SHARDS, TAR, fault, is_teacher
 from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 _SHARD_SECONDS = 36_000.0  # of audio in a shard: about 1 GB of FLAC
 # Recordings that are read ahead of the writer, and seconds of them, which memory holds encoded.
 _AHEAD, _AHEAD_SECONDS = 64, 14_400.0
+_RULES = 2  # by which tar files are listed; what others have listed is other data
 
 
 class _Piece(NamedTuple):
@@ -124,6 +125,8 @@ def _check_same(folder: pathlib.Path, names: set[str]) -> None:
       f"{folder} holds shards of other data or settings ({len(other)} of {len(there)}, the first "
       f"{other[0]}): give another --out, or remove it; new recordings can be a folder of their own"
     )
+  if is_teacher(folder):
+    raise UserError(f"{folder} holds a stored teacher: give another --out")
   if not there and (folder / index.HEADER).exists():
     raise UserError(f"{folder / index.HEADER} is of something else: give another --out")
 
@@ -244,7 +247,9 @@ def verify(folder: pathlib.Path, drop: bool = False) -> tuple[dict, list[str]]:
 
 def _verified(folder: pathlib.Path, drop: bool) -> tuple[dict, list[str]]:
   there = Index(folder)
-  problems, whole = [], []
+  problems, whole = there.damaged(), []
+  if problems and drop:
+    raise UserError(f"{problems[0]}: the same jaxkd shard writes the index again")
   for number, shard in enumerate(there.header["shards"]):
     reason = fault(folder, shard)
     if not reason and _digest(folder / shard["path"]) != shard["sha256"]:
@@ -295,11 +300,29 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def is_tars(given: pathlib.Path) -> bool:
-  """Whether it is a tar file, or a folder that holds some and no audio of its own."""
-  if index.is_one(given) or not tars.found(given):
+  """Whether it is a tar file, or a folder that holds some and no audio of its own.
+
+  Raises:
+    UserError: they are all compressed.
+  """
+  if index.is_one(given):
     return False
-  return given.is_file() or not any(
-    os.path.splitext(path)[1].lower() in audio.EXTENSIONS for path in manifest.walked(given)
+  there = tars.found(given)
+  unread = {} if there else tars.compressed(given)
+  names = manifest.walked(given) if there or unread else ()
+  if any(os.path.splitext(name)[1].lower() in audio.EXTENSIONS for name in names):
+    return False
+  if unread:
+    raise UserError(f"{given}: no plain tar file: {_compressed(unread)}")
+  return bool(there)
+
+
+def _compressed(unread: dict[pathlib.Path, str]) -> str:
+  """A line about compressed tar files."""
+  first, cure = next(iter(unread.items()))
+  return (
+    f"{len(unread)} compressed tar files are not read, {first.name} the first: {cure} makes plain "
+    "ones, which are read by offset"
   )
 
 
@@ -309,19 +332,25 @@ def write_of_tars(given: pathlib.Path, folder: pathlib.Path, *, drop: bool) -> d
   Args:
     given: a tar file, or a folder of them.
     folder: of the index.
-    drop: tar files that are cut short are left out.
+    drop: tar files that are cut short are left out, and Lhotse's whose cuts are lost.
 
   Returns:
     The header of the index.
 
   Raises:
-    UserError: a tar file that is cut short or none, or no utterance at all.
+    UserError: a tar file that is cut short, none or without its cuts, or no utterance at all.
   """
-  there, told = tars.found(given), tars.manifests(given)
-  said = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-  names = [_tar_name(number, path, said) for number, path in enumerate(there)]
-  read = lambda pair: _read_tar(*pair, folder, told, drop)
-  kept, left_out = [], tars.without_tar(told, there) if given.is_dir() else []
+  there, unread = tars.found(given), tars.compressed(given)
+  told = listings.manifests(given, there)
+  if unread:
+    log.warning("%s: %s", given, _compressed(unread))
+  if others := listings.unheard(given, there, told):
+    line = "%s: not read: %d manifests, %s the first: one is for the tar files of its own folder, "
+    log.warning(line + "or where that has none for those below", given, len(others), others[0])
+  names = [_tar_name(number, path, told.get(path)) for number, path in enumerate(there)]
+  read = lambda pair: _read_tar(*pair, folder, told.get(pair[1]), drop)
+  kept, left_out = [], listings.without_tar(told) if given.is_dir() else []
+  left_out += [(manifest.printable(str(p)), f"compressed: {cure}") for p, cure in unread.items()]
   with (
     _alone(folder, names),
     console.progress(f"reading {given}", len(there)) as update,
@@ -334,26 +363,32 @@ def write_of_tars(given: pathlib.Path, folder: pathlib.Path, *, drop: bool) -> d
     return _write_index(folder, kept, TAR, str(given), left_out)
 
 
-def _tar_name(number: int, path: pathlib.Path, said: str) -> str:
+def _tar_name(number: int, path: pathlib.Path, told: listings.Told | None) -> str:
   """Another one where the file, or what is said about its recordings, is another."""
-  beside = [p for p in (path, tars.cuts_beside(path)) if p is not None]
+  beside = [p for p in (path, listings.cuts_beside(path)) if p is not None]
   if lost := [p for p in beside if not p.is_file()]:
     raise UserError(f"{lost[0]} is no file, or a link that leads nowhere: remove it")
   facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in beside]
-  return f"{number:06}-{hashlib.sha256(repr((facts, said)).encode()).hexdigest()[:12]}"
+  said = (facts, told and told.digest, _RULES)
+  return f"{number:06}-{hashlib.sha256(repr(said).encode()).hexdigest()[:12]}"
 
 
-def _read_tar(name: str, path: pathlib.Path, folder: pathlib.Path, told: dict, drop: bool) -> str:
+def _read_tar(
+  name: str, path: pathlib.Path, folder: pathlib.Path, told: listings.Told | None, drop: bool
+) -> str:
   """Lists a tar file where that was not done before; why it is left out, "" where it is not."""
   if listed(folder, name) is not None:
     return ""
+  why = "its cuts are not there or cannot be read"
   try:
-    found = tars.contents(path, tars.parts_of(told, path))
+    said = listings.of_tar(told, path)
+    why = "a tar file that is cut short, compressed or none"
+    found = tars.contents(path, said)
   except UserError as error:
     if not drop:
       raise
     log.warning("%s", error)
-    return "a tar file that is cut short, compressed or none"
+    return why
   list_ = folder / SHARDS / f"{name}.jsonl"
   facts = {"path": os.path.abspath(path), "bytes": path.stat().st_size, "sha256": found.sha256}
   facts |= {"list": list_.name, "left_out": found.left_out}

@@ -41,6 +41,11 @@ class Opened(NamedTuple):
   fingerprint: str
 
 
+def is_teacher(folder: pathlib.Path) -> bool:
+  """Whether a folder holds what a teacher said (`teacher.store`), which lies in shards, too."""
+  return (folder / "store.json").exists()
+
+
 def is_unfinished(folder: pathlib.Path) -> bool:
   """Whether a kill ended what writes shards there, or an index of tar files, before the index."""
   shards = folder / SHARDS
@@ -158,19 +163,20 @@ class Files:
     try:
       return reader(offset, size)
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-      raise _damaged(self.folder / self.paths[shard], error) from error
+      raise _damaged(self.folder, self.paths[shard], error) from error
 
   def _open(self, shard: int) -> Callable[[int, int], bytes]:
     path = self.folder / self.paths[shard]
     try:
       return _TarFile(path) if self.kind == TAR else _array_record(path)
     except (RuntimeError, ValueError, OSError) as error:
-      raise _damaged(path, error) from error
+      raise _damaged(self.folder, self.paths[shard], error) from error
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+def _damaged(folder: pathlib.Path, path: str, error: Exception) -> UserError:
+  """About a shard of the index in a folder; tar files lie elsewhere."""
   text = " ".join(str(error).split())
-  return UserError(f"{path} cannot be read ({text}): jaxkd shard --verify={path.parents[1]}")
+  return UserError(f"{folder / path} cannot be read ({text}): jaxkd shard --verify={folder}")
 
 
 def _array_record(path: pathlib.Path) -> Callable[[int, int], bytes]:

@@ -337,6 +337,10 @@ def _open(spec: str, options: corpora.Options, limits: Limits) -> Source:
   path = pathlib.Path(os.path.expanduser(spec))
   if index_lib.is_one(path):
     return Source(spec, *shards.opened(path, limits))
+  if shards.is_teacher(path):
+    raise UserError(
+      f"{spec} is a stored teacher: config.teacher.source, and data is the audio that it heard"
+    )
   if shards.is_unfinished(path):
     raise UserError(f"{spec} holds shards without an index: the jaxkd shard that writes it goes on")
   return _opened(spec, entries(spec, options), limits)
@@ -366,6 +370,8 @@ def entries(spec: str, options: corpora.Options) -> list[Entry]:
     return manifest.of_folder(spec, path)
   if path.is_file() and path.suffix.lower() in (*audio.EXTENSIONS, *audio.UNREAD_EXTENSIONS):
     return manifest.of_recording(path)
+  if path.is_file() and path.suffix.lower() in (".tar", ".tgz", ".gz", ".zip", ".bz2", ".xz"):
+    raise UserError(f"{spec} is no manifest: jaxkd shard {spec} indexes a tar file; unpack others")
   if path.is_file():
     return manifest.of_file(path)
   raise UserError(

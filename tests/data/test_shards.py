@@ -329,3 +329,19 @@ def test_strings_of_an_index(packed):
   assert None in texts and None not in texts.take(np.flatnonzero(there.told))
   with pytest.raises(IndexError):
     ids[len(ids)]
+
+
+def test_a_stored_teacher_is_no_data(mixed, tmp_path):
+  (tmp_path / "frames" / "shards").mkdir(parents=True)
+  (tmp_path / "frames" / "store.json").write_text("{}")
+  with pytest.raises(UserError, match=r"frames is a stored teacher: config.teacher.source"):
+    opened(tmp_path / "frames")
+  with pytest.raises(UserError, match=r"frames holds a stored teacher: give another --out"):
+    packing.write(opened(mixed), tmp_path / "frames", longest=40.0)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.zip"])
+def test_an_archive_is_no_manifest(tmp_path, name):
+  (tmp_path / name).write_bytes(b"\x80")
+  with pytest.raises(UserError, match=f"{name} is no manifest: jaxkd shard .*{name} indexes a tar"):
+    opened(tmp_path / name)

@@ -3,7 +3,10 @@
 import gzip
 import io
 import json
+import os
 import pathlib
+import shutil
+import subprocess
 import tarfile
 
 import numpy as np
@@ -12,7 +15,7 @@ import soundfile
 
 from corpus import tone
 from jaxkd.commands import line
-from jaxkd.data import audio, packing, shards, sources
+from jaxkd.data import audio, listings, packing, shards, sources, tars
 from jaxkd.data.corpora import Options
 from jaxkd.errors import UserError
 
@@ -251,7 +254,7 @@ def test_members_that_are_not_decoded_are_left_out_and_counted(tmp_path):
   (tmp_path / "index" / "index.json").unlink()
   status = line.main(["shard", str(tmp_path / "web"), f"--out={tmp_path / 'two'}"])
   found = sources.open_source(str(tmp_path / "two"), Options())
-  assert status == 0 and [name for name, _ in found.skipped] == ["u1"]
+  assert status == 0 and [name for name, _ in found.skipped] == ["u1", "u2.json"]
 
 
 SUFFIXES = ("flac", "m4a", "flac", "xyz")
@@ -284,3 +287,196 @@ def test_cuts_that_are_damaged_are_one_line(tmp_path):
     cuts.write_bytes(content)
     with pytest.raises(UserError, match=r"cuts.000001.jsonl.gz cannot be read as Lhotse's cuts"):
       indexed(tmp_path / "tars")
+
+
+def manifest(path: pathlib.Path, *rows: dict) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_manifest_speaks_for_the_tar_files_of_its_own_folder(tmp_path):
+  for bucket, text in (("bucket1", "a"), ("bucket2", "ab")):
+    tar(tmp_path / "t" / bucket / "audio_0.tar", {"u0.flac": recording(text)})
+    row = {"audio_filepath": "u0.flac", "shard_id": 0, "duration": 0.2 * len(text), "text": text}
+    manifest(tmp_path / "t" / bucket / "tarred_audio_manifest.json", row)
+    manifest(tmp_path / "t" / bucket / "sharded_manifests" / "manifest_0.json", row)
+  manifest(tmp_path / "t" / "all.json", row | {"text": "of all"})
+  assert texts_of(indexed(tmp_path / "t")) == {"u0.flac": "a", "u0.flac#2": "ab"}
+  one = tmp_path / "t" / "bucket1" / "audio_0.tar"
+  assert line.main(["shard", str(one), f"--out={tmp_path / 'one'}"]) == 0
+  opened = sources.open_source(str(tmp_path / "one"), Options())
+  assert texts_of(opened) == {"u0.flac": "a"}
+
+
+def test_a_manifest_speaks_for_folders_below_that_have_none(tmp_path):
+  rows = []
+  for i, text in enumerate(SAID):
+    tar(tmp_path / "t" / "tars" / f"part{i % 2}" / f"audio_{i}.tar", {"u.flac": recording(text)})
+    rows.append({"audio_filepath": "u.flac", "shard_id": i, "text": text})
+  manifest(tmp_path / "t" / "train.jsonl", *rows, rows[0] | {"shard_id": 9})
+  found = indexed(tmp_path / "t")
+  assert sorted(found.texts) == sorted(SAID)
+  assert found.skipped == [("u.flac", "there is no tar file of its shard_id, 9")]
+
+
+def test_a_manifest_of_another_folder_is_not_read_and_said(tmp_path, caplog):
+  webdataset(tmp_path / "t")
+  manifest(tmp_path / "t" / "other" / "dev.jsonl", {"audio_filepath": "u0", "text": "wrong"})
+  found = indexed(tmp_path / "t")
+  assert list(found.texts) == SAID and found.skipped == []
+  assert "not read: 1 manifests" in caplog.text and "dev.jsonl the first" in caplog.text
+
+
+def test_links_and_sparse_files_in_tar_files(tmp_path):
+  folder = tmp_path / "loose"
+  folder.mkdir()
+  for name in ("u0.flac", "u0.txt"):
+    (folder / name).write_bytes(recording("ab") if name.endswith("flac") else b"ab")
+    os.link(folder / name, folder / name.replace("u0", "u1"))
+    (folder / name.replace("u0", "u2")).symlink_to(name)
+  (folder / "README").symlink_to("u0.txt")
+  with (folder / "u3.flac").open("wb") as file:
+    file.truncate(1 << 20)
+    file.seek(0)
+    file.write(recording("a"))
+  (tmp_path / "t").mkdir()
+  names = sorted(path.name for path in folder.iterdir())
+  pack = ["tar", "--sparse", "--format=gnu", "-cf", tmp_path / "t" / "0.tar", "-C", folder, *names]
+  subprocess.run(pack, check=True)
+  found = indexed(tmp_path / "t")
+  assert texts_of(found) == {"u0": "ab", "u1": "ab"}
+  np.testing.assert_array_equal(found.read(0), found.read(1))
+  assert [name for name, _ in found.skipped] == ["u2", "u2.txt", "u3"]
+  assert [reason[:15] for _, reason in found.skipped] == [
+    *["a symbolic link"] * 2,
+    "a sparse file, ",
+  ]
+
+
+def test_a_hard_link_out_of_the_tar_file_is_left_out(tmp_path):
+  (tmp_path / "t").mkdir()
+  tar(tmp_path / "t" / "0.tar", {"u0.flac": recording("a")})
+  with tarfile.open(tmp_path / "t" / "0.tar", "a") as opened:
+    entry = tarfile.TarInfo("u1.flac")
+    entry.type, entry.linkname = tarfile.LNKTYPE, "elsewhere.flac"
+    opened.addfile(entry)
+  found = indexed(tmp_path / "t")
+  reason = "a hard link to elsewhere.flac, which is not before it in the tar file"
+  assert found.ids == ["u0"] and found.skipped == [("u1", reason)]
+
+
+@pytest.mark.parametrize("named", ["", ".train"])
+def test_lhotse_shar_without_numbers(tmp_path, named):
+  shar(tmp_path / "t")
+  for kind in ("recording.000000.tar", "cuts.000000.jsonl.gz"):
+    (tmp_path / "t" / kind).rename(tmp_path / "t" / kind.replace(".000000", named))
+  assert sorted(indexed(tmp_path / "t").texts) == sorted(SAID)
+
+
+def test_lhotse_shar_without_its_cuts(tmp_path):
+  shar(tmp_path / "t")
+  (tmp_path / "t" / "cuts.000001.jsonl.gz").unlink()
+  words = r"recording.000001.tar: its cuts, cuts.000001.jsonl.gz, are not beside it: --drop"
+  with pytest.raises(UserError, match=words):
+    indexed(tmp_path / "t")
+  found = indexed(tmp_path / "t", "--drop")
+  lost = str(tmp_path / "t" / "recording.000001.tar")
+  assert len(found) == 2
+  assert found.skipped == [(lost, "its cuts are not there or cannot be read")]
+
+
+def test_keys_of_webdataset_end_at_the_first_dot(tmp_path):
+  members = {f"d.x/{name}.flac": recording("a") for name in ("u0.mono", "u1.1", "u1.2", "u2")}
+  texts = {"d.x/u0.txt": b"ab", "d.x/u1.1.txt": b"a", "d.x/u1.2.json": b'{"text": "b"}'}
+  unused = {"d.x/u2.en.txt": b"a", "d.x/u3.txt": b"a"}
+  tar(tmp_path / "t" / "0.tar", members | texts | {"d.x/u0.meta.json": b"{}"} | unused)
+  found = indexed(tmp_path / "t")
+  told = {"d.x/u0.mono": "ab", "d.x/u1.1": "a", "d.x/u1.2": "b", "d.x/u2": None}
+  assert texts_of(found) == told
+  assert found.skipped == [
+    (name, "no recording in its tar file is named as it is") for name in unused
+  ]
+
+
+def test_compressed_tar_files_are_named_with_the_cure(tmp_path, caplog):
+  webdataset(tmp_path / "t")
+  first, second = sorted((tmp_path / "t").iterdir())
+  packed = first.with_name("000000.tar.gz")
+  packed.write_bytes(gzip.compress(first.read_bytes()))
+  assert len(indexed(tmp_path / "t")) == len(SAID)  # what was unpacked is not missed
+  shutil.rmtree(tmp_path / "index")
+  first.unlink()
+  found = indexed(tmp_path / "t")
+  assert len(found) == 2 and found.skipped == [(str(packed), "compressed: gunzip")]
+  assert "1 compressed tar files are not read, 000000.tar.gz the first: gunzip" in caplog.text
+  second.rename(second.with_suffix(".tgz"))
+  for given in (tmp_path / "t", packed):
+    with pytest.raises(UserError, match="no plain tar file: . compressed tar files .* gunzip"):
+      line.main(["shard", str(given), f"--out={tmp_path / 'index'}"])
+
+
+def test_lengths_of_webdataset_are_those_of_the_audio(tmp_path):
+  told = {f"u{i}.json": f'{{"text": "ab", "duration": {s}}}'.encode() for i, s in enumerate((9, 1))}
+  tar(tmp_path / "t" / "0.tar", told | {f"u{i}.flac": recording("abc" * 4) for i in range(2)})
+  np.testing.assert_allclose(indexed(tmp_path / "t").durations, 2.4)
+
+
+@pytest.mark.parametrize("make", [nemo, shar])
+def test_recording_that_is_shorter_than_is_said(tmp_path, make):
+  make(tmp_path / "t")
+  said = next(p for p in sorted((tmp_path / "t").iterdir()) if ".json" in p.name)
+  lines = (gzip.decompress if make is shar else bytes)(said.read_bytes()).splitlines()
+  row = json.loads(lines[0]) | {"duration": 0.8}
+  past = json.loads(lines[-1]) | {"start": 5.0, "offset": 5.0}
+  lines = [json.dumps(row).encode(), *lines[1:-1], json.dumps(past).encode()]
+  said.write_bytes((gzip.compress if make is shar else bytes)(b"\n".join(lines)))
+  found = indexed(tmp_path / "t")
+  # A second of slack, as of manifests.
+  assert found.durations[0] == 0.8 and len(found) == 4 - (make is shar)
+  ((_, reason),) = found.skipped
+  assert reason == f"is shorter than the {5.2 if make is nemo else 5.4:g} s that the manifest says"
+
+
+def test_an_offset_beyond_the_recording_is_left_out(tmp_path):
+  tar(tmp_path / "t" / "audio_0.tar", {"u0.flac": recording("a"), "u1.flac": recording("a")})
+  rows = [{"audio_filepath": "u0.flac"}, {"audio_filepath": "u1.flac", "offset": 0.19}]
+  manifest(tmp_path / "t" / "x.json", *rows, {"audio_filepath": "u0.flac", "offset": 10})
+  reasons = [reason for _, reason in indexed(tmp_path / "t").skipped]
+  assert reasons == [
+    "is shorter than the 10 s that the manifest says",
+    "empty or too short (0.01 s)",
+  ]
+
+
+def test_rows_are_walked_once_and_tar_files_read_once(tmp_path, monkeypatch):
+  nemo(tmp_path / "t")
+  there = tars.found(tmp_path / "t")
+  told = listings.manifests(tmp_path / "t", there)
+  assert [set(listings.of_tar(told[tar], tar).here) for tar in there] == [
+    {"u0.flac", "u2.flac"},
+    {"u1.flac", "u3.flac"},
+  ]
+  reads = []
+  read = tars._Hashed.read
+  monkeypatch.setattr(tars._Hashed, "read", lambda *args: reads.append(read(*args)) or reads[-1])
+  found = tars.contents(there[0], listings.of_tar(told[there[0]], there[0]))
+  assert b"".join(reads) == there[0].read_bytes()
+  assert found.sha256 == packing._digest(there[0])
+
+
+def test_rows_without_a_shard_id_give_way_to_those_with_one(tmp_path):
+  nemo(tmp_path / "t")
+  manifest(tmp_path / "t" / "dev.json", {"audio_filepath": "u0.flac", "text": "of another"})
+  assert texts_of(indexed(tmp_path / "t"))["u0.flac"] == "a"
+
+
+def test_tar_that_is_gone_after_opening_names_the_folder_of_the_index(tmp_path):
+  webdataset(tmp_path / "t")
+  (tmp_path / "index" / "deep").mkdir(parents=True)
+  out = tmp_path / "index" / "deep" / "er"
+  assert line.main(["shard", str(tmp_path / "t"), f"--out={out}"]) == 0
+  there = shards.opened(out, sources.NO_LIMITS)
+  for path in (tmp_path / "t").iterdir():
+    path.unlink()
+  with pytest.raises(UserError, match=f"000000.tar cannot be read .* --verify={out}$"):
+    there.read(0)
