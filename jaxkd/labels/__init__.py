@@ -10,6 +10,7 @@ from jaxkd.labels.text import normalise
 from jaxkd.labels.tokens import TokenVocabulary
 from jaxkd.labels.vocabulary import (
   BLANK,
+  CannotSpell,
   UnknownSymbol,
   UnknownWords,
   Vocabulary,
@@ -19,6 +20,7 @@ from jaxkd.labels.vocabulary import (
 
 __all__ = [
   "BLANK",
+  "CannotSpell",
   "Choice",
   "MarkedVocabulary",
   "WORD_START",

@@ -13,11 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from jaxkd import files
-from jaxkd.errors import UserError
 from jaxkd.labels import segmentation, steps
 from jaxkd.labels.segmentation import WORD_START, NotHere
 from jaxkd.labels.text import normalise
-from jaxkd.labels.vocabulary import UnknownSymbol, Vocabulary
+from jaxkd.labels.vocabulary import CannotSpell, UnknownSymbol, Vocabulary
 
 FILE = "tokenizer.json"
 # What transformers takes out of a text where a tokenizer's clean_up_tokenization_spaces says so.
@@ -58,14 +57,15 @@ class SubwordVocabulary(Vocabulary):
     """Text → ids of pieces.
 
     Raises:
-      UserError: a step of the tokenizer is not here.
+      CannotSpell: a step of the tokenizer is not here.
     """
     try:
       return _Cutter(self._found)
     except NotHere as error:
-      raise UserError(
+      raise CannotSpell(
         f"transcripts cannot be written exactly as the model's {FILE} would: {error}; without "
-        "transcripts (config.kd.scale=1) it can be used"
+        "transcripts (config.kd.scale=1) it can be used",
+        str(error),
       ) from error
 
   def encode(self, text: str) -> np.ndarray:
@@ -75,7 +75,7 @@ class SubwordVocabulary(Vocabulary):
 
     Raises:
       UnknownSymbol: a character that no piece has.
-      UserError: the tokenizer has a step that is not here.
+      CannotSpell: the tokenizer has a step that is not here.
     """
     text = " ".join(text.split())
     try:

@@ -44,6 +44,18 @@ class UnknownWords(UnknownSymbol):
     super().__init__(self.words[0])
 
 
+class CannotSpell(UserError):
+  """Texts cannot be spelled exactly as the model's tokenizer would.
+
+  Attributes:
+    reason: what is not here of it.
+  """
+
+  def __init__(self, message: str, reason: str):
+    super().__init__(message)
+    self.reason = reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
   """The classes of a model; here characters, and vocabularies of Hugging Face's models.

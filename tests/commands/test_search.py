@@ -266,8 +266,9 @@ def test_a_lexicon_that_does_not_parse(tmp_path, content, words):
 
 
 def test_what_cannot_be_searched_with(tmp_path, monkeypatch):
-  with pytest.raises(UserError, match=r"no word that the classes can spell: \['zebra'\]"):
-    spell(["zebra"], LETTERS)
+  words = r"^words.txt has no word that the classes can spell \(zebra, cow\): give words as the mod"
+  with pytest.raises(UserError, match=words):
+    spell(["zebra", "cow"], LETTERS, "words.txt")
   ngram.write_arpa(ngram.estimate(["a b"], 1), tmp_path / "lm.arpa")
   with pytest.raises(UserError, match="is of order 1: the search reads 2 to 6"):
     open_lm(tmp_path / "lm.arpa")
@@ -279,6 +280,52 @@ def test_what_cannot_be_searched_with(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "flashlight.lib.text", None)
   with pytest.raises(UserError, match=r"pip install 'jaxkd\[decode\]'"):
     LexiconSearch(spell(["a"], LETTERS), LETTERS)
+
+
+def test_words_that_are_nothing_but_spaces_are_none(tmp_path):
+  """As no-break spaces in an ARPA file; they have no spelling either."""
+  head = "\\data\\\nngram 1=4\nngram 2=1\n\n\\1-grams:\n-1\t<s>\t-0.3\n-1\t</s>\n"
+  tail = "\n-1\t\u00a0\t0\n\n\\2-grams:\n-0.5\t<s> </s>\n\n\\end\\\n"
+  path = tmp_path / "lm.arpa"
+  path.write_text(f"{head}-1\ta\t0{tail}", encoding="utf-8")
+  lm = open_lm(path)
+  assert lm.words == {"a": "a"}
+  assert searcher(LETTERS, lm)(spoken(LETTERS, "a"), no_prior(LETTERS), Options())[0].text == "a"
+  path.write_text(f"{head}-1\t\u2003\t0{tail}", encoding="utf-8")
+  with pytest.raises(UserError, match="lm.arpa has no words: give a language model of sentences"):
+    open_lm(path)
+  silent = dataclasses.replace(LETTERS, words=LETTERS.words | {"nothing": [()], "\u00a0": [(0,)]})
+  found = spell(silent.words, silent)
+  assert found.words == LETTERS.words and found.missing == ("nothing", "\u00a0")
+
+
+@pytest.mark.parametrize(
+  ("labels", "said"),
+  [
+    (LETTERS, "  ab_  a_ab _ b_b"),
+    (LETTERS, "ab a  "),
+    (SOUNDS, ["_", "B", "B", "A#", "A#", "A", "A", "A#", "A#", "_", "A", "B", "_", "B#"]),
+    (SOUNDS, ["A", "_", "A", "B#", "A", "A#"]),
+  ],
+)
+def test_the_spelling_is_the_one_that_was_heard(labels, said):
+  """Of words with several, too; and the labels are those of the frames."""
+  best = searcher(labels)(spoken(labels, said), no_prior(labels), WIDE)[0]
+  heard = best.heard
+  path = [c for c, _ in itertools.groupby(labels.symbols.index(s) for s in said)]
+  assert heard.labels == tuple(c for c in path if c != labels.blank_id)
+  assert heard.text == best.text != ""
+  end = labels.symbols.index(" ") if labels is LETTERS else None
+  for word, first, last in heard.words:
+    spelling = heard.labels[first:last]
+    assert spelling in [tuple(c for c in ids if c != end) for ids in labels.words[word]]
+
+
+def test_a_word_of_one_label_that_is_heard_twice_has_two():
+  labels = Spelled(("I", "W", "I#", "_"), {"i": [(2,)], "why": [(1, 2)]})
+  frames = spoken(labels, ["_", "I#", "I#", "_", "W", "I#", "_", "I#"])
+  heard = searcher(labels)(frames, no_prior(labels), WIDE)[0].heard
+  assert heard == ((2, 1, 2, 2), (("i", 0, 1), ("why", 1, 3), ("i", 3, 4)))
 
 
 # The command.

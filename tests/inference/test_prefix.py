@@ -1,8 +1,10 @@
 """Prefix beam search: exact where the beam holds everything, greedy where it holds one state."""
 
 import collections
+import functools
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -126,6 +128,26 @@ def test_a_class_that_cannot_be_is_never_said():
   got = search(logits, beam=200)[0]
   assert got and not any(0 in labels for labels in got)
   assert np.exp(list(got.values())).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_no_frame_compares_the_labels_of_all_pairs():
+  """Pairs of sequences and their labels are arrays; pairs of sequences with labels are none."""
+  beam, frames = 32, 64
+  search = functools.partial(prefix_beam, blank_id=BLANK, beam=beam)
+  logits = np.zeros((1, frames, 5), np.float32)
+  traced = jax.make_jaxpr(search)(logits, np.ones((1, frames), bool))
+  largest = max(sizes_of(traced.jaxpr))
+  assert beam * frames <= largest < beam * beam * 5
+
+
+def sizes_of(jaxpr):
+  """Elements of all arrays that a traced function makes."""
+  is_jaxpr = lambda x: hasattr(x, "eqns")
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.size for variable in equation.outvars)
+    inner = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
+    for found in filter(is_jaxpr, inner):
+      yield from sizes_of(getattr(found, "jaxpr", found))
 
 
 @pytest.mark.parametrize("beam", [1, 4, 100])

@@ -17,8 +17,8 @@ from jaxkd.errors import UserError
 from jaxkd.inference import listening, recogniser
 from jaxkd.inference.alignment import viterbi
 from jaxkd.inference.recogniser import Recogniser
-from jaxkd.inference.search import lexicon
-from jaxkd.labels import Vocabulary, characters, phonemes
+from jaxkd.inference.search import lexicon, ngram
+from jaxkd.labels import MarkedVocabulary, SubwordVocabulary, Vocabulary, characters, phonemes
 from jaxkd.labels.lexicon import Lexicon
 from jaxkd.masks import length_mask, strided_len
 from jaxkd.models.acoustic import AcousticModel
@@ -138,20 +138,96 @@ def test_samples_are_floats_or_whole_numbers_of_one_channel(ears):
       ears.transcribe(wrong)
 
 
-def test_words_that_have_no_alignment_are_not_lost(ears, caplog):
-  """Too many for their frames, or ones that the classes cannot write."""
-  for text in ("abababab", "a cow"):
-    caplog.clear()
-    found = ears.transcribe(sound("-ab-"), search=lambda log_probs, text=text: text)
-    assert found.text == text
-    assert {(w.start_s, w.end_s, w.confidence) for w in found.words} == {(0, 0.16, 0)}
-    assert f"{text!r} has no times but 0.00 to 0.16 s" in caplog.text
+def test_words_that_have_no_alignment_share_the_stretch(ears, caplog):
+  """Too many for their frames: each has its part of the time, and none is lost."""
+  text = "abab ab aba bab"
+  found = ears.transcribe(sound("-ab-"), search=lambda log_probs: text)
+  assert found.text == text and {word.confidence for word in found.words} == {0}
+  edges = [(word.start_s, word.end_s) for word in found.words]
+  np.testing.assert_allclose(edges, [(0.04 * i, 0.04 * i + 0.04) for i in range(4)], atol=1e-9)
+  told = f"{text!r} has no times of its own between 0.00 and 0.16 s: its 15 labels do not fit"
+  assert told in caplog.text
+
+
+def test_words_that_cannot_be_spelled_leave_the_others_their_times(ears, caplog):
+  search = lambda log_probs: "a cow 7 b 9"
+  found = ears.transcribe(sound("-a----bb--"), search=search)
+  assert found.text == "a cow 7 b 9"
+  edges = [(word.start_s, word.end_s) for word in found.words]
+  wanted = [(0.04, 0.08), (0.08, 0.16), (0.16, 0.24), (0.24, 0.32), (0.32, 0.4)]
+  np.testing.assert_allclose(edges, wanted, atol=1e-9)
+  assert [word.confidence > 0 for word in found.words] == [True, False, False, True, False]
+  assert "'cow 7 9' has no times of its own between 0.00 and 0.40 s: the model's" in caplog.text
+
+
+def listener(vocabulary: Vocabulary) -> Recogniser:
+  """A recogniser whose frames are given."""
+  graphdef, params = nnx.split(Levels())
+  return Recogniser(AcousticModel(graphdef, params, vocabulary, FRAME), "levels")
+
+
+def frames_of(vocabulary: Vocabulary, symbols: str, sure: float = 12.0) -> listening.Frames:
+  """Frames that say symbols almost surely, a blank where "-" stands."""
+  ids = {symbol: i for i, symbol in enumerate(vocabulary.symbols)} | {"-": vocabulary.blank_id}
+  path = np.array([ids[symbol] for symbol in symbols.split()], np.int32)
+  logits = sure * np.eye(len(vocabulary.symbols), dtype=np.float32)[path]
+  return listening.Frames(*listening.said(logits, whole=False)[:2], _log(logits), 0.04 * len(path))
+
+
+def _log(logits: np.ndarray) -> np.ndarray:
+  return np.asarray(jax.nn.log_softmax(logits))
+
+
+ONE, AN = ("W", "AH", "N"), (("AE", "N", "D", "AE", "N", "D"), ("AH", "N"))
+SOUNDS = phonemes(Lexicon((("one", (ONE,)), ("two", (("T", "UW"),)), ("an", AN))))
+PIECES = MarkedVocabulary(("<blk>", "▁the", "▁t", "he", "▁sat", "▁s", "at"), 0, "")
+CASES = Vocabulary(("<b>", "|", "A", "a", "N", "n"), 0, "|")
+_STRIPS = {
+  "normalizer": {"type": "StripAccents"},
+  "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+  "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["▁a", -1], ["▁b", -1]]},
+}
+STRIPPED = SubwordVocabulary(("<unk>", "▁a", "▁b", "<blank>"), 3, "", json.dumps(_STRIPS))
+
+
+@pytest.mark.parametrize(
+  ("vocabulary", "symbols", "text"),
+  [
+    (SOUNDS, "- W AH N# - - T UW# - T N# - W AH N# - AH - N# -", "one two <T-N> one an"),
+    (PIECES, "- ▁t - - he - - - ▁s - - - at - -", "the sat"),
+    (CASES, "- A - - n - - | - A - - N - -", "an an"),
+    (STRIPPED, "- ▁a - - ▁b -", "a b"),
+  ],
+  ids=["phonemes", "pieces", "cases", "a tokenizer that cannot spell"],
+)
+def test_a_beam_aligns_the_labels_that_it_heard(vocabulary, symbols, text):
+  """Whatever else the text may be spelled with: so its words are those of the best path."""
+  heard, frames = listener(vocabulary), frames_of(vocabulary, symbols)
+  greedy = list(heard._words(frames, None))
+  assert " ".join(word.text for word in greedy) == text
+  assert list(heard._words(frames, recogniser.with_beam(vocabulary, beam=8))) == greedy
+
+
+def test_a_lexicon_aligns_the_spelling_that_was_heard():
+  """A second pronunciation; at the first's length, and where it has too few frames for that."""
+  pytest.importorskip("flashlight")
+  heard = listener(SOUNDS)
+  search = recogniser.with_lexicon(SOUNDS, SOUNDS.lexicon, None, lexicon.Options(beam=50))
+  for symbols in ("- - AH - - - - N# - - - - T - - UW# - - -", "- AH N# -", "- AH N# N# - T UW#"):
+    frames = frames_of(SOUNDS, symbols)
+    assert list(heard._words(frames, search)) == list(heard._words(frames, None))
+
+
+def test_a_tokenizer_that_cannot_spell_has_no_lexicon():
+  words = "words of w.txt cannot be spelled exactly as the model's tokenizer would: .*StripAccents"
+  with pytest.raises(UserError, match=words) as error:
+    recogniser.with_lexicon(STRIPPED, ["a"], None, lexicon.Options(), name="w.txt")
+  assert "transcripts" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_of_words_that_sound_alike_the_searchs_is_given():
   vocabulary = phonemes(Lexicon((("to", (("T", "U"),)), ("two", (("T", "U"),)))))
-  graphdef, params = nnx.split(Levels())
-  heard = Recogniser(AcousticModel(graphdef, params, vocabulary, FRAME), "levels")
+  heard = listener(vocabulary)
   log_probs = np.log(np.full((6, len(vocabulary.symbols)), 0.2, np.float32))
   frames = listening.Frames(np.zeros(6, np.int32), np.ones(6), log_probs, 0.24)
   assert [word.text for word in heard._words(frames, lambda _: "two to")] == ["two", "to"]
@@ -194,6 +270,24 @@ def test_confidence_orders_right_and_wrong_words_of_the_demo():
   assert measure.area(sure, right) > 0.8  # 0.5 is chance
 
 
+def test_a_word_that_the_frames_do_not_say_is_not_sure(ears):
+  """Surer as they say it more, and as sure as by the best path where they say it."""
+  found = []
+  for level in (0.1, 0.14, 0.149, 0.151, 0.16, 0.2):  # between "a" and "b"
+    samples = sound("-b-")
+    samples[FRAME : 2 * FRAME] *= level / 0.2
+    (greedy,), (word,) = (
+      ears.transcribe(samples, search=search).words for search in (None, lambda log_probs: "b")
+    )
+    found.append(word.confidence)
+    if level > 0.15:
+      assert word == greedy
+    else:
+      assert greedy.text == "a" and word.confidence < greedy.confidence
+  assert found[0] < 0.05 and found[1] < 0.5 < found[-1]
+  assert found[3] == pytest.approx(found[2], abs=0.1)  # no jump where it becomes the best
+
+
 def test_a_phrase_flips_a_near_tie_and_no_clear_word(ears):
   tie, clear = sound("-a-"), sound("-a-")
   tie[FRAME : 2 * FRAME] *= 0.146 / 0.1  # between "a" and "b", nearer to "a"
@@ -201,6 +295,26 @@ def test_a_phrase_flips_a_near_tie_and_no_clear_word(ears):
   favoured = recogniser.with_beam(LETTERS, beam=16, phrases=["B"], boost=2.0)
   assert [t.text for t in ears.transcribe([tie, clear], search=plain)] == ["a", "a"]
   assert [t.text for t in ears.transcribe([tie, clear], search=favoured)] == ["b", "a"]
+
+
+def test_a_phrase_counts_each_time(ears):
+  """Beside itself, too; several words, where they overlap with themselves."""
+  tie = sound("-b -a-")
+  tie[4 * FRAME : 5 * FRAME] *= 0.146 / 0.1  # between "a" and "b", nearer to "a"
+  for phrases, text in [([], "b a"), (["b"], "b b"), (["b b"], "b b"), (["b b b"], "b a")]:
+    search = recogniser.with_beam(LETTERS, beam=16, phrases=phrases, boost=2.0)
+    assert ears.transcribe(tie, search=search).text == text
+  assert recogniser._count(["a", "b", "a"], [*"ababa"]) == 2
+  assert recogniser._count(["a"], ["aa", "a", "a"]) == 2
+
+
+def test_phrases_that_cannot_be_spelled_are_named(caplog):
+  recogniser.with_beam(LETTERS, beam=4, phrases=["ab b", "7 up", "cow"])
+  assert "phrases that the model's classes cannot spell: 2 (7 up, cow)" in caplog.text
+  caplog.clear()
+  recogniser.with_beam(STRIPPED, beam=4, phrases=["a", "cow"])  # nobody knows
+  recogniser.with_beam(SOUNDS, beam=4, phrases=["one two"])
+  assert not caplog.text
 
 
 def test_words_of_a_lexicon_alone(ears, caplog):
@@ -212,17 +326,28 @@ def test_words_of_a_lexicon_alone(ears, caplog):
   assert all(word.text in ("ab", "bb") for word in found.words)
 
 
-@pytest.mark.parametrize("longest", [10, 40, 1000])
-def test_stretches_cover_all_and_are_cut_in_silence(longest):
-  rng = np.random.default_rng(1)
-  path = np.repeat(rng.integers(0, 7, 100).clip(max=3), rng.integers(1, 6, 100))
-  found = recogniser.stretches(path, 3, longest)
-  assert found[0][0] == 0 and found[-1][1] == len(path)
-  assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
-  assert all(0 < end - start <= longest for start, end in found)
-  if longest == 40:
-    assert all(path[end] == 3 for _, end in found[:-1])
-  assert recogniser.stretches(path[:0], 3, longest) == []
+def test_words_of_a_lexicon_that_the_language_model_lacks_are_named(caplog, tmp_path):
+  pytest.importorskip("flashlight")
+  ngram.write_arpa(ngram.estimate(["ab b", "b a"], 2), tmp_path / "lm.arpa")
+  lm = lexicon.open_lm(tmp_path / "lm.arpa")
+  recogniser.with_lexicon(LETTERS, ["ab", "bb", "aa"], lm, lexicon.Options(lm_weight=1.0))
+  assert "words of the lexicon that the language model lacks: 2 (bb, aa)" in caplog.text
+  assert "words of the language model that the lexicon lacks: 2 (b, a)" in caplog.text
+
+
+def test_a_search_of_long_audio_gives_the_text_of_one_stretch(ears, monkeypatch):
+  """No cut is in a word, even where longer runs of blanks are there than between words."""
+  rng = np.random.default_rng(0)
+  words = ["a------b", "b-----ba", "a--a-------a", "bb"]
+  path = "- -".join(rng.choice(words, 40))
+  search = recogniser.with_beam(LETTERS, beam=8)
+  whole = ears.transcribe(sound(path), search=search)
+  assert len(whole.words) == 40
+  monkeypatch.setattr(recogniser, "_STRETCH_SECONDS", 1.2)
+  cut = ears.transcribe(sound(path), search=search)
+  assert cut.text == whole.text
+  got, wanted = ([[w.start_s, w.end_s, w.confidence] for w in x.words] for x in (cut, whole))
+  np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,14 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jaxkd.errors import UserError
 from jaxkd.inference.search import ngram
-from jaxkd.labels import UnknownSymbol, Vocabulary
+from jaxkd.inference.search.heard import Heard
+from jaxkd.labels import CannotSpell, UnknownSymbol, Vocabulary
 from jaxkd.labels import lexicon as labels_lexicon
 from jaxkd.labels.text import normalise
 
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 _NEVER = -1e4  # log p of what is not to be; not -inf, which would spread as NaN
 _ORDERS = (2, 6)  # of models that flashlight's KenLM reads
 _HOMOPHONES = 6  # words with one spelling that flashlight keeps
+_SHOWN = 5  # words in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +102,25 @@ class LanguageModel:
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-  """A sentence and its score (module docstring); higher is better."""
+  """A sentence and its score (module docstring); higher is better.
+
+  Attributes:
+    text, score: of the sentence.
+    heard: which spellings of its words were.
+  """
 
   text: str
   score: float
+  heard: Heard = Heard()
 
 
-def spell(words: Iterable[str], labels: Vocabulary) -> Spellings:
+def spell(words: Iterable[str], labels: Vocabulary, name: str = "the lexicon") -> Spellings:
   """Spells words with the classes of a model.
+
+  Args:
+    words: in any order, repeats allowed.
+    labels: the classes.
+    name: of where the words are from, for errors.
 
   Raises:
     UserError: none of the words can be spelled.
@@ -115,12 +128,56 @@ def spell(words: Iterable[str], labels: Vocabulary) -> Spellings:
   spelled, missing = {}, []
   for word in dict.fromkeys(words):
     try:
-      spelled[word] = sorted({tuple(map(int, ids)) for ids in labels.spellings(word)})
+      found = {tuple(map(int, ids)) for ids in labels.spellings(word)} if word.strip() else set()
     except UnknownSymbol:
+      found = set()
+    except CannotSpell as error:
+      raise UserError(
+        f"the words of {name} cannot be spelled exactly as the model's tokenizer would: "
+        f"{error.reason}; without a lexicon it can be used, also with a prefix beam"
+      ) from error
+    if found := sorted(found - {()}):
+      spelled[word] = found
+    else:
       missing.append(word)
   if not spelled:
-    raise UserError(f"the lexicon has no word that the classes can spell: {missing[:5]}")
+    few = f" ({_few(missing)})" if missing else ""
+    raise UserError(
+      f"{name} has no word that the classes can spell{few}: give words as the model's own "
+      "transcripts have them"
+    )
   return Spellings(spelled, tuple(missing))
+
+
+def say_missing(spelled: Spellings, lm: LanguageModel | None) -> tuple[list[str], list[str]]:
+  """What lexicon and language model lack, which is logged.
+
+  Returns:
+    Words of the language model that the lexicon lacks, and words of the lexicon that the language
+    model lacks: these are <unk> there, and never heard where it has none.
+  """
+  if spelled.missing:
+    say("words of the lexicon that the model's classes cannot spell", spelled.missing)
+  if lm is None:
+    return [], []
+  missing = [word for word in lm.words if word not in spelled.words]
+  unknown = [word for word in spelled.words if word not in lm.words]
+  said = set(spelled.missing)
+  if others := [word for word in missing if word not in said]:
+    say("words of the language model that the lexicon lacks", others)
+  if unknown:
+    say("words of the lexicon that the language model lacks", unknown)
+  return missing, unknown
+
+
+def say(what: str, words: Sequence[str]) -> None:
+  """Logs how many words there are of a kind, and the first of them."""
+  log.warning("%s: %d (%s)", what, len(words), _few(words))
+
+
+def _few(words: Iterable[str]) -> str:
+  few = list(dict.fromkeys(words))
+  return ", ".join(few[:_SHOWN]) + (", …" if len(few) > _SHOWN else "")
 
 
 def read_words(path: pathlib.Path) -> list[str]:
@@ -145,28 +202,31 @@ def read_words(path: pathlib.Path) -> list[str]:
 def open_lm(path: pathlib.Path) -> LanguageModel:
   """Checks an ARPA file. Of words that differ in their case only, the likeliest is taken.
 
+  What is nothing but spaces, such as a no-break one, is no word.
+
   Raises:
-    UserError: it does not parse, or its order is not 2 to 6.
+    UserError: it does not parse, its order is not 2 to 6, or it has no words.
   """
   contents = ngram.read_contents(path)
   low, high = _ORDERS
   if not low <= (order := len(contents.sizes)) <= high:
     raise UserError(f"{path} is of order {order}: the search reads {low} to {high}")
+  normal = {word: normal for word in contents.words if (normal := normalise(word))}
+  if not normal:
+    raise UserError(f"{path} has no words: give a language model of sentences")
   written: dict[str, str] = {}
-  for word in sorted(contents.words, key=lambda word: -contents.words[word]):
-    written.setdefault(normalise(word), word)
-  if merged := len(contents.words) - len(written):
+  for word in sorted(normal, key=lambda word: -contents.words[word]):
+    written.setdefault(normal[word], word)
+  if merged := len(normal) - len(written):
     log.warning(
       "%s: %d of %d words differ from likelier ones in case or spelling only (such as %r from %r): "
       "the likelier are taken",
       path,
       merged,
-      len(contents.words),
-      *next((w, written[normalise(w)]) for w in contents.words if written[normalise(w)] != w),
+      len(normal),
+      *next((w, written[n]) for w, n in normal.items() if written[n] != w),
     )
-  return LanguageModel(
-    path, contents, {normalise(w): written[normalise(w)] for w in contents.words}
-  )
+  return LanguageModel(path, contents, {n: written[n] for n in normal.values()})
 
 
 class LexiconSearch:
@@ -191,6 +251,8 @@ class LexiconSearch:
     self._before = _ends(spellings, self._between, alone=False)
     self._behind = _ends(spellings, self._between, alone=True)
     self._classes = len(labels.symbols)
+    # Columns → classes.
+    self._true = [*range(self._classes), *self._before, *self._behind]
     self._lm = self._load(lm)
     known = {i for i, word in enumerate(self._words) if lm and word in lm.words}
     self._trie = self._prefix_tree(spellings, known)
@@ -287,15 +349,39 @@ class LexiconSearch:
       [],
       False,
     )
-    found: dict[str, float] = {}
+    found = {}
     for result in decoder.decode(emissions.ctypes.data, *emissions.shape):
-      if len(found) >= nbest and result.score < min(found.values()):
+      if len(found) >= nbest and result.score < min(other.score for other in found.values()):
         break
       words = [self._words[i] for i in result.words if i >= 0]
-      found.setdefault(" ".join(words), result.score)
+      found.setdefault(" ".join(words), result)
     # flashlight puts equals in the order of their addresses.
-    best = sorted(found.items(), key=lambda item: (-item[1], item[0].count(" "), item[0]))
-    return [Hypothesis(text, score) for text, score in best[:nbest]]
+    best = sorted(found.items(), key=lambda item: (-item[1].score, item[0].count(" "), item[0]))
+    return [Hypothesis(text, result.score, self._heard(result)) for text, result in best[:nbest]]
+
+  def _heard(self, result) -> Heard:
+    """The labels of a result's path, and where its words end in them."""
+    labels, words, start, before = [], [], 0, self._blank
+    # What it has for each frame stands between what it has for the start and the end.
+    columns, ended = result.tokens[1:-1], result.words[1:-1]
+    for number, (column, word) in enumerate(zip(columns, ended, strict=True), 1):
+      label = self._true[column]
+      # The artificial frame is of no audio.
+      if label not in (before, self._blank) and number < len(columns):
+        labels.append(label)
+      before = label
+      if word < 0:
+        continue
+      end = len(labels)
+      while start < end and labels[start] == self._between:
+        start += 1
+      while start < end and labels[end - 1] == self._between:
+        end -= 1
+      words.append((self._words[word], start, end))
+      start = len(labels)
+      if label != self._between:  # the next word's label, even if it is the same
+        before = self._blank
+    return Heard(tuple(labels), tuple(words))
 
   def _emissions(self, log_probs, log_prior, prior_scale: float) -> np.ndarray:
     """f32[T + 1, …]: scores of the classes that the lexicon uses, and the frame that ends words."""

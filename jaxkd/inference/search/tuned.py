@@ -102,7 +102,8 @@ def _make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
     return Tools(vocabulary, None, None)
   else:
     words = lm.words
-  return Tools(vocabulary, lexicon_lib.spell(words, vocabulary), lm)
+  name = f"--lexicon={settings.lexicon}" if settings.lexicon else str(lm.path)
+  return Tools(vocabulary, lexicon_lib.spell(words, vocabulary, name), lm)
 
 
 def _facts(tools: Tools, settings: Settings, splits: dict) -> dict:
@@ -119,29 +120,16 @@ def _facts(tools: Tools, settings: Settings, splits: dict) -> dict:
   if not words:
     return found
   block = {"words": len(words.words), "cannot_be_spelled": len(words.missing)}
-  if words.missing:
-    _say("words of the lexicon that the model's classes cannot spell", words.missing)
+  missing, unknown = lexicon_lib.say_missing(words, lm)
   if lm:
-    missing = [word for word in lm.words if word not in words.words]
-    unknown = [word for word in words.words if word not in lm.words]
     block |= {"lm_words_missing": len(missing), "not_in_lm": len(unknown)}
-    if missing:
-      _say("words of the language model that the lexicon lacks", missing)
-    if unknown:
-      _say("words of the lexicon that the language model lacks", unknown)
   for split, source in splits.items():
     spoken = [w for text in source.texts if text is not None for w in normalise(text).split()]
     outside = [w for w in spoken if w not in words.words]
     block[f"oov_rate_{split}"] = round(len(outside) / len(spoken), 6) if spoken else None
     if outside:
-      _say(f"of {len(spoken)} words spoken in {split} the lexicon lacks", outside)
+      lexicon_lib.say(f"of {len(spoken)} words spoken in {split} the lexicon lacks", outside)
   return found | {"lexicon": block}
-
-
-def _say(what: str, words) -> None:
-  few = list(dict.fromkeys(words))
-  more = ", …" if len(few) > 5 else ""
-  log.warning("%s: %d (%s%s)", what, len(words), ", ".join(few[:5]), more)
 
 
 def _search_model(
