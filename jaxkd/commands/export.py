@@ -195,11 +195,9 @@ def _table(facts: dict, out: pathlib.Path) -> Table:
     difference = of_file["largest_difference"]
     size = f"{of_file['bytes'] / 1e6:.1f}"
     difference = "NaN" if difference is None else f"{difference:.0e}"
-    if "not_run" in of_file:
-      table.add_row(name, size, difference, *["–"] * 3)
-      continue
     rates = (console.percent(of_file[key]) for key in ("same_texts", "wer"))
-    table.add_row(name, size, difference, *rates, f"{1 / of_file['real_time_factor']:.0f}")
+    speed = "–" if "not_run" in of_file else f"{1 / of_file['real_time_factor']:.0f}"
+    table.add_row(name, size, difference, *rates, speed)
   return table
 
 

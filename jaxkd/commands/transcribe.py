@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import errno
+import json
 import os
 import pathlib
 import sys
@@ -24,7 +26,8 @@ bytes, or raw 16-bit samples at 16 kHz.
 Without --format the text goes to standard output; with it, each recording's
 transcript goes to a file beside it, or to the same place below --out as its
 recording has below the folder that was given. A file that is there and says
-something else is left as it is, and named at the end; --overwrite replaces it.
+something else is left as it is, and named at the end, as one that cannot be
+written; --overwrite replaces it.
 
 With --stream each word is printed as soon as it is final, with its start and
 end in seconds: recordings as a stream would tell them, or a microphone,
@@ -34,6 +37,9 @@ examples:
   %(prog)s runs/symmetric-demo talk.wav
   %(prog)s runs/symmetric-demo recordings --format=srt --out=subtitles"""
 _FORMATS = ("txt", "json", "srt", "vtt", "ctm")
+_LM_WEIGHT, _BOOST = 1.0, 3.0
+# Where one file cannot be written for such a reason, none can.
+_OF_ALL_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def add_arguments(parser) -> None:
@@ -56,14 +62,15 @@ def add_arguments(parser) -> None:
   )
   search = parser.add_argument_group("search")
   add = search.add_argument
-  add(
-    "--beam", metavar="N", type=line.whole(1), default=1, help="of the prefix beam, or with words"
-  )
+  beam_help = "of the prefix beam, or with words (default 1, the best path; with these more)"
+  add("--beam", metavar="N", type=line.whole(1), help=beam_help)
   add("--lexicon", metavar="FILE", help="a word a line: nothing else is heard; needs jaxkd[decode]")
   add("--lm", metavar="FILE", help="an ARPA file, whose words are the lexicon where none is given")
-  add("--lm_weight", metavar="W", type=line.number(-1e3, 1e3), default="1", help="of log10 p")
+  weight_help = f"of log10 p (default {_LM_WEIGHT:g})"
+  add("--lm_weight", metavar="W", type=line.number(-1e3, 1e3), help=weight_help)
   add("--phrases", metavar="FILE", help="a phrase a line, to be favoured by a prefix beam")
-  add("--boost", metavar="B", type=line.number(0, 1e3), default="3", help="of each, added to log p")
+  boost_help = f"of each, added to log p (default {_BOOST:g})"
+  add("--boost", metavar="B", type=line.number(0, 1e3), help=boost_help)
 
 
 class _Recording(NamedTuple):
@@ -88,17 +95,23 @@ def run(args) -> int:
   for name in ("out", "overwrite"):
     if getattr(args, name) and not args.format:
       raise UserError(f"--{name} is for files: say which with --format=txt, srt, …")
+  if args.inputs.count("-") > 1:
+    raise UserError("- is given more than once: standard input is one recording, give it once")
   if args.stream is not None:
     return _stream(args)
+  _check_search(args)
+  if args.out:
+    _check_out(args.out)
   with tempfile.TemporaryDirectory() as spool:
     found = _recordings(args.inputs, spool)
     targets = _targets(found, args) if args.format else [None] * len(found)
+    names = _ctm_names(found) if args.format == "ctm" else [recording.name for recording in found]
     loaded = recogniser.load(args.model_source, args.model, language=args.language)
     search = _search(args, loaded.model.vocabulary, recogniser)
     started, heard, broken, left = time.monotonic(), 0.0, [], []
     with console.progress("transcribing", len(found)) as update:
       said = loaded.each([recording.path for recording in found], search=search)
-      for recording, target, transcript in zip(found, targets, said, strict=True):
+      for recording, name, target, transcript in zip(found, names, targets, said, strict=True):
         update()
         if isinstance(transcript, BrokenAudio):
           broken.append(f"{recording.name}: {transcript}")
@@ -106,8 +119,8 @@ def run(args) -> int:
         heard += transcript.seconds
         if target is None:
           _print(transcript.text, recording.name if len(found) > 1 else "")
-        elif not _write(dataclasses.replace(transcript, name=recording.name), target, args):
-          left.append(f"{buckets.name(target)} says something else and is left as it is")
+        elif reason := _write(dataclasses.replace(transcript, name=name), target, args):
+          left.append(f"{buckets.name(target)} {reason}")
   seconds = time.monotonic() - started
   told = f"{heard:.0f} s of audio in {seconds:.1f} s, {heard / seconds:.0f} times real time"
   if broken:
@@ -124,9 +137,10 @@ def _stream(args) -> int:
   from jaxkd.data.audio import BrokenAudio
   from jaxkd.inference import live, recogniser
 
-  extra = {name: getattr(args, name) for name in ("format", "lexicon", "lm", "phrases")}
-  extra["beam"] = args.beam > 1
-  if given := next((name for name, value in extra.items() if value), None):
+  later = ("format", "lexicon", "lm", "lm_weight", "phrases", "boost")
+  extra = {name: getattr(args, name) for name in later}
+  extra["beam"] = None if args.beam == 1 else args.beam
+  if given := next((name for name, value in extra.items() if value is not None), None):
     raise UserError(f"--{given} needs what comes later: leave it out with --stream")
   with contextlib.ExitStack() as stack:
     found = _streams(args.inputs, stack)
@@ -222,25 +236,40 @@ def _spooled(folder: str) -> str:
   return path
 
 
+def _check_search(args) -> None:
+  """Raises UserError where a flag would change nothing."""
+  words = args.lexicon or args.lm
+  if args.phrases and words:
+    raise UserError("--phrases is for the prefix beam: leave out --lexicon and --lm")
+  if args.boost is not None and not args.phrases:
+    raise UserError("--boost is of phrases: say which with --phrases=FILE")
+  if args.lm_weight is not None and not args.lm:
+    raise UserError("--lm_weight is of a language model: say which with --lm=FILE")
+  if args.beam == 1 and (args.phrases or words):
+    told = "--phrases" if args.phrases else "--lexicon" if args.lexicon else "--lm"
+    raise UserError(f"--beam=1 is the best path, without {told}: give 2 or more, or leave it out")
+
+
 def _search(args, vocabulary, recogniser):
   """What the flags ask for; None for the best path."""
   from jaxkd.inference.search import lexicon
 
-  if args.phrases and (args.lexicon or args.lm):
-    raise UserError("--phrases is for the prefix beam: leave out --lexicon and --lm")
   if args.lexicon or args.lm:
     lm = lexicon.open_lm(pathlib.Path(args.lm).expanduser()) if args.lm else None
     words = lm.words if lm else ()
     if args.lexicon:
       words = lexicon.read_words(pathlib.Path(args.lexicon).expanduser())
-    beam = args.beam if args.beam > 1 else lexicon.Options().beam
-    options = lexicon.Options(beam=beam, lm_weight=args.lm_weight if lm else 0.0)
-    return recogniser.with_lexicon(vocabulary, words, lm, options)
+    weight = _LM_WEIGHT if args.lm_weight is None else args.lm_weight
+    beam = args.beam or lexicon.Options().beam
+    options = lexicon.Options(beam=beam, lm_weight=weight if lm else 0.0)
+    name = f"--lexicon={args.lexicon}" if args.lexicon else f"--lm={args.lm}"
+    return recogniser.with_lexicon(vocabulary, words, lm, options, name=name)
   phrases = _phrases(pathlib.Path(args.phrases).expanduser()) if args.phrases else []
-  if not phrases and args.beam == 1:
+  if not phrases and args.beam in (None, 1):
     return None
-  beam = args.beam if args.beam > 1 else recogniser.NBEST
-  return recogniser.with_beam(vocabulary, beam=beam, phrases=phrases, boost=args.boost)
+  boost = _BOOST if args.boost is None else args.boost
+  beam = args.beam or recogniser.NBEST
+  return recogniser.with_beam(vocabulary, beam=beam, phrases=phrases, boost=boost)
 
 
 def _phrases(path: pathlib.Path) -> list[str]:
@@ -251,6 +280,25 @@ def _phrases(path: pathlib.Path) -> list[str]:
   if not any(found):
     raise UserError(f"--phrases={path} holds no phrases: one a line")
   return [text for text in found if text]
+
+
+def _check_out(folder: pathlib.Path) -> None:
+  """Tries whether a folder can be made and written to, and leaves nothing behind.
+
+  Raises:
+    UserError: it cannot.
+  """
+  absent = [part for part in (folder, *folder.parents) if not os.path.exists(part)]
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    told = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    raise UserError(f"--out={folder} must be a folder that can be written to: {told}") from error
+  finally:
+    for part in absent:
+      with contextlib.suppress(OSError):  # another process has begun to use it
+        part.rmdir()
 
 
 def _targets(found: list[_Recording], args) -> list[pathlib.Path]:
@@ -264,17 +312,19 @@ def _targets(found: list[_Recording], args) -> list[pathlib.Path]:
   for recording, target in zip(found, short, strict=True):
     same[target].add(recording.path)
   targets = []
-  for recording, target in zip(found, short, strict=True):
-    if len(same[target]) > 1:
+  for recording, plain in zip(found, short, strict=True):
+    target = plain
+    if len(same[plain]) > 1:
       target = target.with_name(f"{os.path.basename(recording.below)}.{args.format}")
-    other = named.setdefault(target, recording)
+    other, its_plain = named.setdefault(target, (recording, plain))
     if other.path != recording.path:
       raise UserError(
-        f"{other.name} and {recording.name} would both be written to {target}: give the folder "
-        "that holds both, or each its own --out=DIR"
+        f"{other.name} and {recording.name} would both be written to "
+        f"{plain if plain == its_plain else target}: give the folder that holds both, or each its "
+        "own --out=DIR"
       )
     targets.append(target)
-  there = sum(target.exists() for target in named)
+  there = sum(map(os.path.isfile, named))
   if there and not args.overwrite:
     told = "those that would say something else are left as they are (--overwrite)"
     told = f"{there} of {len(named)} transcripts are there: {told}"
@@ -291,20 +341,57 @@ def _target(recording: _Recording, args) -> pathlib.Path:
   return path.with_suffix(f".{args.format}")
 
 
+def _ctm_names(found: list[_Recording]) -> list[str]:
+  """What a CTM calls each recording, so that several CTMs may be joined.
+
+  talk, or where several are called so its path in the folder that holds all; with its extension
+  where nothing else is another.
+  """
+  of_stdin = lambda recording: recording.name == "stdin"
+  paths = [os.path.abspath("stdin" if of_stdin(r) else r.path) for r in found]
+  common = os.path.commonpath([os.path.dirname(path) for path in paths])
+  below = {path: os.path.relpath(path, common) for path in paths}
+  stems = {path: os.path.splitext(name)[0] for path, name in below.items()}
+  forms = ({path: os.path.basename(stem) for path, stem in stems.items()}, stems, below)
+  counts = [collections.Counter(form.values()) for form in forms]
+  alone = lambda path: next(
+    form[path] for form, count in zip(forms, counts, strict=True) if count[form[path]] == 1
+  )
+  return [_printable(alone(path)) for path in paths]
+
+
 def _print(text: str, name: str) -> None:
   console.out.file.write(f"{name}\t{text}\n" if name else f"{text}\n")
   console.out.file.flush()
 
 
-def _write(transcript, path: pathlib.Path, args) -> bool:
-  """Writes a transcript's file; returns whether it holds that now, and not something else."""
+def _write(transcript, path: pathlib.Path, args) -> str:
+  """Writes a transcript's file; returns why not, "" where it says that now.
+
+  Raises:
+    UserError: no other can be written, either.
+  """
   from jaxkd.inference.transcript import FORMATS
 
   text = FORMATS[args.format](transcript)
   try:
-    if path.exists() and not args.overwrite and path.read_bytes() != text.encode():
-      return False
-    files.write_text(path, text)
+    if args.overwrite or not path.exists():
+      files.write_text(path, text)
+    elif not _same(path.read_bytes(), text.encode(), args.format):
+      return "says something else and is left as it is"
   except OSError as error:
-    raise UserError(f"{path} cannot be written: {error.strerror}; --out=DIR") from error
-  return True
+    if error.errno in _OF_ALL_FILES:
+      raise UserError(f"{path} cannot be written: {error.strerror}; --out=DIR") from error
+    return f"cannot be written: {error.strerror}"
+  return ""
+
+
+def _same(there: bytes, here: bytes, kind: str) -> bool:
+  """Whether two files say the same; of a recording's path each may have its own spelling."""
+  if there == here or kind != "json":
+    return there == here
+  try:
+    found = json.loads(there)
+  except (ValueError, RecursionError):
+    return False
+  return isinstance(found, dict) and found | {"audio": ""} == json.loads(here) | {"audio": ""}

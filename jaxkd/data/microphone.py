@@ -1,5 +1,6 @@
 """Audio that a pipe brings bit by bit, such as a recorder's."""
 
+import string
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -26,6 +27,8 @@ _BEGINNINGS = (
   (0, b".snd", "AU"),
 )
 _LONGEST = 12  # bytes that show it; of RIFF, all before the first chunk
+_SHOWS_TEXT = 64  # bytes: of 2 ms of samples some are no characters
+_CHARACTERS = string.printable.encode()
 
 
 def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
@@ -35,12 +38,14 @@ def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
     pipe: buffered, with `read1`.
 
   Raises:
-    BrokenAudio: a WAV header of other samples, or another kind of file.
+    BrokenAudio: a WAV header of other samples, another kind of file, or text.
   """
   held = pipe.read(_LONGEST)
   if held.startswith(b"RIFF"):
     _skip_header(pipe)
     held = b""
+  else:
+    held += pipe.read(_SHOWS_TEXT - _LONGEST)
   if told := no_samples(held):
     raise BrokenAudio(told)
   while True:
@@ -54,14 +59,15 @@ def packets(pipe: BinaryIO) -> Iterator[np.ndarray]:
 
 
 def no_samples(data: bytes) -> str:
-  """What to do about bytes that begin a file of another kind; "" where they may be raw samples."""
+  """What to do about text, or bytes that begin a file; "" where they may be raw samples."""
   kinds = [kind for at, mark, kind in _BEGINNINGS if data.startswith(mark, at)]
-  if not kinds:
+  if kinds:
+    told = f"begins as {kinds[0]} does and cannot be read as that"
+  elif data and not data.strip(_CHARACTERS):
+    told = "is text and no audio"
+  else:
     return ""
-  return (
-    f"begins as {kinds[0]} does and cannot be read as that: pipe raw samples, with ffmpeg "
-    f"-i FILE -f s16le -ac 1 -ar {SAMPLE_RATE_HZ} -"
-  )
+  return f"{told}: pipe raw samples, with ffmpeg -i FILE -f s16le -ac 1 -ar {SAMPLE_RATE_HZ} -"
 
 
 def _skip_header(pipe: BinaryIO) -> None:

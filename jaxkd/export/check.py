@@ -146,8 +146,9 @@ def check(
     "same_texts" (share that is identical to what the student says here of audio as the runtime
     prepares it), "changed_by_preparation" (share of the student's texts that this changes), "wer",
     "words_changed" (WER with the student's texts here as references) and "real_time_factor" on
-    one thread in its runtime, or "not_run": why not. "wer_here" and "wer" are None where nothing
-    is transcribed.
+    one thread in its runtime; or, where that cannot be run, "not_run", why not, and the others of
+    the best path in onnxruntime, without a factor. "wer_here" and "wer" are None where nothing is
+    transcribed.
   """
   wer = lambda texts: error_rates(heard.references, texts)["wer"] if heard.transcribed else None
   folder = path.parent.name
@@ -158,10 +159,10 @@ def check(
   }
   try:
     listener = runtimes.RUNTIMES[folder][1](path)
+    found["runtime"] = runtimes.version(folder)
   except (ImportError, runtimes.NotRead) as error:
-    for _ in heard.audio:
-      update()
-    return found | {"not_run": str(error)}
+    listener = _best_path(model, path)
+    found |= {"runtime": runtimes.onnxruntime_version(), "not_run": str(error)}
 
   def recordings():
     for audio in heard.audio:
@@ -171,27 +172,50 @@ def check(
 
   texts, seconds = runtimes.listen(listener, recordings())
   texts = [normalise(text) for text in texts]
-  length = sum(map(len, heard.audio)) / SAMPLE_RATE_HZ
   prepared = heard.prepared.get(folder, heard.texts)
-  return found | {
-    "runtime": runtimes.version(folder),
+  found |= {
     "same_texts": _same(texts, prepared),
     "changed_by_preparation": round(1 - _same(prepared, heard.texts), 4),
     "wer": wer(texts),
     "words_changed": error_rates(heard.texts, texts)["wer"],
-    "real_time_factor": round(seconds / length, 5),
   }
+  if "not_run" in found:
+    return found
+  length = sum(map(len, heard.audio)) / SAMPLE_RATE_HZ
+  return found | {"real_time_factor": round(seconds / length, 5)}
 
 
 def _same(texts: list[str], others: list[str]) -> float:
   return round(float(np.mean([a == b for a, b in zip(texts, others, strict=True)])), 4)
 
 
+def _best_path(model: AcousticModel, path: pathlib.Path) -> runtimes.Listener:
+  """What onnxruntime alone makes of a file, for a runtime that is not here."""
+  folder, settings, written = path.parent.name, settings_of(model), _writer(model)
+  streamed = folder == online.SLOT.folder
+  run, order = _in_onnxruntime(path), np.array(classes(model))
+
+  def listener(audio: np.ndarray) -> str:
+    if streamed and not online.frames_heard(model, len(audio)):
+      return ""
+    if not streamed and folder in PREPARATIONS:  # the silence of streams is there already
+      audio = PREPARATIONS[folder](model, audio)
+    log_probs = run(**INPUTS[folder](audio, settings))[0]
+    return written(collapse(order[log_probs.argmax(-1)], blank_id=model.blank_id).tolist())
+
+  return listener
+
+
+def _in_onnxruntime(path: pathlib.Path) -> Callable[..., np.ndarray]:
+  """Inputs by name → log probabilities of a file, as its runtime runs it."""
+  streamed = path.parent.name == online.SLOT.folder
+  return runtimes.streamed_log_probs(path) if streamed else runtimes.log_probs(path)
+
+
 def difference(model: AcousticModel, path: pathlib.Path, heard: Heard) -> float | None:
   """Largest, in log probabilities of the first recordings; None where one is no number."""
   folder, order, settings = path.parent.name, classes(model), settings_of(model)
-  streamed = folder == online.SLOT.folder
-  run = runtimes.streamed_log_probs(path) if streamed else runtimes.log_probs(path)
+  run = _in_onnxruntime(path)
   given, prepare = heard.audio[:_COMPARED], PREPARATIONS.get(folder, lambda model, x: x)
   largest = 0.0
   for audio, here in zip(given, _listen(model, given, folder, log_probs=True), strict=True):

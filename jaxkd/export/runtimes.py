@@ -116,6 +116,11 @@ def version(folder: str) -> str:
   return f"{name} {importlib.metadata.version(name)}"
 
 
+def onnxruntime_version() -> str:
+  """Name and version of what runs files whose own runtime cannot."""
+  return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
+
+
 def listen(listener: Listener, recordings: Iterator[np.ndarray]) -> tuple[list[str], float]:
   """Texts, and seconds that they took."""
   texts, seconds = [], 0.0

@@ -115,7 +115,7 @@ def _class(model: AcousticModel, index: int) -> dict:
     return {"text": symbol, "starts": False, "ends": ends}
   if vocabulary.kind == "subwords":
     return {"text": text, "starts": vocabulary.starts_word(index), "ends": False}
-  if vocabulary.kind == "sentencepiece":
+  if vocabulary.kind in ("sentencepiece", "pieces"):
     return {"text": text, "starts": symbol.startswith(WORD_START), "ends": False}
   apart = vocabulary.kind == "tokens" or index in vocabulary.space_ids() or symbol == " "
   return {"text": text, "starts": apart, "ends": apart}

@@ -77,7 +77,7 @@ def as_json(found: Transcript) -> str:
 
 def as_ctm(found: Transcript) -> str:
   """NIST's CTM: recording, channel, start, duration, word, confidence."""
-  name = "_".join(found.name.rsplit("/", 1)[-1].split()) or "audio"
+  name = "_".join(found.name.split()) or "audio"
   return "".join(
     f"{name} 1 {word.start_s:.3f} {word.end_s - word.start_s:.3f} {word.text} "
     f"{word.confidence:.4f}\n"
@@ -86,43 +86,62 @@ def as_ctm(found: Transcript) -> str:
 
 
 def as_srt(found: Transcript) -> str:
-  """SubRip's subtitles."""
-  cues = enumerate(_cues(found.words), 1)
+  """SubRip's subtitles; players take what is in <> for tags, and know no way to escape it."""
+  cues = enumerate(_cues(found), 1)
   clock = lambda seconds: _clock(seconds, ",")
-  return "".join(f"{n}\n{clock(a)} --> {clock(b)}\n{text}\n\n" for n, (a, b, text) in cues)
+  shown = lambda text: text.translate(_NO_TAGS)
+  return "".join(f"{n}\n{clock(a)} --> {clock(b)}\n{shown(text)}\n\n" for n, (a, b, text) in cues)
 
 
 def as_vtt(found: Transcript) -> str:
   """WebVTT's subtitles."""
   clock = lambda seconds: _clock(seconds, ".")
-  cues = (f"{clock(a)} --> {clock(b)}\n{_escaped(text)}\n\n" for a, b, text in _cues(found.words))
+  cues = (f"{clock(a)} --> {clock(b)}\n{_escaped(text)}\n\n" for a, b, text in _cues(found))
   return "WEBVTT\n\n" + "".join(cues)
 
 
 FORMATS = {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt, "ctm": as_ctm}
 
 # A subtitle is two lines of 42 characters at most, stays for 7 s at most, and ends in a pause.
-_CUE_CHARACTERS, _CUE_SECONDS, _PAUSE_SECONDS = 84, 7.0, 0.8
+_LINE_CHARACTERS, _CUE_SECONDS, _PAUSE_SECONDS = 42, 7.0, 0.8
+# A word of one label lasts a frame, which nobody reads.
+_SHORTEST_SECONDS = 1.0
+_NO_TAGS = str.maketrans("<>", "‹›")
 
 
-def _cues(words: tuple[Word, ...]) -> list[tuple[float, float, str]]:
-  """(start, end, text) of subtitles."""
+def _cues(found: Transcript) -> list[tuple[float, float, str]]:
+  """(start, end, text) of subtitles; a short one stays on until the next, or the audio's end."""
   groups: list[list[Word]] = []
-  for word in words:
+  for word in found.words:
     if groups and _belongs(groups[-1], word):
       groups[-1].append(word)
     else:
       groups.append([word])
-  return [(g[0].start_s, g[-1].end_s, " ".join(w.text for w in g)) for g in groups]
+  cues, until = [], found.seconds
+  for group in reversed(groups):
+    start = group[0].start_s
+    end = max(group[-1].end_s, min(start + _SHORTEST_SECONDS, until))
+    cues.append((start, end, "\n".join(_lines(group))))
+    until = start
+  return cues[::-1]
 
 
 def _belongs(group: list[Word], word: Word) -> bool:
-  long = sum(len(w.text) + 1 for w in group) + len(word.text)
   return (
-    long <= _CUE_CHARACTERS
+    max(map(len, _lines([*group, word]))) <= _LINE_CHARACTERS
     and word.end_s - group[0].start_s <= _CUE_SECONDS
     and word.start_s - group[-1].end_s <= _PAUSE_SECONDS
   )
+
+
+def _lines(words: list[Word]) -> list[str]:
+  """The text of words in one line, or in two whose longer one is as short as can be."""
+  texts = [word.text for word in words]
+  text = " ".join(texts)
+  if len(text) <= _LINE_CHARACTERS or len(texts) == 1:
+    return [text]
+  halves = ([" ".join(texts[:n]), " ".join(texts[n:])] for n in range(1, len(texts)))
+  return min(halves, key=lambda both: max(map(len, both)))
 
 
 def _clock(seconds: float, mark: str) -> str:

@@ -21,7 +21,7 @@ import drawn_run
 import jaxkd
 import jaxkd.inference.finished
 from jaxkd import console
-from jaxkd.commands import distil, evaluate, train
+from jaxkd.commands import distil, evaluate, train, transcribe
 from jaxkd.commands import line as command_line
 from jaxkd.config import overrides
 from jaxkd.errors import UserError
@@ -83,6 +83,22 @@ def test_standard_input_of_other_files_is_no_raw_audio(lab, monkeypatch):
       command_line.main(["transcribe", str(lab / "run"), "-"])
 
 
+@pytest.mark.parametrize("flags", [[], ["--stream=160ms"]])
+def test_text_is_no_raw_audio(lab, monkeypatch, flags, capfd):
+  text = b"what somebody has piped here by mistake\r\n" * 99
+  stream = types.SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(text)))
+  monkeypatch.setattr(sys, "stdin", stream)
+  given = ["transcribe", str(lab / "streaming"), "-", *flags]
+  if flags:
+    assert command_line.main(given) == 1
+    told = capfd.readouterr().err
+  else:
+    with pytest.raises(UserError) as error:
+      command_line.main(given)
+    told = str(error.value)
+  assert "is text and no audio: pipe raw samples, with ffmpeg -i FILE" in told
+
+
 @pytest.fixture
 def talks(lab, tmp_path):
   """Recordings whose files' names, or their stems, are the same."""
@@ -129,8 +145,87 @@ def test_json_of_standard_input_is_the_same_again(lab, monkeypatch, tmp_path):
 
 def test_two_recordings_with_one_file_are_refused_before_a_model_is_loaded(lab, talks, tmp_path):
   two = [str(talks / "a" / "talk.wav"), str(talks / "b" / "talk.wav")]
-  with pytest.raises(UserError, match="would both be written to .*talk.wav.srt: give the folder"):
+  with pytest.raises(UserError, match="would both be written to .*/talk.srt: give the folder"):
     command_line.main(["transcribe", str(lab), *two, "--format=srt", f"--out={tmp_path}"])
+
+
+def test_json_of_another_spelling_of_the_path_is_the_same(lab, talks, monkeypatch, capfd):
+  monkeypatch.chdir(talks)
+  given = ["transcribe", str(lab / "run"), "--format=json"]
+  for path in ("a/talk.wav", "./b/../a/talk.wav", str(talks / "a" / "talk.wav")):
+    assert command_line.main([*given, path]) == 0
+  there = talks / "a" / "talk.json"
+  assert json.loads(there.read_text())["audio"] == "a/talk.wav"
+  for other in (there.read_text().replace('"text"', '"said"', 1), "[]", "{", "[" * 100_000):
+    there.write_text(other)
+    assert command_line.main([*given, "a/talk.wav"]) == 1
+    assert there.read_text() == other
+  assert "talk.json says something else" in capfd.readouterr().err
+
+
+def test_what_cannot_be_written_does_not_stop_the_others(lab, talks, capfd, tmp_path):
+  out = tmp_path / "o"
+  (out / "b" / "talk.txt").mkdir(parents=True)
+  (talks / "a" / "other.wav").rename(talks / "a" / f"{'x' * 250}.wav")
+  given = ["transcribe", str(lab / "run"), str(talks), "--format=json", f"--out={out}"]
+  assert command_line.main(given) == 1  # 250 letters, and .json
+  assert f"{'x' * 250}.json cannot be written: File name too long" in capfd.readouterr().err
+  given[3] = "--format=txt"  # where a folder is called so
+  for flags in ([], ["--overwrite"]):
+    assert command_line.main([*given, *flags]) == 1
+    assert len(list((out / "a").glob("*.txt"))) == 2
+    err = capfd.readouterr().err
+    assert f"{out / 'b' / 'talk.txt'} cannot be written: Is a directory" in err
+    assert "2 of 4 transcripts not written" in err
+
+
+def test_a_full_disk_ends_it(lab, talks, monkeypatch):
+  heard = []
+
+  def fail(path, text):
+    heard.append(path)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(jaxkd.files, "write_text", fail)
+  with pytest.raises(UserError, match="cannot be written: No space left on device; --out=DIR"):
+    command_line.main(["transcribe", str(lab / "run"), str(talks), "--format=txt"])
+  assert len(heard) == 1
+
+
+def test_out_is_tried_before_a_model_is_loaded(lab, talks, tmp_path):
+  (tmp_path / "file").touch()
+  for out, told in ("file", "it is a file"), ("file/o", "it is a"), ("x" * 300, "name too long"):
+    given = [str(lab), str(talks), "--format=txt", f"--out={tmp_path / 'new' / '..' / out}"]
+    with pytest.raises(UserError, match=f"must be a folder that can be written to: .*{told}"):
+      command_line.main(["transcribe", *given])
+  with pytest.raises(UserError, match="neither the workdir of a finished run"):
+    given = [str(lab), str(talks), "--format=txt", f"--out={tmp_path / 'new' / 'o'}"]
+    command_line.main(["transcribe", *given])
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  ("inputs", "names"),
+  [
+    (["a/talk.wav", "a/other.wav"], ["talk", "other"]),
+    (["a/talk.wav", "b/talk.wav", "a/other.wav"], ["a/talk", "b/talk", "other"]),
+    (["a", "b"], ["other", "a/talk.flac", "a/talk.wav", "b/talk"]),
+    (["b/talk.wav", "-", "a/other.wav"], ["talk", "stdin", "other"]),
+    (["a/talk.wav", "./b/../a/talk.wav"], ["talk", "talk"]),
+  ],
+)
+def test_no_two_recordings_have_one_name_in_a_ctm(talks, monkeypatch, tmp_path, inputs, names):
+  monkeypatch.chdir(talks)
+  data = types.SimpleNamespace(buffer=io.BytesIO(bytes(range(256))))
+  monkeypatch.setattr(sys, "stdin", data)
+  assert transcribe._ctm_names(transcribe._recordings(inputs, str(tmp_path))) == names
+
+
+def test_ctms_can_be_joined(lab, talks, tmp_path):
+  given = ["transcribe", str(lab / "run"), str(talks), "--format=ctm", f"--out={tmp_path / 'o'}"]
+  assert command_line.main(given) == 0
+  lines = "".join(path.read_text() for path in (tmp_path / "o").rglob("*.ctm")).splitlines()
+  assert {line.split()[0] for line in lines} == {"other", "a/talk.flac", "a/talk.wav", "b/talk"}
 
 
 def test_names_that_are_no_utf_8_are_printable(lab, said, monkeypatch, tmp_path):
@@ -201,6 +296,15 @@ def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
     (["{lab}/run", "{lab}/audio", "--phrases=gone.txt"], "gone.txt cannot be read"),
     (["{lab}/run", "{lab}/audio", "--lm=gone.arpa"], "gone.arpa cannot be read"),
     (["{lab}/run", "{lab}/audio", "--lm=a", "--phrases=b"], "leave out --lexicon and --lm"),
+    (["{lab}/run", "{lab}/audio", "--boost=3"], "--boost is of phrases: say which with --phrases"),
+    (
+      ["{lab}/run", "{lab}/audio", "--lexicon=a", "--lm_weight=0"],
+      "of a language model: say which",
+    ),
+    (["{lab}/run", "{lab}/audio", "--lexicon=a", "--beam=1"], "the best path, without --lexicon"),
+    (["{lab}/run", "{lab}/audio", "--phrases=a", "--beam=1"], "the best path, without --phrases"),
+    (["{lab}/run", "-", "{lab}/audio", "-"], "- is given more than once"),
+    (["{lab}/streaming", "-", "-", "--stream=40ms"], "- is given more than once"),
     (["{lab}/run"], "missing: INPUT"),
     (["{lab}/run", "-", "--stream=320"], "'320'; give milliseconds, such as 320ms"),
     (["{lab}/run", "-", "--stream=0ms"], "'0ms'; it must be longer"),
@@ -208,6 +312,8 @@ def test_one_broken_file_does_not_stop_the_others(lab, said, capfd, tmp_path):
     (["{lab}/streaming", "-", "--stream=30ms"], "must be a multiple of a frame, 40 ms"),
     (["{lab}/streaming", "-", "--stream=40ms", "--format=srt"], "--format needs what comes later"),
     (["{lab}/streaming", "-", "--stream=40ms", "--beam=8"], "--beam needs what comes later"),
+    (["{lab}/streaming", "-", "--stream=40ms", "--boost=0"], "--boost needs what comes later"),
+    (["{lab}/streaming", "-", "--stream=40ms", "--lm_weight=2"], "--lm_weight needs what comes"),
   ],
 )
 def test_mistakes_are_one_line(lab, flags, words):

@@ -267,6 +267,69 @@ def test_without_transcripts_there_is_no_wer(tmp_path, monkeypatch):
   assert check.lost({"wer": 0.1, "words_changed": 0.0}, {"wer": 0.1, "words_changed": 0.5}) == 0
 
 
+def test_smaller_forms_are_judged_without_their_runtime(tmp_path, monkeypatch):
+  """By the best path in onnxruntime: what loses too much is not kept."""
+  monkeypatch.setattr(runtimes, "RUNTIMES", {"onnx-asr": ("onnx-asr", not_read)})
+  model, small = talkative(make_model(), 1), talkative(make_model(), 0)
+  (place := tmp_path / "onnx-asr").mkdir()
+  for name, of in ("model.onnx", model), ("model.int8.onnx", small):
+    (place / name).write_bytes(slot("onnx-asr").build(of, False).SerializeToString())
+  given = check.Recordings(tones(), ["a b", "f"], 0)
+  heard, facts, updates = check.hear(model, given, (), lambda: None), {}, []
+  for path in sorted(place.iterdir()):
+    name = f"onnx-asr/{path.name}"
+    facts[name] = check.check(model, path, heard, lambda: updates.append(0))
+    assert facts[name]["not_run"] == "not this one" and "real_time_factor" not in facts[name]
+    assert facts[name]["runtime"].startswith("onnxruntime ")
+  whole, broken = facts["onnx-asr/model.onnx"], facts["onnx-asr/model.int8.onnx"]
+  assert whole["same_texts"] == 1 and whole["wer"] == whole["wer_here"] and len(updates) == 4
+  assert whole["words_changed"] == 0 and broken["wer"] is not None and broken["words_changed"] > 0
+  for facts_ in facts.values():
+    facts_["wer"] = None  # as where nothing is transcribed
+  folder._drop_what_is_wrong(tmp_path, facts, 0.5)
+  assert "% more of the words" in broken["not_kept"] and "not_kept" not in whole
+  assert [path.name for path in place.iterdir()] == ["model.onnx"]
+
+
+def talkative(model: AcousticModel, seed: int) -> AcousticModel:
+  """Says something of `tones`."""
+  rng = np.random.default_rng(seed)
+  moved = lambda x: (x + 0.2 * rng.normal(size=x.shape)).astype(np.float32)
+  return dataclasses.replace(model, params=jax.tree.map(moved, model.params))
+
+
+def tones() -> list[np.ndarray]:
+  """Two recordings whose frames are not all alike."""
+  rng, time = np.random.default_rng(0), np.arange(1600) / 16_000
+  pairs = zip(rng.uniform(100, 7000, 10), rng.uniform(0.01, 0.9, 10), strict=True)
+  whole = np.concatenate([g * np.sin(2 * np.pi * f * time) for f, g in pairs]).astype(np.float32)
+  return [whole, whole[:9000]]
+
+
+def not_read(path):
+  raise runtimes.NotRead("not this one")
+
+
+@pytest.mark.parametrize("name", ["omnilingual", "online"])
+def test_the_best_path_in_onnxruntime_is_the_students(name, tmp_path):
+  """Of audio as the runtime would hear it, and of too little of it."""
+  kind = ("logmel", "utterance") if name == "omnilingual" else ("sherpa", "none")
+  model = talkative(make_model(*kind), 1)
+  if name == "online":
+    model = dataclasses.replace(model, chunks=Chunks(3, 5))
+  path = tmp_path / name / "model.onnx"
+  path.parent.mkdir()
+  build = online.SLOT.build if name == "online" else slot(name).build
+  path.write_bytes(build(model, False).SerializeToString())
+  given = check.Recordings(tones(), [None, None], 0)
+  heard = check.hear(model, given, (name,), lambda: None)
+  listen, padded = check._best_path(model, path), online.padded if name == "online" else None
+  texts = [check.normalise(listen(padded(model, x) if padded else x)) for x in heard.audio]
+  assert texts == heard.prepared.get(name, heard.texts) and all(texts)
+  if padded:
+    assert listen(np.zeros(400, np.float32)) == ""
+
+
 def test_models_of_an_earlier_export_are_taken_away(tmp_path):
   kept = ["online/mine.onnx", "online/tokens.txt", "onnx-asr/model.onnx", "model.onnx"]
   gone = ["online/model.onnx", "online/model.int8.onnx", "zipformer/model.fp16.onnx"]

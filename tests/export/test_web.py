@@ -108,7 +108,23 @@ def vocabularies() -> list[labels.Vocabulary]:
   found = [labels.characters(" abcσ'é"), labels.Vocabulary(greek, 0, "|")]
   found += [phonemes(spoken), TokenVocabulary(("<pad>", "n", "oʊ", "|"), 0, "|")]
   found.append(PieceVocabulary(("▁", "a", "▁ab", "é", "'", "<blank>"), 5, ""))
+  marked = ("<unk>", "▁the", "▁cat", "s", "▁É", "'", "▁", "<blank>", "A")
+  found.append(labels.MarkedVocabulary(marked, 7, ""))
+  for decoder in ({"type": "Metaspace", "replacement": "▁"}, None):
+    found.append(subwords("▁the", "▁cat", "s", "▁É", "'", decoder=decoder))
   return found
+
+
+def subwords(*symbols: str, decoder: dict | None) -> labels.SubwordVocabulary:
+  """Pieces of a tokenizer.json; the blank is last."""
+  model = {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(symbols)}, "merges": []}
+  tokenizer = json.dumps({"model": model, "decoder": decoder})
+  return labels.SubwordVocabulary((*symbols, "<pad>"), len(symbols), "", tokenizer)
+
+
+def test_every_kind_of_vocabulary_is_tried():
+  kinds = {kind.kind for kind in (labels.Vocabulary, *labels.Vocabulary.__subclasses__())}
+  assert {vocabulary.kind for vocabulary in vocabularies()} == kinds
 
 
 @needs_node
