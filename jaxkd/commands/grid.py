@@ -6,6 +6,7 @@ import shlex
 from jaxkd import buckets, console, workdirs
 from jaxkd.commands import line
 from jaxkd.config import grids, overrides
+from jaxkd.errors import TRY_AGAIN, TryAgain
 
 
 def add_arguments(parser) -> None:
@@ -48,7 +49,7 @@ example: %(prog)s small --recipe=demo"""
 
 
 def run(args) -> int:
-  """Runs the grid; returns the exit status: 1 where a run failed."""
+  """Runs the grid; returns the exit status: 1 where a run failed, TRY_AGAIN where that may pass."""
   path, recipe = overrides.find_grid(args.grid), args.recipe
   grid = grids.load(path, recipe)
   cells = grids.cells_of(grid, recipe, tuple(args.config_fields), args.unlabelled)
@@ -64,16 +65,21 @@ def run(args) -> int:
     return 0
   from jaxkd import report
   from jaxkd.devices import mesh
-  from jaxkd.report import plots
+  from jaxkd.report import claims, plots
   from jaxkd.training.grid import train_all
 
   plots.library()  # before hours of training rather than after
+  claims.read(grid["claims"])
   mesh.start_processes()
-  failed = train_all(cells, folder, each_its_teacher=grid["teachers"] == "each")
+  # Of all seeds, whichever of them --only leaves.
+  teacher_seed = None if grid["teachers"] == "each" else grid["seeds"][0]
+  failed = train_all(cells, folder, teacher_seed=teacher_seed)
   if mesh.is_first():
     runs, out = sorted(p.parent for p in folder.glob(f"*/{workdirs.CONFIG}")), folder / "report"
     found = report.write(runs, buckets.output(out), claims=grid["claims"])
     console.out.print(
       f"report: {buckets.name(found)}", highlight=False, markup=False, soft_wrap=True
     )
+  if any(isinstance(error, TryAgain) for error in failed.values()):
+    return TRY_AGAIN
   return 1 if failed else 0

@@ -14,6 +14,7 @@ from jaxkd import buckets, console, files, workdirs
 from jaxkd import config as config_lib
 from jaxkd.commands import line
 from jaxkd.config import overrides
+from jaxkd.errors import UserError
 
 _EPILOG = """\
 Fields that are often set:
@@ -147,7 +148,10 @@ def _comparable(workdir: pathlib.Path) -> str:
   """The workdirs beside one, by a pattern, where a report can hold them together; else it alone."""
 
   def test(folder: pathlib.Path):
-    return files.read_json(folder / workdirs.DATA).get("test", {}).get("fingerprint")
+    try:
+      return files.read_json(folder / workdirs.DATA, dict).get("test", {}).get("fingerprint")
+    except (UserError, AttributeError):  # of another's run, which is damaged
+      return None
 
   beside = [p.parent for p in workdir.absolute().parent.glob(f"*/{workdirs.RESULTS}")]
   if all((f / workdirs.DATA).exists() and test(f) == test(workdir) for f in beside):

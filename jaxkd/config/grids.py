@@ -73,6 +73,9 @@ def _check_types(grid: dict) -> None:
     if not isinstance(varied, dict):
       raise ValueError(f"variants: {variant} has {varied!r}; it must be a dict of fields, or {{}}")
     lists |= {f"{variant}: {field}": values for field, values in varied.items()}
+  for name in ("scales", "seeds"):
+    if isinstance(grid[name], (tuple, list, range)) and not len(grid[name]):
+      raise ValueError(f"{name} is {grid[name]!r}; it must have one value or more")
   for name, values in lists.items():
     if not isinstance(values, (tuple, list, range)):
       raise ValueError(f"{name} is {values!r}; it must be a tuple or list of values")

@@ -59,6 +59,7 @@ def decoded(source: Source, wanted: Sequence[tuple[int, float]]) -> list:
     waiting = [pool.submit(work, utterance, speed) for utterance, speed in wanted]
     return [future.result() for future in waiting]
   except BrokenProcessPool as error:
+    _processes.cache_clear()  # who goes on in this process gets new ones
     raise TryAgain(
       "a process that decodes audio (config.data.workers) has died, perhaps for want of memory: "
       f"{' '.join(str(error).split())} The same command goes on from the last save"

@@ -105,7 +105,7 @@ def judge(claims: Sequence[dict], rows: list[Row]) -> list[Finding]:
   Raises:
     UserError: a claim that is none.
   """
-  found = [_compare(_claim(fields), rows) for fields in claims]
+  found = [_compare(claim, rows) for claim in read(claims)]
   tested = sorted((f for f in found if f.seeds > 1), key=lambda f: f.p)
   corrected, least = {}, 0.0
   for number, finding in enumerate(tested):
@@ -116,7 +116,18 @@ def judge(claims: Sequence[dict], rows: list[Row]) -> list[Finding]:
   ]
 
 
+def read(claims: Sequence[dict]) -> list[Claim]:
+  """The claims of a grid.
+
+  Raises:
+    UserError: one that is none.
+  """
+  return [_claim(fields) for fields in claims]
+
+
 def _claim(fields: dict) -> Claim:
+  if not isinstance(fields, dict):
+    raise UserError(f"a claim of the grid is {fields!r}: it must be a dict of text, a, b, expect")
   known = [f.name for f in dataclasses.fields(Claim)]
   try:
     return Claim(**fields)

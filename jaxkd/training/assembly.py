@@ -390,6 +390,11 @@ def _batches(
   if spelling is not None and None in train.texts:
     options["apart"] = np.array([text is None for text in train.texts])
   first = plan.epoch_plan(train.durations, shapes, seed=made.config.seed, epoch=0, **options)
+  if training.accumulate > (most := training.epochs * len(first)):
+    raise UserError(
+      f"config.training.accumulate is {training.accumulate}: it must be at most {most}, the "
+      "batches of this run"
+    )
   advice.padding(first.padding_rate(train.durations), training.buckets)
   advice.filler(shapes, devices)
   return shapes, options, len(first)

@@ -10,21 +10,21 @@ from rich.table import Table
 
 from jaxkd import buckets, console
 from jaxkd.config.grids import Cell
-from jaxkd.errors import UserError
+from jaxkd.errors import TryAgain, UserError
 from jaxkd.training import assembly, loop
 
 log = logging.getLogger(__name__)
 
 
 def train_all(
-  cells: list[Cell], folder: pathlib.Path, *, each_its_teacher: bool = False
-) -> dict[str, str]:
+  cells: list[Cell], folder: pathlib.Path, *, teacher_seed: int | None = None
+) -> dict[str, UserError]:
   """Trains what is not finished; a run that fails is left, and the others go on.
 
   Args:
-    cells: of the grid.
+    cells: of the grid, or those of it that are wanted now.
     folder: of its workdirs.
-    each_its_teacher: whether each seed has its own teacher; else the first seed's is all others'.
+    teacher_seed: of the one teacher of all seeds; None where each has its own.
 
   Returns:
     Name of each run that failed → why.
@@ -37,42 +37,57 @@ def train_all(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"--folder={folder} cannot be made: {error.strerror}") from error
-  # Seeds differ in no program, and most variants in the train step alone.
-  jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / ".programs"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   opened: dict = {}
   sources: dict[int, str] = {}  # seed → workdir of its teacher
-  rows: dict[str, dict | str] = {}
+  rows: dict[str, dict | UserError] = {}
   for cell in cells:
     started = time.monotonic()
     config = cell.config.copy_and_resolve_references().unlock()
     if config.teacher.source == "train":
-      seed = config.seed if each_its_teacher else cells[0].config.seed
+      seed = config.seed if teacher_seed is None else teacher_seed
       if seed not in sources:
         sources[seed] = _teacher(config.copy_and_resolve_references(), seed, folder, opened)
       config.teacher.source = sources[seed]
     try:
-      plan = assembly.plan_run(config.lock(), folder / cell.name, opened)
-      rows[cell.name] = loop.carry_out(plan)
+      rows[cell.name] = _trained(config.lock(), folder / cell.name, opened)
     except UserError as error:
-      rows[cell.name] = str(error)
+      rows[cell.name] = error
       log.warning("%s failed: %s", cell.name, error)
     seconds, left = time.monotonic() - started, len(cells) - len(rows)
     log.info("%s: %.0f s; %d of %d runs to go", cell.name, seconds, left, len(cells))
     if console.err.is_terminal or not left:
       console.err.print(_table(cells, rows))
-  return {name: found for name, found in rows.items() if isinstance(found, str)}
+  return {name: found for name, found in rows.items() if isinstance(found, UserError)}
+
+
+def _trained(config: ConfigDict, workdir: pathlib.Path, opened: dict) -> dict:
+  """The results of a run; what may pass is tried once more.
+
+  Raises:
+    UserError: it failed, also for want of memory, where one process can tell that alone.
+  """
+  run = lambda: loop.carry_out(assembly.plan_run(config, workdir, opened))
+  try:
+    try:
+      return run()
+    except TryAgain as error:
+      log.warning("%s: %s; once more", workdir.name, error)
+      return run()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
+      raise
+    raise UserError(f"not enough memory: {str(error).splitlines()[0]}") from error
 
 
 def _teacher(config: ConfigDict, seed: int, folder: pathlib.Path, opened: dict) -> str:
   """The workdir of the teacher of a config with a seed, trained first."""
   config.seed = seed
   teacher = assembly.plan_run(config, folder / "run", opened).teacher
-  loop.carry_out(teacher)
+  loop.carry_out(teacher, wait=True)  # the same grid may run beside this one
   return buckets.name(teacher.folder)
 
 
-def _table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
+def _table(cells: list[Cell], rows: dict[str, dict | UserError]) -> Table:
   """How the runs stand: results by name, or why one failed."""
   found = Table(title=f"{len(rows)} of {len(cells)} runs", title_justify="left")
   for heading in ("run", "dev WER %", "test WER %", "seconds"):
@@ -81,7 +96,7 @@ def _table(cells: list[Cell], rows: dict[str, dict | str]) -> Table:
     result = rows.get(cell.name)
     if result is None:
       found.add_row(cell.name, "", "", "", style="dim")
-    elif isinstance(result, str):
+    elif isinstance(result, UserError):
       found.add_row(cell.name, "failed", "", "", style="red")
     else:
       rates = [console.percent(_wer(result, split)) for split in ("dev", "test")]

@@ -166,6 +166,7 @@ class _Loop:
     self.flops: dict[plan_lib.Shape, float] = {}  # of an update
     self.broken: dict[str, str] = {}  # since the last save, by this process
     self.notes: dict[str, str] = {}  # beside the bar of an epoch
+    self.bad = (0, 0)  # skipped updates, and all, since most were good
     runs = isinstance(run.teacher, AcousticModel)
     self.on_dev = Remembered(run.teacher) if runs else None
 
@@ -221,8 +222,7 @@ class _Loop:
       if position.to_evaluate:
         self._evaluate_epoch()
         position.to_evaluate = False
-      if position.epoch < run.epochs:
-        self._leave_if_asked()
+      self._leave_if_asked()
 
   def _compile(self) -> dict:
     """The train step for every batch shape, ahead of time and side by side."""
@@ -355,12 +355,15 @@ class _Loop:
     return shown
 
   def _stop_if_hopeless(self, skipped, planned, step: int) -> None:
-    """Raises where too many updates since the last log line gave no finite number."""
+    """Raises where too many of the last updates gave no finite number."""
     position, count, of = self.position, int(skipped.total), int(skipped.weight)
     position.skipped += count
     if count:
       log.warning("%d of the last %d updates were no finite numbers and skipped", count, of)
-    if count < _HOPELESS_UPDATES or 2 * count <= of:
+    # Over log lines, of which short epochs have one each.
+    count, of = count + self.bad[0], of + self.bad[1]
+    self.bad = (count, of) if 2 * count > of else (0, 0)
+    if self.bad[0] < _HOPELESS_UPDATES:
       return
     last = int(self.state.last_skipped)
     batch = planned[position.batch - (step - last)]

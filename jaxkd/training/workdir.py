@@ -18,6 +18,7 @@ from jaxkd.labels import Vocabulary
 log = logging.getLogger(__name__)
 _ARCHIVED = "$Format:%H$"  # see .gitattributes beside this file
 _SHOWN = 3  # differences in a message
+_NAMED_SUMS = 1  # the first schema whose training states are those of today
 
 
 def check_usable(folder: pathlib.Path) -> None:
@@ -170,17 +171,21 @@ def _check_same_run(
   before, now = _binding(folder / workdirs.CONFIG), config_lib.binding(config)
   name = "training.epochs"
   was, wanted = before[name], now[name]
-  if stored.get("schema", 0) < config_lib.SCHEMA and finished(folder, wanted) is None:
+  if stored.get("schema", 0) < _NAMED_SUMS and finished(folder, wanted) is None:
     _check_nothing_to_resume(folder)
-  if wanted > was:
+  there = _fingerprints(folder / workdirs.DATA) if (folder / workdirs.DATA).exists() else {}
+  # What was begun for more epochs and left is still finished for those that it has.
+  if wanted > was or (finished(folder, wanted) or {}).get("epochs") == wanted:
     before |= {name: wanted}
+  if "teacher" in there and there["teacher"] == data.get("teacher", {}).get("fingerprint"):
+    before["teacher.source"] = now["teacher.source"]  # the same one, by another name
   differences = [
     f"config.{name} was {_shown(before, name)} and is {_shown(now, name)}"
     for name in sorted(before.keys() | now.keys())
     if before.get(name) != now.get(name)
   ]
-  if (folder / workdirs.DATA).exists():
-    differences += _other_data(_fingerprints(folder / workdirs.DATA), data)
+  if there:
+    differences += _other_data(there, data)
   path = folder / workdirs.LABELS
   same_classes = not path.exists() or Vocabulary.load(path) == vocabulary
   if not same_classes:

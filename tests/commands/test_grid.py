@@ -3,13 +3,15 @@
 import fnmatch
 import json
 import shlex
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 import corpus
 from jaxkd.commands import line as command_line
 from jaxkd.config import grids, overrides
-from jaxkd.errors import UserError
+from jaxkd.errors import TryAgain, UserError
 from jaxkd.training import grid
 
 GRIDS = corpus.ROOT / "configs" / "grids"
@@ -71,6 +73,8 @@ def test_audio_without_transcripts_goes_to_runs_that_need_none():
     (GRID.format((1.0,), {"keep": 3}), "variants: keep has 3; it must be a dict"),
     (GRID.format((1.0,), {"keep": {"kd.loss": "kl"}}), "keep: kd.loss is 'kl'; it must be a tuple"),
     (GRID.format((1.0,), 5), "TypeError"),
+    (GRID.format((), {}), "scales is .*; it must have one value or more"),
+    (GRID.format((1.0,), {}).replace("(0,)", "()"), "seeds is .*; it must have one value or more"),
   ],
 )
 @pytest.mark.parametrize("name", ["mine.py", "README.md"])
@@ -117,6 +121,64 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="--folder=.*file/runs cannot be made: Not a directory"):
     grid.train_all([], tmp_path / "file" / "runs")
+
+
+class Trained:
+  """What a grid trains, without training: (workdir, seed of its teacher, teacher.source)."""
+
+  def __init__(self, patch, fails=lambda name, count: None):
+    self.runs, self.waits, self.fails = [], [], fails
+    patch.setattr(grid.assembly, "plan_run", self.plan_run)
+    patch.setattr(grid.loop, "carry_out", self.carry_out)
+
+  def plan_run(self, config, folder, opened):
+    teacher = SimpleNamespace(folder=folder.parent / f"teacher-{config.seed}", teacher=None)
+    return SimpleNamespace(folder=folder, teacher=teacher, config=config)
+
+  def carry_out(self, plan, wait=False):
+    self.runs.append(plan.folder.name)
+    self.waits.append(wait)
+    if error := self.fails(plan.folder.name, self.runs.count(plan.folder.name)):
+      raise error
+    return {"wall_seconds": 1.0}
+
+
+def cells_of_two_seeds():
+  settings = dict(scales=(1.0,), seeds=(0, 1), variants={"standard": {}})
+  return grids.cells_of(settings, "demo", (), "")
+
+
+def test_some_seeds_have_the_teacher_of_the_whole_grid(tmp_path, monkeypatch):
+  trained = Trained(monkeypatch)
+  second = cells_of_two_seeds()[1:]
+  assert grid.train_all(second, tmp_path, teacher_seed=0) == {}
+  assert trained.runs == ["teacher-0", second[0].name] and trained.waits == [True, False]
+  trained.runs.clear()
+  grid.train_all(second, tmp_path)
+  assert trained.runs == ["teacher-1", second[0].name]
+
+
+def test_what_may_pass_is_tried_again_and_the_others_go_on(tmp_path, monkeypatch):
+  first, second = (cell.name for cell in cells_of_two_seeds())
+  no_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore")
+  errors = {(first, 1): TryAgain("a worker died"), (second, 1): no_memory}
+  trained = Trained(monkeypatch, lambda *run: errors.get(run))
+  failed = grid.train_all(cells_of_two_seeds(), tmp_path, teacher_seed=0)
+  assert trained.runs == ["teacher-0", first, first, second]
+  assert list(failed) == [second] and str(failed[second]).endswith("RESOURCE_EXHAUSTED: 9 GB")
+  errors[first, 2] = errors[first, 3] = errors[first, 4] = TryAgain("a worker died")
+  failed = grid.train_all(cells_of_two_seeds(), tmp_path, teacher_seed=0)
+  assert isinstance(failed[first], TryAgain) and second not in failed
+
+
+@pytest.mark.parametrize("claims", ["[5]", "[None]", "[dict(txt='x', a='a', b='b')]"])
+def test_claims_are_read_before_anything_is_trained(tmp_path, monkeypatch, claims):
+  trained = Trained(monkeypatch)
+  path = tmp_path / "mine.py"
+  path.write_text(GRID.format((1.0,), {"standard": {}}).replace("dict(", f"dict(claims={claims}, "))
+  with pytest.raises(UserError, match="a claim of the grid is") as caught:
+    command_line.main(["grid", str(path), f"--folder={tmp_path / 'runs'}"])
+  assert "\n" not in str(caught.value) and trained.runs == []
 
 
 def test_only_some():

@@ -19,6 +19,7 @@ from jaxkd.errors import Interrupted, UserError
 from jaxkd.models import kept
 from jaxkd.training import assembly, workdir
 from jaxkd.training import loop as train
+from jaxkd.types import WeightedSum
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_to_compile", "compiled_once")]
 
@@ -355,6 +356,58 @@ def test_stop_between_epochs(lab, teacher, finished, monkeypatch):
   assert (found["test"], found["dev"]) == (finished[0]["test"], finished[0]["dev"])
   models = [kept.read(lab / n).load(mesh_lib.make_mesh()) for n in ("stopped", "symmetric")]
   jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
+
+
+def test_a_stop_in_the_last_evaluation_is_heeded():
+  left = []
+  loop = SimpleNamespace(
+    run_=SimpleNamespace(epochs=3),
+    position=SimpleNamespace(epoch=3, to_evaluate=True),
+    _evaluate_epoch=lambda: left.append("evaluated"),
+    _leave_if_asked=lambda: left.append("asked"),
+  )
+  train._Loop._train(loop)
+  assert left == ["evaluated", "asked"]
+
+
+def skipped_over(windows) -> int | None:
+  """The log line, counted from 1, at which (skipped, of) updates of each end a run."""
+  ids = [f"u{i}" for i in range(4)]
+  planned = [SimpleNamespace(rows=[[i]]) for i in range(4)]
+  loop = SimpleNamespace(
+    bad=(0, 0),
+    state=SimpleNamespace(last_skipped=0),
+    position=SimpleNamespace(skipped=0, batch=4),
+    run_=SimpleNamespace(data=SimpleNamespace(train=SimpleNamespace(ids=ids))),
+  )
+  for number, (count, of) in enumerate(windows, 1):
+    step = 4 * number
+    loop.state.last_skipped = step - 1
+    try:
+      train._Loop._stop_if_hopeless(loop, WeightedSum(count, of), planned, step)
+    except UserError:
+      return number
+  return None
+
+
+def test_short_epochs_without_numbers_end_the_run_too():
+  assert skipped_over([(4, 4)] * 5) == 2
+  assert skipped_over([(3, 4)] * 5) == 2
+  assert skipped_over([(4, 4), (0, 4)] * 5) is None
+  assert skipped_over([(1, 4)] * 20) is None
+  assert skipped_over([(13, 25)]) == 1
+
+
+def test_more_batches_an_update_than_there_are_is_one_line(lab):
+  words = "config.training.accumulate is 1000: it must be at most [0-9]+, the batches of this run"
+  with pytest.raises(UserError, match=words):
+    start(
+      lab,
+      "ctc",
+      "accumulated",
+      f"--config.data.train={lab / 'train.jsonl'}",
+      "--config.training.accumulate=1000",
+    )
 
 
 @pytest.mark.parametrize(

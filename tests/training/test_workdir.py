@@ -129,6 +129,34 @@ def test_a_student_does_not_go_on_under_a_teacher_that_has_changed(folder):
   refused(folder, "the teacher has changed", config(), taught("0123"))
 
 
+def test_the_same_teacher_may_have_another_name(tmp_path):
+  taught = lambda digits: DATA | {"teacher": {"name": "t", "fingerprint": digits}}
+  here, moved = config(teacher__source="runs/t"), config(teacher__source="/moved/runs/t")
+  folder = claimed(tmp_path / "run", here, taught("cdef"))
+  claimed(folder, moved, taught("cdef"))
+  refused(folder, "teacher.source was .*; the teacher has changed", here, taught("0123"))
+  unknown = claimed(tmp_path / "unknown", here)
+  refused(unknown, r"config.teacher.source was 'runs/t' and is '/moved/runs/t'", moved)
+
+
+def test_a_finished_run_that_was_begun_for_more_epochs_is_finished(folder):
+  epochs = config().training.epochs
+  finish(folder, epochs)
+  claimed(folder, config(training__epochs=100 * epochs))
+  refused(folder, "training.epochs was", config(training__epochs=epochs - 1))
+  claimed(folder)
+  assert files.read_json(folder / "config.json")["training"]["epochs"] == epochs
+  claimed(folder, config(training__epochs=2 * epochs))
+
+
+def test_a_state_of_a_schema_that_had_the_same_arrays_is_resumed(folder):
+  path = folder / "config.json"
+  files.write_json(path, files.read_json(path) | {"schema": config_lib.SCHEMA - 1})
+  (folder / "checkpoints" / "last" / "40").mkdir(parents=True)
+  claimed(folder)
+  assert files.read_json(path)["schema"] == config_lib.SCHEMA
+
+
 def test_fields_of_another_selection_are_absent(folder):
   made = config()
   with made.unlocked():
