@@ -16,8 +16,8 @@ class Profile:
     self._folder, self._steps, self._on = folder, steps, False
 
   def before(self, step: int) -> None:
-    """Starts before the first of the updates."""
-    if self._steps and step == self._steps[0]:
+    """Starts before the first of the updates, or of those that are left of a resumed run."""
+    if self._steps and not self._on and self._steps[0] <= step <= self._steps[1]:
       jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
       self._on = True
 

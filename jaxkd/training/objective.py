@@ -145,12 +145,15 @@ def make(
 
 def of_config(config: ConfigDict, *, blank_id: int, log_prior: jax.Array | None) -> Objective:
   """The objective of a run's config; arguments as for `make`."""
+  decay = config_lib.average_decay(config.teacher)
+  if decay is not None:
+    decay **= 1 / config.training.accumulate  # the step knows batches, of which an update has many
   return make(
     config.kd,
     config.training,
     blank_id=blank_id,
     log_prior=log_prior,
-    average_decay=config_lib.average_decay(config.teacher),
+    average_decay=decay,
     chunk_frames=config.student.get("chunk_frames", ()),
     left_frames=config.student.get("left_frames", ()),
   )

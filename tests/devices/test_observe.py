@@ -37,14 +37,16 @@ def test_share_of_the_peak_where_it_is_known(monkeypatch):
   np.testing.assert_allclose(row["utilisation"], row["teraflops"] / 8, atol=2e-4)
 
 
-def test_trace_covers_the_updates_asked_for(tmp_path):
+@pytest.mark.parametrize("first", [0, 3])
+def test_trace_covers_the_updates_asked_for(tmp_path, first):
+  """Also where the run was resumed in the middle of them."""
   profile = observe.Profile(tmp_path, (2, 3))
-  seen = []
-  for step in range(5):
+  seen = {}
+  for step in range(first, 5):
     profile.before(step)
-    seen.append(profile._on)
+    seen[step] = profile._on
     profile.after(step, ())
-  assert seen == [False, False, True, True, False]
+  assert [step for step, on in seen.items() if on] == [2, 3][first // 2 :]
   assert list(tmp_path.rglob("*.xplane.pb")) and list(tmp_path.rglob("perfetto_trace.json.gz"))
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 import objectives
 from jaxkd import losses, selection
+from jaxkd.config import overrides
 from jaxkd.masks import length_mask
 from jaxkd.teacher import store
 from jaxkd.training import objective
@@ -263,3 +264,12 @@ def test_the_average_of_its_own_past_is_the_teacher():
   for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.average), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   assert float(state.terms["kd/kl"].total) > 1e-3
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_average_decays_by_updates_and_not_by_batches(accumulate):
+  config = overrides.parse(
+    ["", "--config=self_distillation:demo", f"--config.training.accumulate={accumulate}"]
+  )[0]
+  made = objective.of_config(config, blank_id=BLANK, log_prior=None)
+  np.testing.assert_allclose(made.average_decay**accumulate, config.teacher.decay, rtol=1e-12)
