@@ -5,11 +5,12 @@ how a row was made, `claims` judges what a grid was to find out, `plots` and `pi
 `render` writes.
 """
 
+import contextlib
 import difflib
 import pathlib
 from collections.abc import Sequence
 
-from jaxkd import console
+from jaxkd import buckets, console, files
 from jaxkd.errors import UserError
 
 
@@ -25,7 +26,8 @@ def write(
 
   Args:
     folders: workdirs, finished or not; anything else is listed as such.
-    out: made if absent; what an earlier report left there is replaced.
+    out: made if absent; what an earlier report left there is replaced. One process at a time
+      writes there, and others wait.
     baseline: name of a row or workdir; None for CTC alone, else standard distillation.
     utterance: of the test set, whose posteriors are drawn; None for the first.
     claims: of a grid, to be judged (`claims.Claim`).
@@ -49,26 +51,37 @@ def write(
   collect.check_same_test(runs)
   rows = tables.make_rows(runs)
   chosen = tables.find_baseline(rows, baseline)
-  heard = _utterance(runs[0], utterance)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.csv").touch()
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
-  judged = claims_lib.judge(claims, rows)
-  return document.write(tables.compare(rows, chosen), left_out, chosen, heard, judged, out)
+  heard = _utterance(runs, utterance)
+  with _alone(out):
+    judged = claims_lib.judge(claims, rows)
+    return document.write(tables.compare(rows, chosen), left_out, chosen, heard, judged, out)
 
 
-def _utterance(run, wanted: str | None) -> str | None:
-  """Id of the utterance that is drawn."""
-  rows = next(
-    (run.hypotheses[s, "student"] for s in ("test", "dev") if (s, "student") in run.hypotheses), {}
+@contextlib.contextmanager
+def _alone(out: pathlib.Path):
+  """While one process writes a report into a folder, which is made, others wait."""
+  with contextlib.ExitStack() as stack:
+    try:
+      out.mkdir(parents=True, exist_ok=True)
+      (out / "report.csv").touch()
+      waits = f"waiting for another process that writes {buckets.name(out)}"
+      stack.enter_context(files.locked(out / ".lock", waits=waits))
+    except OSError as error:
+      raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    yield
+
+
+def _utterance(runs, wanted: str | None) -> str | None:
+  """Id of the utterance that is drawn: of the test set, or of dev where no run has one."""
+  keys = (("test", "student"), ("dev", "student"))
+  split, rows = next(
+    ((k[0], run.hypotheses[k]) for k in keys for run in runs if k in run.hypotheses), ("test", {})
   )
   if wanted is None:
     return next(iter(rows), None)
   if wanted not in rows:
     near = difflib.get_close_matches(wanted, rows, n=3, cutoff=0.0)
     raise UserError(
-      f"--utterance={wanted} is not in the test set; some that are: {', '.join(near)}"
+      f"--utterance={wanted} is not in the {split} set; some that are: {', '.join(near)}"
     )
   return wanted

@@ -199,9 +199,8 @@ def _objective(config) -> str:
 
 def _command(run: collect.Run) -> str:
   """The command that makes it again, where the data lies in the folder that one stands in."""
-  line, mark, comment = command.command(run).partition("  # ")
-  words = [word.partition("=") for word in shlex.split(line)]
-  return shlex.join(f"{k}{eq}{_last_parts(v)}" for k, eq, v in words) + mark + comment
+  words = [word.partition("=") for word in shlex.split(command.command(run))]
+  return shlex.join(f"{k}{eq}{_last_parts(v)}" for k, eq, v in words)
 
 
 def _last_parts(value: str) -> str:

@@ -36,7 +36,8 @@ class Claim:
     text: the sentence.
     a, b: patterns of names of runs, without their seeds ("symmetric-n*-scale1.0-*"); of several
       rows that match, the one with the lowest WER on dev is taken, among those with the most seeds
-      that the other side has, too; the claim says which.
+      that the other side has, too; the claim says which. A row that matches both is not compared
+      with itself.
     expect: "lower", a has the lower WER; "higher"; or "near", closer than `margin`.
     margin: of "near", in WER (0.01 is a percentage point).
   """
@@ -85,7 +86,9 @@ class Finding:
 
   @property
   def verdict(self) -> str:
-    """holds, fails, cannot tell, one seed, or no runs."""
+    """holds, fails, cannot tell, one seed, same row, or no runs."""
+    if not self.seeds and self.a and self.a == self.b:
+      return "same row"
     if self.seeds < 2:
       return ("no runs", "one seed")[self.seeds]
     if not self.corrected < _LEVEL:
@@ -174,7 +177,7 @@ def _name(row: Row | None) -> str:
 def _best(claim: Claim, rows: list[Row]) -> tuple[Row | None, Row | None]:
   """The rows of a claim, None where none matches; seeds come first, since they have teachers."""
   of_a, of_b = (_matching(pattern, rows) for pattern in (claim.a, claim.b))
-  pairs = [(a, b, _shared(a, b)) for a in of_a for b in of_b]
+  pairs = [(a, b, _shared(a, b)) for a in of_a for b in of_b if a is not b]
   if not pairs:
     return next(iter(of_a), None), next(iter(of_b), None)
   most = max(len(seeds) for *_, seeds in pairs)

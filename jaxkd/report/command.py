@@ -9,10 +9,10 @@ import shlex
 
 from jaxkd import buckets
 from jaxkd import config as config_lib
-from jaxkd.config import overrides
+from jaxkd.config import fields, overrides, recipes, schema
 from jaxkd.report.collect import Run, reproducing
 
-# Blocks that are replaced whole: a flag can change the fields of one, but not put another there.
+# Blocks of several kinds: the flag of another kind puts that one's own defaults there.
 _TAGGED = ("kd.selection", "student", "teacher.model")
 
 
@@ -30,26 +30,43 @@ def differences(run: Run) -> dict:
 
 
 def command(run: Run) -> str:
-  """The shell command that made a run, and what no flag can set as a comment behind it."""
+  """The shell command that made a run."""
   variant, recipe = run.results["variant"], run.config["recipe"]
   given = _file_config(variant, recipe)
   found = differences(run)
-  foreign = [b for b in _TAGGED if run.config.get(f"{b}.name") != given.get(f"{b}.name")]
-  inside = lambda field: any(field.startswith(f"{block}.") for block in foreign)
+  for block in _TAGGED:
+    inside = {k: v for k, v in run.config.items() if k.startswith(f"{block}.")}
+    kind = inside.get(f"{block}.name")
+    if kind == given.get(f"{block}.name"):
+      continue
+    first = _of_kind(block, kind, recipe)
+    found = {k: v for k, v in found.items() if k not in inside}
+    found |= {f"{block}.name": kind}
+    found |= {k: v for k, v in inside.items() if k not in first or first[k] != v}
   parts = ["python", "-m", "jaxkd.main", f"--config=configs/{variant}.py:{recipe}"]
   if run.folder != pathlib.Path(f"runs/{variant}-{recipe}"):
     parts.append(f"--workdir={buckets.name(run.folder)}")
-  parts += [f"--config.{k}={_flag_value(v)}" for k, v in found.items() if not inside(k)]
-  line = shlex.join(parts)
-  unset = {k: v for k, v in found.items() if inside(k)}
-  return line + (f"  # and in the config file: {json.dumps(unset)}" if unset else "")
+  parts += [f"--config.{k}={_flag_value(v)}" for k, v in found.items()]
+  return shlex.join(parts)
+
+
+def _of_kind(block: str, kind: str, recipe: str) -> dict:
+  """Dotted name → value of what the flag of a kind puts into a block."""
+  node = fields.FIELDS
+  for part in block.split("."):
+    node = node.fields[part]
+  made = schema.defaults(node, kind)
+  if recipe in config_lib.RECIPES:
+    made |= recipes.of_another_kind(recipe, block, kind)
+  # Tuples are lists in the config of a run.
+  return {f"{block}.{k}": v for k, v in json.loads(json.dumps(made)).items()}
 
 
 def changed(first: str, other: str) -> str:
   """The flags to append to the first command for another run, as a comment; else that command."""
-  before, flags = (shlex.split(line, comments=True) for line in (first, other))
+  before, flags = (shlex.split(line) for line in (first, other))
   names = [{flag.partition("=")[0] for flag in line} for line in (before, flags)]
-  if "#" in other or not names[0] <= names[1]:
+  if not names[0] <= names[1]:
     return other
   return f"# and with {shlex.join(flag for flag in flags if flag not in before)}"
 

@@ -124,12 +124,15 @@ def write(
 
 
 def _introduction(found: list[dict], baseline: Row | None) -> list[str]:
-  run = next(run for f in found for run in f["row"].runs)
   facts = []
   for split in ("test", "dev"):
-    if split in run.results:
+    rows = [(f["row"], run) for f in found for run in f["row"].runs]
+    having = [(row, run) for row, run in rows if (split, "student") in run.hypotheses]
+    if having:
+      # A teacher of its own workdir may have been evaluated on other data than its students.
+      row, run = min(having, key=lambda h: (split not in h[0].errors, h[0].role == "teacher"))
       name = run.results[split].get("name", split)
-      words = next((f["row"].errors[split][1].sum() for f in found if split in f["row"].errors), 0)
+      words = row.errors[split][1].sum() if split in row.errors else 0
       utterances = len(run.hypotheses[split, "student"])
       facts.append(f"{split}: {name}, {utterances} utterances, {words} words")
   runs = sum(len(f["row"].runs) for f in found if f["role"] == "student")

@@ -55,6 +55,7 @@ def library():
       "axes.axisbelow": True,
       "legend.frameon": False,
       "figure.constrained_layout.use": True,
+      "text.parse_math": False,  # two dollars in a name or symbol are no formula
     }
   )
   return plt
@@ -106,10 +107,10 @@ def save(plt, figure, path: pathlib.Path) -> None:
 
 
 def _wer_axis(axes, values, split: str, axis: str = "y") -> None:
-  """Logarithmic where one collapsed run would squeeze the others."""
-  values = [v for v in values if v is not None and v > 0]
+  """Logarithmic where one collapsed run would squeeze the others, and nothing drawn is at 0."""
   text = f"{split} WER / %"
-  if values and max(values) > 6 * min(values):
+  lowest = min(getattr(axes.dataLim, f"interval{axis}"))
+  if lowest > 0 and max(values) > 6 * min(values):
     _logarithmic(axes, axis)
     text += " (logarithmic)"
   getattr(axes, f"set_{axis}label")(text)
@@ -209,18 +210,43 @@ def wer_over_scale(found: list[dict], path: pathlib.Path) -> str:
   plt = library()
   figure, axes = plt.subplots(figsize=(8, 4.5))
   pattern = lambda f: label(f | {"scale": None, "same_train_data": True})
-  values = _lines(axes, distilled, lambda f: f["scale"], pattern, split)
   alone = [f for f in rows if not f["row"].distils]
   teachers, note = _teachers(found, split)
+  distilled, alone, more = _best_lines(distilled, pattern, alone, split, len(teachers))
+  values = _lines(axes, distilled, lambda f: f["scale"], pattern, split)
   values += _rulers(axes, teachers + alone, split)
   for f in alone:
     axes.plot(0, 100 * f[f"{split}_wer"], "o", color=_RULER)
   axes.set_xlabel("weight of distillation, kd.scale (CTC gets the rest)")
-  axes.set_xticks(sorted({f["scale"] for f in rows}))
+  axes.set_xticks(sorted({f["scale"] for f in distilled + alone}))
   _wer_axis(axes, values, split)
   _legend(axes)
   save(plt, figure, path)
-  return note
+  return note + more
+
+
+def _best_lines(points: list[dict], name, across: list[dict], split: str, taken: int):
+  """The points and rows across of the lines that one plot can hold; what to say of the others.
+
+  Args:
+    points: figures of rows, a line for each `name`.
+    name: figures → what their line is called.
+    across: rows that are a line each; the best of them always has room, to compare with.
+    split: whose WER says which are best.
+    taken: lines that there are besides.
+  """
+  best: dict[tuple, float] = {}
+  of_point, of_row = lambda f: ("line", name(f)), lambda f: ("row", f["name"])
+  for key, f in [*((of_point(f), f) for f in points), *((of_row(f), f) for f in across)]:
+    best[key] = min(best.get(key, np.inf), f[f"{split}_wer"])
+  room = _CROWD - taken
+  if len(best) <= room:
+    return points, across, ""
+  first = min((of_row(f) for f in across), key=best.get, default=None)
+  kept = sorted(best, key=lambda key: (key != first, best[key]))[:room]
+  note = f" Of {len(best)} students' lines {room} are shown, those of the lowest {split} WER"
+  note += " and the best across." if first else "."
+  return [f for f in points if of_point(f) in kept], [f for f in across if of_row(f) in kept], note
 
 
 def _teachers(found: list[dict], split: str) -> tuple[list[dict], str]:
@@ -244,16 +270,17 @@ def wer_over_n(found: list[dict], path: pathlib.Path) -> str:
   figure, axes = plt.subplots(figsize=(8, 4.5))
   same = lambda f: "symmetric" if f["variant"] == "elimination" else f["variant"]
   name = lambda f: label(f | {"parameters": "", "variant": same(f), "same_train_data": True})
-  values = _lines(axes, rows, lambda f: f["n"], name, split)
   everything = [f for f in _students(found) if f["selection"] == "all_frames"]
   teachers, note = _teachers(found, split)
+  rows, everything, more = _best_lines(rows, name, everything, split, len(teachers))
+  values = _lines(axes, rows, lambda f: f["n"], name, split)
   values += _rulers(axes, teachers + everything, split)
   axes.set_xlabel("neighbours n on each side of a label frame, frames (0: blank elimination)")
   axes.set_xticks(sorted({f["n"] for f in rows}))
   _wer_axis(axes, values, split)
   _legend(axes)
   save(plt, figure, path)
-  return note
+  return note + more
 
 
 def _crowd(found: list[dict]) -> tuple[list[dict], str]:
@@ -334,8 +361,7 @@ def blank_runs(found: list[dict], path: pathlib.Path) -> str:
   last = max(f["ms"][-1] for f in rows)
   ticks = np.linspace(0, last, 6)
   axes.set_xticks(ticks, [*(f"{ms:g}" for ms in ticks[:-1]), f"≥ {last:g}"])
-  axes.set_yscale("log")  # most gaps are short
-  axes.yaxis.set_major_formatter("{x:g}")
+  _logarithmic(axes)  # most gaps are short
   axes.set_xlabel("blank frames between two labels / ms")
   axes.set_ylabel(f"share of the gaps / %, {split}")
   _legend(axes)

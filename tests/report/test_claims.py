@@ -64,9 +64,15 @@ def test_the_best_setting_on_dev_is_compared():
   rows = [row("n-1", drawn(0.3), dev=0.2), row("n-2", drawn(0.1), dev=0.1), row("ctc", drawn(0.2))]
   (found,) = claims.judge([claim("n-*", "ctc")], rows)
   assert (found.a, found.b) == ("n-2", "ctc")
-  # A row beside itself says nothing.
-  (found,) = claims.judge([claim("n-*", "n-2", "near", margin=0.1)], rows)
-  assert found.verdict == "no runs"
+
+
+def test_a_row_is_not_compared_with_itself():
+  """Where patterns overlap it is the next best; of one row alone nothing can be said."""
+  rows = [row("n-1", drawn(0.3), dev=0.2), row("n-2", drawn(0.1), dev=0.1), row("ctc", drawn(0.2))]
+  rows[2].__dict__["errors"]["dev"] = np.full((3, 1), 15), np.array([100])
+  found = claims.judge([claim("n-*", "*"), claim("*", "n-*"), claim("n-2", "n-2")], rows)
+  assert [(f.a, f.b) for f in found] == [("n-2", "ctc"), ("n-2", "n-1"), ("n-2", "n-2")]
+  assert [f.verdict for f in found] == ["holds", "holds", "same row"]
 
 
 def test_a_setting_with_other_seeds_is_not_the_best():

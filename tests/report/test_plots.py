@@ -3,9 +3,10 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
-from jaxkd.report import collect, plots, tables
+from jaxkd.report import collect, pictures, plots, tables
 from report_runs import write_run
 
 
@@ -19,6 +20,7 @@ def drawn(monkeypatch):
     rows = tables.make_rows([collect.read(folder) for folder in folders])
     note = plot(tables.compare(rows, None), pathlib.Path("x.png"))
     plt, figure = figures.pop()
+    draw.figure = figure
     lines = [line for axes in figure.axes for line in axes.lines]
     found = {line.get_label(): list(line.get_xdata()) for line in lines}
     plt.close(figure)
@@ -66,3 +68,80 @@ def test_other_variants_are_no_points_of_the_symmetric_line(tmp_path, drawn):
   name = lambda text: text.split(" ")[0]
   lines, _ = drawn(plots.wer_over_n, folders)
   assert {name(k) for k in lines} == {"symmetric", "warmup", "pseudo_labels"}
+
+
+@pytest.mark.parametrize(
+  ("plot", "axis", "least", "scale"),
+  [
+    (plots.wer, "x", 0, "linear"),
+    (plots.wer, "x", 9, "log"),
+    *((p, "y", 0, "linear") for p in (plots.wer_over_n, plots.wer_over_scale)),
+    *((p, "y", 1, "linear") for p in (plots.wer_over_n, plots.wer_over_scale)),
+    *((p, "y", 9, "log") for p in (plots.wer_over_n, plots.wer_over_scale)),
+  ],
+)
+def test_what_is_at_zero_is_on_the_axis(tmp_path, drawn, plot, axis, least, scale):
+  """A rate, or the end of an interval or bar, of which a logarithm would show nothing."""
+  folders = [
+    write_run(
+      tmp_path / f"r{place}",
+      "symmetric",
+      f"--config.kd.selection.n={place // 2}",
+      f"--config.kd.scale={1 - place // 2 / 8}",
+      f"--config.seed={place % 2}",
+      errors=[errors // 40 + (i < errors % 40) for i in range(40)],
+    )
+    for place, errors in enumerate([least, 10 * least, 20, 20, 160, 160])
+  ]
+  if least == 9:  # whose bar ends above zero
+    folders = [*folders[:1], *folders[2:]]
+  drawn(plot, folders)
+  assert getattr(drawn.figure.axes[0], f"get_{axis}scale")() == scale
+
+
+def test_dollars_are_no_formula(tmp_path):
+  """In a name, in the title of a panel or as a symbol."""
+  row = tables.make_rows([collect.read(write_run(tmp_path / "run", errors=8))])
+  (found,) = tables.compare(row, None)
+  found |= {"variant": "$\\bad$", "name": "$\\bad$"}
+  plots.wer([found], tmp_path / "wer.png")
+  plt = plots.library()
+  figure, axes = plt.subplots()
+  picture = pictures.Picture(("$\\bad$", "-"), 1, 40.0, np.array([[0.9, 0.1]]), None, None)
+  pictures._panel(axes, picture, picture.student, {"$\\bad$": "#000000"}, "$\\bad$")
+  plots.save(plt, figure, tmp_path / "panel.png")
+
+
+def test_gaps_are_labelled_with_plain_numbers(tmp_path, drawn):
+  """Shares of less than a decade, too, which would have labels between them."""
+  folder = write_run(tmp_path / "r", figures={"blank_runs": [30, 20, 25]})
+  drawn(plots.blank_runs, [folder])
+  drawn.figure.canvas.draw()
+  texts = [label.get_text() for label in drawn.figure.axes[0].get_yticklabels(which="both")]
+  assert any(texts) and not any("$" in text for text in texts)
+
+
+@pytest.mark.parametrize("plot", [plots.wer_over_scale, plots.wer_over_n])
+def test_lines_without_room_are_counted(tmp_path, drawn, plot):
+  """The best of the lines across has room, however bad it is."""
+  write_run(tmp_path / "t", "teacher", errors=1)
+  folders = [tmp_path / "t"]
+  for number in range(12):
+    more = f"--config.kd.temperature=1.{number:02}"
+    for n, scale in ((1, 0.5), (2, 1.0)):
+      flags = f"--config.kd.scale={scale}", f"--config.kd.selection.n={n}", more
+      if plot is plots.wer_over_scale:
+        flags = flags[0], "--config.kd.selection.n=1", more
+      else:
+        flags = "--config.kd.scale=1.0", flags[1], more
+      folder = tmp_path / f"s{number}-{n}"
+      folders.append(write_run(folder, "symmetric", *flags, errors=number + 5, teacher="t"))
+  across = "ctc" if plot is plots.wer_over_scale else "standard"
+  for number in range(2):
+    more = f"--config.training.epochs={20 + number}"
+    folders.append(write_run(tmp_path / f"x{number}", across, more, errors=30 + number))
+  lines, note = drawn(plot, folders)
+  assert len(lines) == 10 and "teacher" in lines
+  assert sum(name.startswith(across) for name in lines) == 1
+  assert {k for k in lines if "1.07" in k} and not {k for k in lines if "1.08" in k}
+  assert " Of 14 students' lines 9 are shown, those of the lowest test WER and the" in note

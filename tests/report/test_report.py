@@ -5,7 +5,6 @@ import csv
 import html.parser
 import json
 import pathlib
-import shlex
 
 import jax
 import numpy as np
@@ -14,16 +13,15 @@ import soundfile
 from ml_collections import ConfigDict
 
 import corpus
-from jaxkd import report, workdirs
+from jaxkd import files, report, workdirs
 from jaxkd.commands import line as command_line
-from jaxkd.config import overrides
 from jaxkd.devices import mesh
 from jaxkd.errors import UserError
 from jaxkd.labels import characters
 from jaxkd.models import kept, parameters, registry
 from jaxkd.models.acoustic import AcousticModel
-from jaxkd.report import collect, command, pictures, tables
-from report_runs import UTTERANCES, WORDS, config_of, references, write_run
+from jaxkd.report import collect, pictures, tables
+from report_runs import UTTERANCES, WORDS, references, write_run
 
 
 @pytest.fixture
@@ -231,31 +229,39 @@ def test_results_that_contradict_hypotheses_are_said(tmp_path, no_plots):
   assert "test WER is 1.00 % in results.json and 5.00 % by" in text and "dev WER is" not in text
 
 
-def test_command_gives_the_config_again(tmp_path):
-  """The command is parsed as `main` would: the same config, whatever the flags were."""
-  flags = (
-    "--config.kd.selection.n=3",
-    "--config.training.speeds=(0.9, 1.1)",
-    "--config.training.spec_augment=True",
-    "--config.seed=5",
-  )
-  run = collect.read(write_run(tmp_path / "my run", "symmetric", *flags))
-  python, dash_m, module, *line = shlex.split(command.command(run))
-  assert (python, dash_m, module) == ("python", "-m", "jaxkd.main")
-  line = [a.replace("=configs/", f"={corpus.ROOT}/configs/") for a in line]
-  config, folder = overrides.parse([module, *line])
-  assert config.to_dict() == config_of("symmetric", *flags)
-  assert folder == tmp_path / "my run"
-  assert sum(a.startswith("--config.") for a in line) == len(flags) + 4  # and four data fields
+def test_one_process_at_a_time_writes_a_report(tmp_path, monkeypatch):
+  out = tmp_path / "report"
+
+  def write(*args):
+    with pytest.raises(files.Held), files.locked(out / ".lock"):
+      pass
+    return out / "report.html"
+
+  monkeypatch.setattr("jaxkd.report.document.write", write)
+  report.write([write_run(tmp_path / "run")], out)
+  with files.locked(out / ".lock"):
+    pass
 
 
-def test_selection_that_no_flag_can_set_is_said(tmp_path):
-  folder = write_run(tmp_path / "run", "symmetric")
-  config = json.loads((folder / "config.json").read_text())
-  config["kd"]["selection"] = {"name": "trim"}
-  (folder / "config.json").write_text(json.dumps(config))
-  line = command.command(collect.read(folder))
-  assert "--config.kd.selection" not in line and line.endswith('{"kd.selection.name": "trim"}')
+def without_test(folder: pathlib.Path) -> pathlib.Path:
+  """The run, with a dev set of one other utterance and no test data."""
+  results = json.loads((folder / "results.json").read_text())
+  del results["test"]
+  (folder / "results.json").write_text(json.dumps(results))
+  row = {"id": "other", "reference": "a b", "hypothesis": "a b"}
+  (folder / "hypotheses" / "dev.student.jsonl").write_text(json.dumps(row) + "\n")
+  return folder
+
+
+def test_runs_without_test_data_do_not_decide_what_is_shown(tmp_path, no_plots):
+  folders = [without_test(write_run(tmp_path / "a", "trim"))]
+  with pytest.raises(UserError, match="--utterance=u is not in the dev set; some that are: other"):
+    make(tmp_path, folders, utterance="u")
+  folders.append(write_run(tmp_path / "b", "ctc", errors=3))
+  assert report._utterance([collect.read(folder) for folder in folders], None) == "u000"
+  make(tmp_path, folders, utterance="u007")
+  text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+  assert "test: test.jsonl, 40 utterances, 160 words; dev: dev.jsonl, 1 utterances, 2 words" in text
 
 
 def test_left_out_folders_are_listed(tmp_path, no_plots):
