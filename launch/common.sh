@@ -7,6 +7,15 @@
 # Options of gcloud, xpk, kubectl, sbatch and srun were held against their documentation on
 # 2026-11-26.
 
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# First of all: the 3.2 of macOS has no declare -A.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  fail "this is bash $BASH_VERSION: 4.4 or newer is needed; install one and put it first in PATH"
+
 declare -A OPTIONS=([dry-run]=no)
 WORDS=()
 ENVIRONMENT=()
@@ -20,15 +29,7 @@ if [[ -z ${PYTHON:-} ]]; then
   [[ ! -x $_own ]] || PYTHON=$_own
 fi
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
 note() { echo "note: $*" >&2; }
-
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
-  fail "this is bash $BASH_VERSION: 4.4 or newer is needed; install one and put it first in PATH"
 
 parse() {
   local name
@@ -79,7 +80,7 @@ choices() {
   local name
   for name in "${!OPTIONS[@]}"; do
     [[ ${OPTIONS[$name]} == no || ${OPTIONS[$name]} == yes ]] && echo "--$name" || echo "--$name="
-  done | sort | paste -sd ' '
+  done | sort | paste -sd ' ' -
 }
 
 # require OPTION EXAMPLE
@@ -90,6 +91,11 @@ require() {
 # whole NAME VALUE: a whole number from 1 up
 whole() {
   [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1 is '$2': it must be a whole number, 1 or more"
+}
+
+# whole_or_none NAME VALUE: a whole number from 0 up
+whole_or_none() {
+  [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "$1 is '$2': it must be a whole number, 0 or more"
 }
 
 # resource_name NAME WHAT: the names that Google Cloud takes

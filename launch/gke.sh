@@ -90,7 +90,7 @@ fi
 if [[ $ACTION == create ]]; then
   require type v5litepod-16
   whole --num-slices "${OPTIONS[num-slices]}"
-  whole --restarts "${OPTIONS[restarts]}"
+  whole_or_none --restarts "${OPTIONS[restarts]}"
   require_main
   [[ ${MAIN[*]} != *$'\n'* ]] || fail "an argument of jaxkd.main has a line break, which xpk cannot carry"
   want_shared_workdir

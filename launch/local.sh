@@ -131,7 +131,7 @@ count=${WORDS[0]}
 whole N "$count"
 whole --devices "${OPTIONS[devices]}"
 whole --grace "${OPTIONS[grace]}"
-whole --restarts "${OPTIONS[restarts]}"
+whole_or_none --restarts "${OPTIONS[restarts]}"
 require_main
 [[ ${OPTIONS[dry-run]} == yes ]] || can_run
 

@@ -262,7 +262,7 @@ if [[ $ACTION == @(run|all) ]]; then
   require_main
   want_shared_workdir
 fi
-whole --restarts "${OPTIONS[restarts]}"
+whole_or_none --restarts "${OPTIONS[restarts]}"
 [[ ${OPTIONS[worker]} =~ ^([0-9]{1,5}|all)$ ]] || fail "--worker is '${OPTIONS[worker]}': it must be a number, or all"
 [[ ${OPTIONS[spot]} == no || ${OPTIONS[reserved]} == no ]] || fail "--spot and --reserved: choose one of them"
 [[ -z ${OPTIONS[disk]} || ${OPTIONS[disk]} =~ ^projects/[^/,]+/zones/[^/,]+/disks/[^/,]+$ ]] ||

@@ -30,7 +30,8 @@ def check(config: ConfigDict) -> None:
     ("teacher.model", config.teacher.model, config.teacher.training),
   ):
     _check_model(path, model, config)
-    _check_training("training" if path == "student" else "teacher.training", training)
+    training_path = "training" if path == "student" else "teacher.training"
+    _check_training(training_path, training, config.recipe)
   _check_labels(config.labels)
   low, high = config.features.low_hz, config.features.high_hz
   _require(low < high, "features.high_hz", high, f"above features.low_hz, {low:g}")
@@ -187,12 +188,26 @@ def _check_nemo(path: str, factor: int, features: ConfigDict) -> None:
   _require(mels % factor == 0, "features.mels", mels, multiple)
 
 
-def _check_training(path: str, training: ConfigDict) -> None:
+def _check_training(path: str, training: ConfigDict, recipe: str) -> None:
   parts, noise = training.lr_parts, training.noise_db
   _require(abs(sum(parts) - 1) < 1e-6, f"{path}.lr_parts", parts, "three shares that add up to 1")
   _require(
     tuple(noise) == tuple(sorted(noise)), f"{path}.noise_db", noise, "(low, high), the lower first"
   )
+  if not training.spec_augment:
+    _check_no_masks(path, training, recipes.base(recipe))
+
+
+def _check_no_masks(path: str, training: ConfigDict, base: ConfigDict) -> None:
+  """Refuses settings of masks where there are none, but for what comes with the recipe.
+
+  A teacher's own run has as `training` what is `teacher.training` in the recipe.
+  """
+  for name in ("spec_augment_from_epoch", "time_mask_frames", "freq_mask_bins"):
+    usual = fields.TRAINING.fields[name].default
+    ok = training[name] in (usual, base.training[name], base.teacher.training[name])
+    unread = f"{usual} where config.{path}.spec_augment is False: nothing is masked"
+    _require(ok, f"{path}.{name}", training[name], unread)
 
 
 def _check_trained(path: str, model: ConfigDict, training_path: str, training: ConfigDict) -> None:
@@ -269,6 +284,14 @@ def _check_objective(config: ConfigDict) -> None:
     _require(kd.scale < 1, "kd.scale", kd.scale, "below 1 with kd.normalization=labels")
     _require(kd.delays == (0,), "kd.delays", kd.delays, "(0,) with kd.normalization=labels")
     _require(kd.ctc == "transcripts", "kd.ctc", kd.ctc, "transcripts with kd.normalization=labels")
+  if len(kd.delays) == 1:
+    for name in ("softness", "delay_of"):
+      usual = fields.default(f"kd.{name}")
+      unread = f"{usual} where config.kd.delays is a single one: there is none to choose"
+      _require(kd[name] == usual, f"kd.{name}", kd[name], unread)
+  for name in ("warmup", "start_epoch"):  # else what comes after it never does
+    epochs = config.training.epochs
+    _require(kd[name] < epochs, f"kd.{name}", kd[name], f"below config.training.epochs, {epochs}")
   _check_hypotheses(kd)
   if kd.warmup:
     name = config.student.name

@@ -1,6 +1,8 @@
 """Which config a command line means: a variant by its file or its name, a recipe, single fields."""
 
+import itertools
 import pathlib
+import re
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -8,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxkd import buckets
 from jaxkd import config as config_lib
 from jaxkd.config import fields, recipes, schema
+from jaxkd.config.check import check_values
 from jaxkd.errors import UserError, did_you_mean
 
 
@@ -48,10 +51,11 @@ def find_grid(given: str) -> pathlib.Path:
 
 def _find(given: str, folder: pathlib.Path, shown: str, kind: str) -> pathlib.Path:
   path, named = pathlib.Path(given).expanduser(), folder / f"{given}.py"
+  # A name first: what happens to lie in the working directory must not hide it.
+  if "/" not in given and named.is_file():
+    return named
   if path.is_file():
     return path
-  if named.parent == folder and named.is_file():
-    return named
   names = _names(folder)
   hint = did_you_mean(path.stem, names)
   raise UserError(f"{shown}: no such file or {kind}{hint}; {kind}s: {', '.join(names)}")
@@ -77,14 +81,13 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     config = _loaded(argv)
     if isinstance(config, ConfigDict):
       _switch_kinds(config, argv)
+      _check_fields(config, argv)
       values, rest = _parsed(config, argv)
   except UserError:
     raise
   except SyntaxError as error:
     raise UserError(f"--config={path}: line {error.lineno}: {error.msg}") from error
   except Exception as error:  # whatever a config file or a value raises
-    if isinstance(error, (AttributeError, KeyError)):
-      _blame_unknown_field(config, argv)
     _blame_value(config, argv)
     raise UserError(f"--config={path}: {_first_line(error)}") from error
   if not isinstance(config, ConfigDict) or "recipe" not in config:
@@ -107,8 +110,22 @@ def _resolved(argv: list[str]) -> tuple[pathlib.Path, list[str]]:
     raise UserError("--config=VARIANT[:RECIPE] is missing, such as --config=symmetric:demo")
   name, *recipe = given[-1].partition("=")[2].split(":", 1)
   path = find_variant(name)
+  _refuse_names(name, argv)
   flag = "--config=" + ":".join([str(path), *recipe])
   return path, [argv[0], flag, *(a for a in argv[1:] if a not in given)]
+
+
+def _refuse_names(variant: str, argv: list[str]) -> None:
+  """Refuses flags of the fields that only --config= sets."""
+  for flag in _field_flags(argv):
+    name, _, value = flag.lstrip("-").partition("=")
+    if name == "config.variant":
+      raise UserError(f"{flag}: a variant is given as --config={value or 'VARIANT'}")
+    if name == "config.recipe":  # other fields already have the data and size of another recipe
+      value = value or "RECIPE"
+      raise UserError(
+        f"{flag}: give it as --config={variant}:{value}, or to a grid as --recipe={value}"
+      )
 
 
 def _loaded(argv: list[str]):
@@ -150,20 +167,34 @@ def _parsed(config: ConfigDict, argv: list[str]) -> tuple[flags.FlagValues, list
   return values, values(argv)
 
 
-def _blame_unknown_field(config, argv: list[str]) -> None:
-  """Raises the UserError that `check` has for the first --config.a.b=VALUE that is no field."""
-  if not isinstance(config, ConfigDict):  # the file's own mistake, which the caller reports
-    return
-  for flag in _field_flags(argv):
-    block = config
-    for field in flag.partition("=")[0].split(".")[1:]:
-      if not isinstance(block, ConfigDict):
-        break
-      if field not in block:
-        with config.unlocked():
-          block[field] = ""
-        config_lib.check(config)
-      block = block[field]
+def _check_fields(config: ConfigDict, argv: list[str]) -> None:
+  """Raises a UserError for the first --config.a.b=VALUE that is no field or lacks its value."""
+  for flag, following in itertools.pairwise([*argv, "-"]):
+    if not _field_flags([flag]):
+      continue
+    name, mark, _ = flag.lstrip("-").partition("=")
+    _check_name(name, config)
+    node = _node(name, config)
+    if mark or not isinstance(node, schema.Field) or isinstance(node.default, bool):
+      continue
+    # absl would take the next flag for the value, as after a shell variable that is not set.
+    if re.match(r"-($|[^\d.])", following):
+      raise UserError(f"--{name} needs a value, as in --{name}=VALUE")
+
+
+def _check_name(name: str, config: ConfigDict) -> None:
+  """Raises a UserError, that of `check` where it has one, for the name of no field or block."""
+  path, block = "config", config
+  for field in name.split(".")[1:]:
+    if not isinstance(block, ConfigDict):
+      check_values(config)
+      is_ = schema.allowed(_node(path, config))
+      raise UserError(f"{path}.{field}: no such field: {path} is no block, but {is_}")
+    if field not in block:
+      with config.unlocked():
+        block[field] = ""
+      check_values(config)
+    path, block = f"{path}.{field}", block[field]
 
 
 def _blame_value(config, argv: list[str]) -> None:
@@ -173,21 +204,30 @@ def _blame_value(config, argv: list[str]) -> None:
     try:
       _parsed(config.copy_and_resolve_references(), [argv[0], flag])
     except Exception as error:  # whatever absl and ml_collections raise
+      check_values(config)  # the file's own mistakes: below, the table has every part of the name
       raise UserError(f"{name} is {value!r}: {_wanted(name, value, config)}") from error
 
 
 def _wanted(name: str, value: str, config: ConfigDict) -> str:
   """What a field of a config, or a block, must be."""
-  node, block = fields.FIELDS, config
-  for part in name.split(".")[1:]:
-    known = node.of(block["name"]) if isinstance(node, schema.Kinds) else node.fields
-    node, block = known[part], block[part]
+  node = _node(name, config)
   if isinstance(node, schema.Field):
     return f"it must be {schema.allowed(node)}"
   if isinstance(node, schema.Kinds):
     flag = f"--{name}.name={value if value in node.kinds else 'KIND'}"
     return f"it is a block, whose kind is {flag}: {', '.join(node.kinds)}"
   return f"it is a block, whose fields are flags: --{name}.FIELD=VALUE of {', '.join(node.fields)}"
+
+
+def _node(name: str, config: ConfigDict) -> schema.Field | schema.Block | schema.Kinds | None:
+  """What the table has by a dotted name that the config has; None where it has none."""
+  node, block = fields.FIELDS, config
+  for part in name.split(".")[1:]:
+    if node is None or isinstance(node, schema.Field):
+      return None
+    known = node.of(block.get("name", "")) if isinstance(node, schema.Kinds) else node.fields
+    node, block = known.get(part), block[part]
+  return node
 
 
 def _config_flags(argv: list[str]) -> list[str]:

@@ -46,6 +46,11 @@ GKE = ["create", "run-1", "--cluster=c", V5E, "--image=mine"]
     ("local.sh", [], "the number of processes comes first, and once: launch/local.sh 2"),
     ("local.sh", ["two", "--", "x"], "N is 'two': it must be a whole number, 1 or more"),
     ("local.sh", ["0", "--", "x"], "N is '0'"),
+    (
+      "local.sh",
+      ["2", "--restarts=-1", "--", "x"],
+      "--restarts is '-1': it must be a whole number, 0",
+    ),
     ("local.sh", ["2", "--devices=many", "--", "x"], "--devices is 'many'"),
     ("local.sh", ["2", "--devices=", "--", "x"], "--devices needs a value, as in --devices=VALUE"),
     ("local.sh", ["2", "--devices", "3", "--", "x"], "--devices needs a value"),
@@ -80,6 +85,20 @@ def test_wrong_usage_is_one_line_and_status_2(house, script, args, words):
   out, err = house.run(script, *args, status=2)
   assert not out and err.startswith("error: ") and len(err.splitlines()) == 1 and words in err
   assert house.calls() == [] and not (house.root / "x").exists()
+
+
+def test_options_to_choose_from_are_listed_by_other_systems_tools(house):
+  """BSD's paste has no default for its operand."""
+  paste = shutil.which("paste")
+  house.does("paste", f'[[ ${{@: -1}} == - ]] || exit 1\nexec {paste} "$@"')
+  _, err = house.run("local.sh", "--devces=3", status=2)
+  assert "choose from --devices= --dry-run --grace= --restarts=, and put" in err
+
+
+def test_an_old_bash_is_named_before_it_meets_what_it_cannot_do():
+  code = [x for x in (LAUNCH / "common.sh").read_text().splitlines() if not x.startswith("#")]
+  place = lambda word: next(i for i, x in enumerate(code) if word in x)
+  assert place("fail() {") < place("BASH_VERSINFO") < place("declare -A")
 
 
 def pasted() -> list[str]:
@@ -203,6 +222,8 @@ def test_local_starts_again_after_what_may_pass(house):
   assert len(house.calls("python")) == 3
   house.writes("runs", "75", "75")
   house.run("local.sh", "1", "--restarts=1", "--", "x", status=75)
+  house.writes("runs", "75")
+  assert house.run("local.sh", "1", "--restarts=0", "--", "x", status=75) == ("", "")
 
 
 def test_local_without_python(house):
@@ -291,6 +312,11 @@ def test_gke_create(house):
   assert house.calls("xpk") == [wanted]
   out, _ = house.run("gke.sh", *GKE, *more, "--dry-run", *MAIN, HF_TOKEN="hf")
   assert lines(out) == [wanted]
+
+
+def test_gke_can_be_asked_for_no_restarts(house):
+  out, _ = house.run("gke.sh", *GKE, "--restarts=0", "--dry-run", *MAIN)
+  assert "--max-restarts=0" in lines(out)[0]
 
 
 def test_gke_image_is_of_the_commit(house):

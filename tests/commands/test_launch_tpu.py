@@ -136,6 +136,13 @@ def test_tpu_what_may_pass_is_run_again_and_a_lost_connection_is_made_again(clou
   assert calls == [RUN, FOLLOW, RUN, FOLLOW, follow("20")]
 
 
+def test_tpu_can_be_asked_for_no_restarts(cloud):
+  cloud.writes("runs", "75")
+  cloud.writes("states", *["READY"] * 8)
+  cloud.run("tpu_vm.sh", "run", *RUN_ARGS[:-5], "--restarts=0", *RUN_ARGS[-5:], status=75)
+  assert [call for call in cloud.calls("gcloud") if call != LIST] == [RUN, FOLLOW]
+
+
 def test_tpu_detached(cloud):
   cloud.run("tpu_vm.sh", "run", "--detach", "--env=A=b c", *RUN_ARGS)
   cloud.run("tpu_vm.sh", "logs", *TPU, "--worker=3")

@@ -246,3 +246,41 @@ def test_missing_field():
     del config.kd["temperature"]
   with pytest.raises(UserError, match="config.kd.temperature is missing, a number from 0.001"):
     config_lib.check(config)
+
+
+@pytest.mark.parametrize("name", ["warmup", "start_epoch"])
+def test_what_begins_after_the_last_epoch_is_refused(name):
+  config = changed(config_lib.base("demo"), "training.epochs", 2)
+  config_lib.check(changed(config, f"kd.{name}", 1))
+  for epoch in (2, 3):
+    words = f"config.kd.{name} is {epoch}: it must be below config.training.epochs, 2"
+    with pytest.raises(UserError, match=words):
+      config_lib.check(changed(config, f"kd.{name}", epoch))
+
+
+@pytest.mark.parametrize(("name", "value"), [("softness", 0.5), ("delay_of", "row")])
+def test_one_delay_leaves_no_choice(name, value):
+  config = mutate(f"kd.{name}", value)
+  config_lib.check(changed(config, "kd.delays", (0, 1)))
+  with pytest.raises(UserError, match=f"kd.{name} is .*: it must be .* where config.kd.delays"):
+    config_lib.check(changed(config, "kd.delays", (0,)))
+
+
+@pytest.mark.parametrize("name", ["spec_augment_from_epoch", "time_mask_frames", "freq_mask_bins"])
+@pytest.mark.parametrize("path", ["training", "teacher.training"])
+def test_settings_of_masks_need_masks(path, name):
+  config = changed(config_lib.base("demo"), f"{path}.{name}", 7)
+  config_lib.check(changed(config, f"{path}.spec_augment", True))
+  with pytest.raises(UserError, match=f"config.{path}.{name} is 7: .*{path}.spec_augment is False"):
+    config_lib.check(changed(config, f"{path}.spec_augment", False))
+
+
+@pytest.mark.parametrize("recipe", config_lib.RECIPES)
+def test_masks_can_be_taken_from_what_a_recipe_trains(recipe):
+  config = config_lib.base(recipe)
+  for split in ("train", "teacher_train"):
+    config = changed(config, f"data.{split}", config.data[split] or "a.jsonl")
+  for path in ("training", "teacher.training"):
+    config = changed(config, f"{path}.spec_augment", False)
+  config_lib.check(config)
+  config_lib.check(config_lib.for_teacher(config))

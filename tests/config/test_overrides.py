@@ -31,15 +31,18 @@ def test_variants_have_names_in_any_folder(tmp_path, monkeypatch):
   assert overrides.find_grid("small") == corpus.ROOT / "configs" / "grids" / "small.py"
 
 
-def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
+def test_a_name_wins_over_a_file_without_suffix_or_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   text = (
     "from jaxkd import config\n\ndef get_config(recipe='demo'):\n  return config.base(recipe)\n"
   )
-  (tmp_path / "trim").write_text(text)
-  assert parse("--config=trim")[0].kd.selection == config_lib.base().kd.selection
-  (tmp_path / "trim").unlink()
+  for name in ("trim", "mine", "trim.py"):
+    (tmp_path / name).write_text(text)
   assert parse("--config=trim")[0].kd.selection.name == "trim"
+  for given in ("./trim", "trim.py", "mine", str(tmp_path / "trim")):
+    assert parse(f"--config={given}")[0].kd.selection == config_lib.base().kd.selection
+  (tmp_path / "small").write_text("")
+  assert overrides.find_grid("small") == corpus.ROOT / "configs" / "grids" / "small.py"
 
 
 def test_configs_lie_in_an_installed_package_or_beside_it(tmp_path, monkeypatch):
@@ -92,6 +95,28 @@ def test_configs_lie_in_an_installed_package_or_beside_it(tmp_path, monkeypatch)
     (["--config=configs/keep.py", "--config.training.epochs=1.5"], ["1.5"]),
     (["--config=configs/standard.py", "--config.kd.grow_epochs=2"], ["kd.grow_epochs"]),
     (["--config=configs/keep.py:manifest"], ["data.train"]),
+    (
+      ["--config=keep", "--config.kd.scale.bar=1"],
+      ["config.kd.scale.bar: no such field: config.kd.scale is no block, but a number from 0 to 1"],
+    ),
+    (["--config=keep", "--config.student.name.x=1"], ["no block, but one of conformer, fast"]),
+    (["--config=keep", "--config.kd.selection.after.x=1"], ["no block, but an integer, 0 or"]),
+    (["--config=keep", "--config.training.lr[0]=1e-3"], ["config.training.lr[0]: no such field"]),
+    (["--config=keep", "--config.kd..scale=1"], ["config.kd.: no such field; fields of config.kd"]),
+    (["--config=keep", "--config.=1"], ["config.: no such field; fields of config: checkpoint"]),
+    (["--config=keep", "--config.variant=foo"], ["given as --config=foo"]),
+    (["--config=keep", "-config.variant"], ["given as --config=VARIANT"]),
+    (
+      ["--config=keep:demo", "--config.recipe=sentences"],
+      ["--config.recipe=sentences: give it as --config=keep:sentences", "--recipe=sentences"],
+    ),
+    (
+      ["--config=keep", "--config.data.dev", "--config.seed=1"],
+      ["--config.data.dev needs a value, as in --config.data.dev=VALUE"],
+    ),
+    (["--config=keep", "-config.kd.scale", "--workdir=x"], ["--config.kd.scale=VALUE"]),
+    (["--config=keep", "--config.seed"], ["--config.seed needs a value"]),
+    (["--config=keep", "--config.kd", "--config.seed=1"], ["config.kd is '': it is a block"]),
   ],
 )
 def test_wrong_command_lines(monkeypatch, arguments, words):
@@ -102,6 +127,23 @@ def test_wrong_command_lines(monkeypatch, arguments, words):
   assert "\n" not in line
   for word in words:
     assert word in line
+
+
+def test_flags_of_truth_values_need_none_and_values_may_follow():
+  given = ("--config.teacher.cache", "--noconfig.training.remat", "--config.kd.scale", "0.5")
+  config = parse("--config=keep", *given, "--config.training.clip_norm", "2")[0]
+  assert config.teacher.cache and not config.training.remat
+  assert (config.kd.scale, config.training.clip_norm) == (0.5, 2)
+
+
+def test_a_field_that_the_file_made_up_is_the_files_mistake(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from jaxkd import config\n\ndef get_config(recipe='demo'):\n  made = config.base(recipe)\n"
+    "  with made.unlocked():\n    made.kd.own = 1\n  return made\n"
+  )
+  with pytest.raises(UserError, match="config.kd.own: no such field"):
+    parse(f"--config={path}", "--config.kd.own=a")
 
 
 @pytest.mark.parametrize(

@@ -486,7 +486,7 @@ def test_mistakes_leave_no_workdir(lab, teacher, flags, words):
 
 def test_training_starts_from_another_runs_parameters(lab, teacher, finished):
   """With a learning rate of next to nothing they stay; of a warm-up's projection there is none."""
-  flags = [f"--config.teacher.source={teacher}", "--config.training.epochs=1"]
+  flags = [f"--config.teacher.source={teacher}", "--config.training.epochs=2"]
   flags += [f"--config.student.init={lab / 'symmetric'}", "--config.kd.warmup=1"]
   start(lab, "warmup", "begun", *flags, "--config.training.lr=(1e-12, 1e-12, 1e-12, 1e-12)")
   models = [kept.read(lab / n).load(mesh_lib.make_mesh()).params for n in ("begun", "symmetric")]
