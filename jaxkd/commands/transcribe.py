@@ -122,7 +122,9 @@ def run(args) -> int:
         elif reason := _write(dataclasses.replace(transcript, name=name), target, args):
           left.append(f"{buckets.name(target)} {reason}")
   seconds = time.monotonic() - started
-  told = f"{heard:.0f} s of audio in {seconds:.1f} s, {heard / seconds:.0f} times real time"
+  speed = heard / seconds
+  shown = f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+  told = f"{heard:.0f} s of audio in {seconds:.1f} s, {shown} times real time"
   if broken:
     told += f"; {len(broken)} of {len(found)} recordings could not be used"
   if left:
