@@ -90,15 +90,15 @@ def write(folder: pathlib.Path, rows: Iterable[Row], facts: dict) -> "Index":
   written = sorted(unfinished.iterdir())
   header = {"format": FORMAT, "version": VERSION}
   header["columns"] = {path.name: path.stat().st_size for path in written}
-  header["sha256"] = {path.name: _digest(path) for path in written}
+  header["sha256"] = {path.name: digest(path) for path in written}
   header["utterances"] = header["columns"]["shard.bin"] // 4
   header["folder"] = _name(header["sha256"])
   columns = folder / header["folder"]
-  if _are(columns, header["sha256"]):
-    shutil.rmtree(unfinished)
-  else:
+  if _changed(columns, header["sha256"]):
     shutil.rmtree(columns, ignore_errors=True)
     unfinished.rename(columns)
+  else:
+    shutil.rmtree(unfinished)
   found = Index(folder, header | facts)
   old = files.read_json(folder / HEADER, dict) if is_one(folder) else {}
   if old.get("sha256") == header["sha256"]:
@@ -118,13 +118,14 @@ def _name(digests: dict[str, str]) -> str:
   return f"{COLUMNS}-{hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]}"
 
 
-def _are(columns: pathlib.Path, digests: dict[str, str]) -> bool:
-  """Whether columns lie in a folder, by their checksums."""
-  paths = {columns / name: digest for name, digest in digests.items()}
-  return all(path.exists() and _digest(path) == digest for path, digest in paths.items())
+def _changed(columns: pathlib.Path, digests: dict[str, str]) -> list[pathlib.Path]:
+  """Columns that are not there, or whose content is another."""
+  paths = {columns / name: wanted for name, wanted in digests.items()}
+  return [path for path, wanted in paths.items() if not path.exists() or digest(path) != wanted]
 
 
-def _digest(path: pathlib.Path) -> str:
+def digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file, 64 hexadecimal digits."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -207,11 +208,8 @@ class Index:
 
   def damaged(self) -> list[str]:
     """What is wrong with the columns by their checksums; older indices have none."""
-    return [
-      f"{self._columns / name} has other bytes than were written"
-      for name, digest in self.header.get("sha256", {}).items()
-      if _digest(self._columns / name) != digest
-    ]
+    changed = _changed(self._columns, self.header.get("sha256", {}))
+    return [f"{path} has other bytes than were written" for path in changed]
 
   def __len__(self) -> int:
     return len(self.seconds)

@@ -14,6 +14,11 @@ from jaxkd.errors import UserError
 
 _SUB = re.compile(r"-sub\d+(?=\.\w+$)")  # NeMo's names of further parts of one recording
 _SHAR = re.compile(r"recording(\..+)?")  # Lhotse's names; without shards, with no suffix or any
+# What reading and taking apart a file raises that is cut short, no JSON or of other rows.
+_NO_CUTS = (
+  *(OSError, EOFError, zlib.error, ValueError, OverflowError, RecursionError),
+  *(LookupError, TypeError, AttributeError),
+)
 _FIRST_BYTES = 1 << 20  # in which the first line of a manifest ends
 
 
@@ -229,8 +234,6 @@ def _of_cuts(path: pathlib.Path) -> Parts:
         text, wrong = manifest.told(" ".join(told) if told else None)
         start, seconds = float(cut.get("start", 0)), _seconds(cut["duration"])
         parts[cut["id"]] = [Part(cut["id"], start, seconds, text, wrong)]
-  except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-    raise UserError(f"{path} cannot be read as Lhotse's cuts: {error}") from error
-  except (zlib.error, OverflowError, RecursionError) as error:
+  except _NO_CUTS as error:
     raise UserError(f"{path} cannot be read as Lhotse's cuts: {error}") from error
   return parts

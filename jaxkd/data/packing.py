@@ -162,7 +162,7 @@ def _write_shard(path: pathlib.Path, source, places: range, longest: float, pool
     update()
   writer.close()
   facts = {"path": f"{SHARDS}/{shard.name}", "bytes": shard.stat().st_size}
-  facts |= {"sha256": _digest(shard), "list": path.name, "left_out": left_out}
+  facts |= {"sha256": index.digest(shard), "list": path.name, "left_out": left_out}
   files.write_jsonl(path.with_suffix(".jsonl"), [facts, *rows])
 
 
@@ -252,7 +252,7 @@ def _verified(folder: pathlib.Path, drop: bool) -> tuple[dict, list[str]]:
     raise UserError(f"{problems[0]}: the same jaxkd shard writes the index again")
   for number, shard in enumerate(there.header["shards"]):
     reason = fault(folder, shard)
-    if not reason and _digest(folder / shard["path"]) != shard["sha256"]:
+    if not reason and index.digest(folder / shard["path"]) != shard["sha256"]:
       reason = f"{folder / shard['path']} has other bytes than were indexed"
     if reason:
       problems.append(reason)
@@ -292,11 +292,6 @@ def _without(there: Index, whole: list[int], problems: list[str]) -> Index:
     for unique, text, (seconds, start, shard, *rest) in zip(ids, texts, numbers, strict=True)
   )
   return index.write(there.folder, rows, facts)
-
-
-def _digest(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_tars(given: pathlib.Path) -> bool:

@@ -139,9 +139,17 @@ def by_first(act: Callable[[], object]) -> None:
     raise (TryAgain if problem["may_pass"] else UserError)(problem["line"])
 
 
-def hosts() -> int:
-  """On how many machines the processes are."""
-  return len(set(gather(socket.gethostname())))
+def check_one_host(shown: str) -> None:
+  """Raises UserError where processes are on several machines, of which one would have a folder.
+
+  Args:
+    shown: the folder, as a person knows it.
+  """
+  if len(set(gather(socket.gethostname()))) > 1:
+    raise UserError(
+      f"{shown}: processes on several hosts need a folder that all of them see, such as a mounted "
+      "bucket"
+    )
 
 
 def gather(value) -> list:

@@ -65,11 +65,8 @@ def write(
     UserError: two utterances have one name, or the folder holds another store, or other audio.
   """
   _check_names(wanted)
-  if buckets.url(folder) and mesh_lib.hosts() > 1:
-    raise UserError(
-      f"{folder}: processes on several hosts need a folder that all of them see, such as a mounted "
-      "bucket"
-    )
+  if buckets.url(folder):
+    mesh_lib.check_one_host(str(folder))
   with _alone(folder):
     writer = _opened(folder, teacher, dict(temperature=temperature, top=top, dtype=dtype))
     broken = _add(teacher, wanted, writer, devices)

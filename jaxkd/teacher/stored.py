@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import pathlib
 import re
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +113,8 @@ class Stored:
     if lacking := [source.ids[i] for i in absent if by_length(i)]:
       return lacking
     # What could not be decoded then may be by now: a training would find out half-way.
-    return [source.ids[i] for i in itertools.islice(filter(_reads(source), absent), 1)]
+    first = next((source.ids[i] for i in absent if _reads(source, i)), None)
+    return [] if first is None else [first]
 
   def _cure(self, name: str, speed: float) -> str:
     """How a store gets an utterance that it lacks."""
@@ -220,16 +219,12 @@ class Stored:
     return _logits(mesh_lib.put_rows(into, devices), self.settings)
 
 
-def _reads(source: Source) -> Callable[[int], bool]:
+def _reads(source: Source, index: int) -> bool:
   """Whether an utterance can be decoded."""
-
-  def reads(index: int) -> bool:
-    try:
-      return bool(len(source.read(index)))
-    except BrokenAudio:
-      return False
-
-  return reads
+  try:
+    return bool(len(source.read(index)))
+  except BrokenAudio:
+    return False
 
 
 def parts(settings: store_lib.Settings) -> frozenset[str]:

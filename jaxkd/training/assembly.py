@@ -101,7 +101,8 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   _check_specs(config)
   decoding.use(config.data.workers)
   mesh.by_first(lambda: workdir.check_usable(folder))
-  _check_one_host(folder)
+  if buckets.url(folder):  # others would not see what is saved in a copy of what is there
+    mesh.check_one_host(f"--workdir={folder}")
   opened = {} if opened is None else opened
   devices = mesh.make_mesh(config.mesh.fsdp)
   teacher = _teacher(config, folder, opened)
@@ -118,15 +119,6 @@ def plan_run(config: ConfigDict, folder: pathlib.Path, opened: dict | None = Non
   if isinstance(teacher, Stored):
     _check_stored(teacher, config, data.train)
   return Plan(config, folder, devices, teacher, architecture, data, vocabulary)
-
-
-def _check_one_host(folder: pathlib.Path) -> None:
-  """A copy of what is in a bucket lies on one host: others would not see what is saved there."""
-  if buckets.url(folder) and mesh.hosts() > 1:
-    raise UserError(
-      f"--workdir={folder}: processes on several hosts need a folder that all of them see, such as "
-      "a mounted bucket"
-    )
 
 
 def _options(config: ConfigDict) -> Options:

@@ -15,7 +15,7 @@ import soundfile
 
 from corpus import tone
 from jaxkd.commands import line
-from jaxkd.data import audio, listings, packing, shards, sources, tars
+from jaxkd.data import audio, index, listings, packing, shards, sources, tars
 from jaxkd.data.corpora import Options
 from jaxkd.errors import UserError
 
@@ -461,7 +461,7 @@ def test_rows_are_walked_once_and_tar_files_read_once(tmp_path, monkeypatch):
   monkeypatch.setattr(tars._Hashed, "read", lambda *args: reads.append(read(*args)) or reads[-1])
   found = tars.contents(there[0], listings.of_tar(told[there[0]], there[0]))
   assert b"".join(reads) == there[0].read_bytes()
-  assert found.sha256 == packing._digest(there[0])
+  assert found.sha256 == index.digest(there[0])
 
 
 def test_rows_without_a_shard_id_give_way_to_those_with_one(tmp_path):

@@ -70,3 +70,13 @@ def test_devices_that_are_not_there_are_one_line(monkeypatch):
 
 def raise_(error: Exception):
   raise error
+
+
+@pytest.mark.parametrize(("names", "ok"), [(["a", "a"], True), (["a", "b"], False)])
+def test_a_folder_on_one_of_several_hosts_is_one_line(monkeypatch, names, ok):
+  monkeypatch.setattr(mesh, "gather", lambda _: names)
+  if ok:
+    mesh.check_one_host("s3://bucket/run")
+    return
+  with pytest.raises(UserError, match="^s3://bucket/run: processes on several hosts need"):
+    mesh.check_one_host("s3://bucket/run")
