@@ -238,15 +238,26 @@ def test_a_grid_ends_in_its_report_and_goes_on_where_it_was(tmp_path, capsys):
   assert "failed" in capsys.readouterr().err
 
 
-def test_the_grid_of_evidence():
-  """Its claims are of runs that there are, and each seed has its own teacher."""
-  found = grids.load(GRIDS / "evidence.py", "sentences")
+@pytest.mark.parametrize("grid", ["evidence", "losses"])
+@pytest.mark.parametrize("recipe", ["digits", "sentences"])
+def test_grids_with_claims(grid, recipe):
+  """Their claims are of runs that there are, and each seed has its own teacher."""
+  found = grids.load(GRIDS / f"{grid}.py", recipe)
   assert found["teachers"] == "each"
-  cells = grids.cells_of(found, "sentences", (), "")
+  cells = grids.cells_of(found, recipe, (), "")
   names = {cell.name.removesuffix("-s0") for cell in cells if cell.config.seed == 0}
   assert 3 * len(names) == len(cells)
   for claim in found["claims"]:
     for pattern in (claim["a"], claim["b"]):
       assert fnmatch.filter(names, pattern), pattern
-  # Twice the audio, as many updates.
-  assert "symmetric-epochs7-scale1.0-train+unlabelled" in names
+
+
+def test_the_grid_of_evidence():
+  """Twice the audio, as many updates; what both grids have is one run."""
+  found = grids.cells_of(grids.load(GRIDS / "evidence.py", "sentences"), "sentences", (), "")
+  own = {cell.name: cell.arguments for cell in found}
+  assert "symmetric-epochs7-scale1.0-train+unlabelled-s0" in own
+  other = grids.cells_of(grids.load(GRIDS / "losses.py", "sentences"), "sentences", (), "")
+  shared = {cell.name: cell.arguments for cell in other if cell.name in own}
+  assert {"ctc-train-s0", "symmetric-n2-scale0.25-train-s0"} < shared.keys()
+  assert all(own[name] == arguments for name, arguments in shared.items())
