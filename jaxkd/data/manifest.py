@@ -15,6 +15,12 @@ from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Endings of tar files that are not read as they are → what makes plain ones.
+COMPRESSED_TARS = {
+  **{".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2"},
+  **{".tar.xz": "unxz", ".tar.zst": "unzstd"},
+}
+
 
 class Entry(NamedTuple):
   """An utterance, or what is given as one.
@@ -119,7 +125,7 @@ def _of_names(name: str, files_: Iterable[str], whole: Callable[[str], str]) -> 
       found.append(pathlib.PurePath(below))
     elif suffix in audio.UNREAD_EXTENSIONS:
       kinds[suffix] += 1
-    tarred += suffix == ".tar"
+    tarred += below.lower().endswith((".tar", *COMPRESSED_TARS))
   counts = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
   if not found and tarred:
     raise UserError(

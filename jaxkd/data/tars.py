@@ -22,10 +22,6 @@ from jaxkd.data.listings import Listed, Part
 from jaxkd.errors import UserError
 
 _TEXTS = (".txt", ".json")  # what stands beside a recording of WebDataset
-_COMPRESSED = {
-  **{".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2"},
-  **{".tar.xz": "unxz", ".tar.zst": "unzstd"},
-}
 _SPARE_SECONDS = 1.0  # a recording may be shorter than is said; as of manifests
 _BLOCK = 1 << 20  # bytes that are read at a time
 
@@ -60,7 +56,7 @@ def compressed(path: pathlib.Path) -> dict[pathlib.Path, str]:
   """
   cures = {}
   for file in map(pathlib.Path, manifest.walked(path) if path.is_dir() else [path]):
-    for suffix, cure in _COMPRESSED.items():
+    for suffix, cure in manifest.COMPRESSED_TARS.items():
       plain = file.with_name(file.name[: -len(suffix)] + ".tar")
       if file.name.lower().endswith(suffix) and file.is_file() and not plain.exists():
         cures[file] = cure

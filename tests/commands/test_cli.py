@@ -106,7 +106,7 @@ def test_main_has_the_help_of_train(arguments, capsys):
     (["convert"] + ["x"] * 3, ["'x' is not a flag"]),
     (["convert", "absent"], ["absent is neither a finished workdir"]),
     (["report", "--out=x"], ["missing: WORKDIR; see"]),
-    (["grid", "smal"], ["smal: no such file or grid", "'small'", "grids: evidence, losses, paper, small"]),
+    (["grid", "smal"], ["smal: no such file or grid", "grids: evidence, losses, paper, small"]),
     (["grid", "small", "--config.kd.scael=1", "--dry_run"], ["config.kd.scael: no such field"]),
     (["plan-tpu", "--config=trim"], ["missing: --topology; see"]),
     (["export", "x", "--stream=0ms"], ["--stream: it is '0ms'; it must be longer, such as 320ms"]),

@@ -160,6 +160,11 @@ def test_tars_are_no_data_before_they_are_indexed(tmp_path):
   webdataset(tmp_path / "tars")
   with pytest.raises(UserError, match="2 tar files and no audio: jaxkd shard .* --out=DIR"):
     sources.open_source(str(tmp_path / "tars"), Options())
+  # Compressed ones, too: the command says how they are made plain.
+  for file in (tmp_path / "tars").glob("*.tar"):
+    file.rename(f"{file}.gz")
+  with pytest.raises(UserError, match="2 tar files and no audio: jaxkd shard .* --out=DIR"):
+    sources.open_source(str(tmp_path / "tars"), Options())
 
 
 @pytest.mark.parametrize(
