@@ -69,6 +69,14 @@ def get_grid(recipe: str) -> dict:
       # Added when the first seed of the digits was known.
       _claim("labels and silence apart beat symmetric selection", "split", "symmetric-n?", "lower"),
       _claim("forgiving a frame beats symmetric selection", "delayed*", "symmetric-n2", "lower"),
+      # Added when its runs were known.
+      dict(
+        text="beside CTC elimination is near all frames",
+        a="elimination-scale0.25-train",
+        b="standard-scale0.25-train",
+        expect="near",
+        margin=0.02,
+      ),
     ],
   )
 
