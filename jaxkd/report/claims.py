@@ -11,7 +11,6 @@ utterances do, one comparison in seven of equals was significant (p < 0.05).
 import dataclasses
 import fnmatch
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -171,7 +170,7 @@ def _share(draws: np.ndarray) -> float:
 
 def _name(row: Row | None) -> str:
   """The name of a row's runs, without their seed; "" of no row."""
-  return "" if row is None else re.sub(r"-s[0-9]+$", "", row.first.name)
+  return "" if row is None else row.first.series
 
 
 def _best(claim: Claim, rows: list[Row]) -> tuple[Row | None, Row | None]:

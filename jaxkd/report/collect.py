@@ -46,6 +46,11 @@ class Run:
     return self.folder.resolve().name
 
   @property
+  def series(self) -> str:
+    """Its name without the seed that a grid puts at the end."""
+    return self.name.removesuffix(f"-s{self.results['seed']}")
+
+  @property
   def teacher(self) -> str | None:
     """Absolute folder of the teacher, or its name on a hub; several with commas; None for none."""
     found = self.results.get("teacher_workdir")

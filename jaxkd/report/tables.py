@@ -138,8 +138,12 @@ def make_rows(runs: list[Run]) -> list[Row]:
 
 
 def _names(groups: list[list[Run]]) -> list[str]:
-  """The variant of each row where it is the only one, else its first workdir's name or path."""
-  choices = [(g[0].results["variant"] or g[0].name, g[0].name, str(g[0].folder)) for g in groups]
+  """The variant of each row where it is the only one, else its first workdir's name or path.
+
+  The name is without the seed where that is enough.
+  """
+  first = [group[0] for group in groups]
+  choices = [(r.results["variant"] or r.name, r.series, r.name, str(r.folder)) for r in first]
   counts = collections.Counter(name for row in choices for name in set(row))
   return [next((n for n in row if counts[n] == 1), row[-1]) for row in choices]
 

@@ -15,7 +15,7 @@ WORDS = np.full(300, 10)
 def row(name, errors, dev=0.1, seeds=None):
   """A row of runs with errors i[seeds, utterances]."""
   seeds = range(len(errors)) if seeds is None else seeds
-  runs = [types.SimpleNamespace(name=f"{name}-s{s}", results={"seed": s}) for s in seeds]
+  runs = [types.SimpleNamespace(series=name, results={"seed": s}) for s in seeds]
   made = Row(name, "student", [types.SimpleNamespace(run=run) for run in runs])
   of_dev = np.full((len(errors), 1), round(100 * dev)), np.array([100])
   made.__dict__["errors"] = {"test": (np.asarray(errors), WORDS), "dev": of_dev}

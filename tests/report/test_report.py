@@ -216,6 +216,10 @@ def test_names_of_rows(tmp_path):
   runs += [write_run(tmp_path / "c/t", "trim"), write_run(tmp_path / "c/s", "standard")]
   names = [row.name for row in tables.make_rows([collect.read(run) for run in runs])]
   assert names == [str(runs[0]), str(runs[1]), "y", str(runs[3]), "t", "standard"]
+  # A row of a grid is not called by its first seed.
+  seeds = [write_run(tmp_path / f"symmetric-n{n}-s0", "symmetric", flags[n]) for n in (1, 2)]
+  names = [row.name for row in tables.make_rows([collect.read(run) for run in seeds])]
+  assert names == ["symmetric-n1", "symmetric-n2"]
 
 
 def test_results_that_contradict_hypotheses_are_said(tmp_path, no_plots):
