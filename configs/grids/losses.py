@@ -1,4 +1,4 @@
-"""The losses of others beside CTC on transcripts, three seeds, each with its own teacher.
+"""The losses of others, beside CTC on transcripts; three seeds, each with its own teacher.
 
 Two views of each row, a head in the middle, and the student's own past, against CTC alone and
 symmetric selection beside it. In the folder of `evidence` both share teachers and runs.
@@ -9,9 +9,11 @@ symmetric selection beside it. In the folder of `evidence` both share teachers a
 def get_grid(recipe: str) -> dict:
   del recipe
   masked = "ctc-spec_augmentTrue-train"
-  symmetric = "symmetric-n2-scale0.25-train"
+  beside, alone = "-scale0.25-train", "-scale1.0-unlabelled"
+  symmetric = f"symmetric-n2{beside}"
   return dict(
-    scales=(0.25,),
+    # At 1, on audio alone: added when the runs beside CTC were known.
+    scales=(0.25, 1.0),
     seeds=(0, 1, 2),
     teachers="each",
     variants=(
@@ -28,7 +30,8 @@ def get_grid(recipe: str) -> dict:
       _claim("two views beat one with masks", "consistency-train", masked),
       _claim("the student's own past beats CTC alone", "self_distillation-*", "ctc-train"),
       _claim("a teacher's frames beside CTC beat CTC alone", symmetric, "ctc-train"),
-      _claim("a head in the middle beats the last one alone", "intermediate-*", symmetric),
+      _claim("a head in the middle beats the last one alone", f"intermediate{beside}", symmetric),
+      _claim("it does without transcripts, too", f"intermediate{alone}", f"symmetric-n2{alone}"),
     ],
   )
 
