@@ -12,7 +12,7 @@ def get_grid(recipe: str) -> dict:
   beside, alone = "-scale0.25-train", "-scale1.0-unlabelled"
   symmetric = f"symmetric-n2{beside}"
   return dict(
-    # At 1, on audio alone: added when the runs beside CTC were known.
+    # At 1, on audio alone: added when the runs beside CTC were known; all frames there, later.
     scales=(0.25, 1.0),
     seeds=(0, 1, 2),
     teachers="each",
@@ -23,7 +23,9 @@ def get_grid(recipe: str) -> dict:
       ("consistency", {}),
       ("self_distillation", {"kd.scale": (0.5,)}),
       ("symmetric", {"kd.selection.n": (2,)}),
+      ("standard", {"kd.scale": (1.0,)}),
       ("intermediate", {}),
+      ("intermediate", {"kd.selection.name": ("all_frames",), "kd.scale": (1.0,)}),
     ),
     claims=[
       _claim("two views beat CTC alone", "consistency-train", "ctc-train"),
@@ -32,6 +34,7 @@ def get_grid(recipe: str) -> dict:
       _claim("a teacher's frames beside CTC beat CTC alone", symmetric, "ctc-train"),
       _claim("a head in the middle beats the last one alone", f"intermediate{beside}", symmetric),
       _claim("it does without transcripts, too", f"intermediate{alone}", f"symmetric-n2{alone}"),
+      _claim("it does with all frames", f"intermediate-nameall_frames{alone}", f"standard{alone}"),
     ],
   )
 
