@@ -154,6 +154,14 @@ def _demo(config: ConfigDict, size: str) -> None:
     config.training.epochs = 8
 
 
+def _pauses(config: ConfigDict, size: str) -> None:
+  _corpus("pauses")(config, size)
+  if size == "tiny":
+    for block in (config.training, config.teacher.training):
+      block.join_seconds = 12.0
+    config.training.epochs = 12
+
+
 def _sentences(config: ConfigDict, size: str) -> None:
   _corpus("sentences")(config, size)
   if size == "tiny":
@@ -209,6 +217,7 @@ class Data(NamedTuple):
 
 DATA = {
   "demo": Data("synthetic speech that is made here", "tiny", _demo),
+  "pauses": Data("its digits with silence around every word", "tiny", _pauses),
   "sentences": Data("synthetic sentences with pauses and noise: harder", "tiny", _sentences),
   "manifest": Data("your own: config.data.train and the like", "tiny", lambda config, size: None),
   "digits": Data("recorded digits, in config.data.root", "tiny", _corpus("digits")),

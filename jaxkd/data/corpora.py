@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from jaxkd import console
-from jaxkd.data import cache, demo, digits, prompts, sentences
+from jaxkd.data import cache, demo, digits, pauses, prompts, sentences
 from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
 
@@ -49,6 +49,7 @@ CORPORA = {
   "digits": _Corpus(
     lambda o: digits.key(o.root, o.split_by), lambda o: digits.splits(o.root, o.split_by), 1500
   ),
+  "pauses": _Corpus(lambda o: pauses.VERSION, lambda o: pauses.splits(), pauses.UTTERANCES),
   "sentences": _Corpus(
     lambda o: sentences.VERSION, lambda o: sentences.splits(), sentences.UTTERANCES
   ),

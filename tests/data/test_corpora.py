@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxkd.data import cache, corpora, demo, digits, espeak, prompts, sentences, sources
+from jaxkd.data import cache, corpora, demo, digits, espeak, pauses, prompts, sentences, sources
 from jaxkd.data.corpora import Options
 from jaxkd.errors import UserError
 
@@ -335,6 +335,23 @@ def test_sentences(monkeypatch):
   for s in samples:  # pauses are quieter than speech, and noisy
     loud = np.sort([np.sqrt((p**2).mean()) for p in np.array_split(s, len(s) // 800)])
     assert 8 < 20 * np.log10(loud[-1] / loud[len(loud) // 10]) < 45 and loud[0] > 0
+
+
+def test_pauses(monkeypatch):
+  pytest.importorskip("espeakng_loader")
+  sizes = {"train": 6, "unlabelled": 2, "dev": 2, "test": 2}
+  monkeypatch.setattr(pauses, "_SIZES", sizes)
+  found = {split: rows("pauses", split, Options()) for split in corpora.SPLITS}
+  assert {k: len(v) for k, v in found.items()} == sizes
+  for row in found["train"]:
+    assert set(row["text"].split()) <= set(demo.DIGITS) and 2 <= len(row["text"].split()) <= 6
+  source = sources.open_source("pauses:train", Options())
+  silent = []
+  for i in range(len(source)):
+    samples = source.read(i)
+    loud = np.array([np.abs(p).max() for p in np.array_split(samples, len(samples) // 320)])
+    silent.append((loud < 0.05 * loud.max()).mean())
+  assert all(0.4 < share < 0.85 for share in silent) and np.mean(silent) > 0.55
 
 
 def test_demo_voices_of_dev_and_test_are_not_trained_on():

@@ -1,0 +1,44 @@
+"""The demo's digits with silence around every word: most frames are blank, as where people think.
+
+Dev and test are spoken by voices of which train and unlabelled have none.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxkd.data.demo import DIGITS
+from jaxkd.data.espeak import ACCENTS, Espeak, spoken_splits
+from jaxkd.data.rows import Row, background
+
+VERSION = "1"
+_SIZES = {"train": 800, "unlabelled": 700, "dev": 60, "test": 300}
+UTTERANCES = sum(_SIZES.values())
+_SEED = 20261127
+# Seconds between words and at both ends.
+_PAUSE, _ENDS = (0.3, 1.3), (0.4, 1.2)
+
+
+def splits() -> dict[str, Iterator[Row]]:
+  """Split → its utterances, spoken when they are asked for.
+
+  Raises:
+    UserError: eSpeak NG is not installed.
+  """
+  return spoken_splits(_SIZES, _SEED, _utterances)
+
+
+def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
+  rng = np.random.default_rng(seed)
+  for _ in range(size):
+    voice = f"{rng.choice(ACCENTS)}+{rng.choice(variants)}"
+    rate, pitch = int(rng.integers(130, 200)), int(rng.integers(30, 71))
+    words = [str(w) for w in rng.choice(DIGITS, rng.integers(2, 7))]
+    silence = lambda low, high: np.zeros(int(rng.uniform(low, high) * espeak.rate_hz), np.float32)
+    pieces = [silence(*_ENDS)]
+    for word in words:
+      pieces += [espeak.speak(word, voice, words_per_minute=rate, pitch=pitch), silence(*_PAUSE)]
+    samples = np.concatenate([*pieces[:-1], silence(*_ENDS)]) * 10 ** (rng.uniform(-12, 0) / 20)
+    samples += background(rng, len(samples), rng.uniform(-65, -45))
+    notes = {"voice": voice, "words_per_minute": rate, "pitch": pitch}
+    yield Row(samples.astype(np.float32), espeak.rate_hz, " ".join(words), notes)
