@@ -157,9 +157,8 @@ def _demo(config: ConfigDict, size: str) -> None:
 def _pauses(config: ConfigDict, size: str) -> None:
   _corpus("pauses")(config, size)
   if size == "tiny":
-    for block in (config.training, config.teacher.training):
-      block.join_seconds = 12.0
-    config.training.epochs = 12
+    config.teacher.training.update(epochs=8, join_seconds=12.0, spec_augment_from_epoch=6)
+    config.training.update(epochs=4, join_seconds=12.0)
 
 
 def _sentences(config: ConfigDict, size: str) -> None:
