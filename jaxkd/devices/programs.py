@@ -1,6 +1,7 @@
 """Compiled programs that are kept from run to run, by JAX's own persistent cache."""
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -74,6 +75,28 @@ def _tidy(folder: pathlib.Path) -> None:
       return
     pathlib.Path(path).unlink(missing_ok=True)
     total -= stat.st_size
+
+
+def compiled(lowered):
+  """The program of a lowered function; whoever wants the same one on this machine waits for it.
+
+  Runs that are started side by side would otherwise all compile it at once, each more slowly; so
+  one does, and the others read what it kept.
+
+  Args:
+    lowered: a `jax.stages.Lowered`.
+  """
+  import jax
+
+  folder = jax.config.jax_compilation_cache_dir or ""
+  with contextlib.ExitStack() as stack:
+    # The processes of one run compile together.
+    if folder and "://" not in folder and jax.process_count() == 1:
+      name = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:2]  # few files
+      with contextlib.suppress(OSError):  # not ours to write, or no locks there
+        file = stack.enter_context(pathlib.Path(folder, f".{name}.lock").open("a"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return lowered.compile()
 
 
 def check_shared(gather: Callable[[object], list], *, is_first: bool) -> None:

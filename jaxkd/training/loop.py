@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import buckets, console
 from jaxkd.data import plan as plan_lib
-from jaxkd.devices import flops, observe, sharding, stopping
+from jaxkd.devices import flops, observe, programs, sharding, stopping
 from jaxkd.devices import mesh as mesh_lib
 from jaxkd.errors import Interrupted, UserError
 from jaxkd.inference import priors, scoring
@@ -249,7 +249,7 @@ class _Loop:
         args = (self.state, self.teacher_params, batch, self._epoch_number(), self.key)
         traced = step.trace(*args)
         self.flops[shape] = flops.count(traced.jaxpr)
-        under_way[shape] = pool.submit(traced.lower().compile)
+        under_way[shape] = pool.submit(programs.compiled, traced.lower())
       with console.progress("compiling", len(run.shapes)) as update:
         for found in under_way.values():
           found.result()

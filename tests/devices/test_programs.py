@@ -1,9 +1,11 @@
 """Where compiled programs are kept, and what is said where they are not."""
 
+import contextlib
 import logging
 import os
 import pathlib
 import threading
+from concurrent import futures
 from types import SimpleNamespace
 
 import jax
@@ -50,6 +52,31 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, caplog, tmp_pa
   assert OF_JAX not in os.environ
   (record,) = caplog.records
   assert "are not kept (Not a directory): JAXKD_PROGRAMS=FOLDER" in record.getMessage()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_two_want_is_compiled_by_one_at_a_time(kept, tmp_path):
+  events, both = [], threading.Barrier(2)
+
+  class Lowered:
+    as_text = staticmethod(lambda: "the same")
+
+    def compile(self):
+      events.append("begins")
+      with contextlib.suppress(threading.BrokenBarrierError):
+        both.wait(0.3)  # there at once only where nobody waits
+      events.append("ends")
+      return "program"
+
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path) if kept else None)
+  try:
+    with futures.ThreadPoolExecutor(2) as pool:
+      found = [f.result() for f in [pool.submit(programs.compiled, Lowered()) for _ in range(2)]]
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  assert found == ["program"] * 2
+  assert events == ["begins", "ends"] * 2 if kept else events[:2] == ["begins"] * 2
 
 
 def test_the_oldest_go(monkeypatch, tmp_path):
