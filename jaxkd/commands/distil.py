@@ -1,6 +1,7 @@
 """jaxkd distil: a teacher and a folder of audio in, a small recogniser out; no transcripts.
 
-The same run as `jaxkd train --config=symmetric:manifest-SIZE …`, which it prints.
+The same run as `jaxkd train --config=standard:manifest-SIZE …`, which it prints: all frames
+carry the loss, since audio that people bring has pauses of any length (docs/rules.md).
 """
 
 import collections
@@ -19,10 +20,9 @@ from jaxkd.errors import UserError
 
 log = logging.getLogger(__name__)
 _EPILOG = """\
-No transcript is read, so any speech of the language will do. Frames beside
-what the teacher hears as a label carry the loss (symmetric selection); where
-pauses are long, --config.kd.selection.name=all_frames, which takes all of them,
-was better.
+No transcript is read, so any speech of the language will do. All frames carry
+the loss; --config.kd.selection.name=symmetric takes those beside what the
+teacher hears as a label, and leaves the middle of long pauses untaught.
 
 examples:
   %(prog)s --teacher=facebook/hubert-large-ls960-ft --audio=recordings
@@ -71,7 +71,7 @@ def run(args) -> int:
     "data.test": args.test,
   }
   flags = [f"--config.{name}={value}" for name, value in given.items() if value]
-  args.config, args.workdir = f"symmetric:manifest-{args.size}", named
+  args.config, args.workdir = f"standard:manifest-{args.size}", named
   args.config_fields = [*flags, *args.config_fields]
   said = [f"--config={args.config}", f"--workdir={args.workdir}", *args.config_fields]
   log.info("the same as: %s train %s", line.pasted(), " ".join(map(shlex.quote, said)))

@@ -119,7 +119,7 @@ def _say_what_next(args, found: dict) -> None:
 
   console.err.print(
     f"{found['records']} records, {found['hours']:.2f} h, {found['bytes'] / 1e6:.1f} MB in "
-    f"{args.out}; train from it:\n  {line.pasted()} train --config=symmetric:manifest "
+    f"{args.out}; train from it:\n  {line.pasted()} train --config=standard:manifest "
     f"--config.teacher.source={args.out} --config.data.train={args.data}",
     highlight=False,
     soft_wrap=True,

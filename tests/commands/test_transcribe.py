@@ -359,11 +359,11 @@ def test_distil_is_the_flagship_in_one_line(lab, monkeypatch, tmp_path, caplog):
   given = [f"--teacher={lab / 'run'}", f"--audio={lab / 'audio'}", "--size=tiny"]
   config, folder = planned(monkeypatch, *given, "--config.training.epochs=3")
   assert (config.variant, config.recipe, str(folder)) == (
-    "symmetric",
+    "standard",
     "manifest-tiny",
     "runs/distil-audio",
   )
-  assert (config.kd.scale, config.kd.selection.name) == (1.0, "symmetric")
+  assert (config.kd.scale, config.kd.selection.name) == (1.0, "all_frames")
   assert (config.teacher.source, config.training.epochs) == (str(lab / "run"), 3)
   paths = lambda split: [json.loads(r)["audio_filepath"] for r in open_(config.data[split])]
   lists = [paths("train"), paths("dev")]
