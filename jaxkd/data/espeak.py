@@ -38,6 +38,19 @@ def spoken_splits(
   }
 
 
+def drawn_speaker(rng: np.random.Generator, variants, words_per_minute: tuple[int, int]) -> dict:
+  """How an utterance is spoken, as `Espeak.speak` takes it and its row notes it.
+
+  Args:
+    rng: draws.
+    variants: of the voices, as in HEARD.
+    words_per_minute: from, to but not including.
+  """
+  voice = f"{rng.choice(ACCENTS)}+{rng.choice(variants)}"
+  rate, pitch = int(rng.integers(*words_per_minute)), int(rng.integers(30, 71))
+  return {"voice": voice, "words_per_minute": rate, "pitch": pitch}
+
+
 class Espeak:
   """eSpeak NG through its C interface (speak_lib.h)."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxkd.data.demo import DIGITS
-from jaxkd.data.espeak import ACCENTS, Espeak, spoken_splits
+from jaxkd.data.espeak import Espeak, drawn_speaker, spoken_splits
 from jaxkd.data.rows import Row, background
 
 VERSION = "1"
@@ -31,14 +31,12 @@ def splits() -> dict[str, Iterator[Row]]:
 def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
   rng = np.random.default_rng(seed)
   for _ in range(size):
-    voice = f"{rng.choice(ACCENTS)}+{rng.choice(variants)}"
-    rate, pitch = int(rng.integers(130, 200)), int(rng.integers(30, 71))
+    speaker = drawn_speaker(rng, variants, (130, 200))
     words = [str(w) for w in rng.choice(DIGITS, rng.integers(2, 7))]
     silence = lambda low, high: np.zeros(int(rng.uniform(low, high) * espeak.rate_hz), np.float32)
     pieces = [silence(*_ENDS)]
     for word in words:
-      pieces += [espeak.speak(word, voice, words_per_minute=rate, pitch=pitch), silence(*_PAUSE)]
+      pieces += [espeak.speak(word, **speaker), silence(*_PAUSE)]
     samples = np.concatenate([*pieces[:-1], silence(*_ENDS)]) * 10 ** (rng.uniform(-12, 0) / 20)
     samples += background(rng, len(samples), rng.uniform(-65, -45))
-    notes = {"voice": voice, "words_per_minute": rate, "pitch": pitch}
-    yield Row(samples.astype(np.float32), espeak.rate_hz, " ".join(words), notes)
+    yield Row(samples.astype(np.float32), espeak.rate_hz, " ".join(words), speaker)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxkd.data.espeak import ACCENTS, Espeak, spoken_splits
+from jaxkd.data.espeak import Espeak, drawn_speaker, spoken_splits
 from jaxkd.data.rows import Row
 
 VERSION = "2"
@@ -54,18 +54,15 @@ def splits() -> dict[str, Iterator[Row]]:
 def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
   rng = np.random.default_rng(seed)
   for _ in range(size):
-    voice = f"{rng.choice(ACCENTS)}+{rng.choice(variants)}"
-    rate, pitch = int(rng.integers(140, 210)), int(rng.integers(30, 71))
+    speaker = drawn_speaker(rng, variants, (140, 210))
     phrases = _sentence(rng)
     silence = lambda low, high: np.zeros(int(rng.uniform(low, high) * espeak.rate_hz), np.float32)
     pieces = [silence(*_ENDS)]
     for phrase in phrases:
-      spoken = espeak.speak(phrase, voice, words_per_minute=rate, pitch=pitch)
-      pieces += [spoken, silence(*_PAUSE)]
+      pieces += [espeak.speak(phrase, **speaker), silence(*_PAUSE)]
     samples = np.concatenate([*pieces[:-1], silence(*_ENDS)])
     samples = _with_noise(rng, samples, rng.uniform(*_SNR_DB)) * 10 ** (rng.uniform(-12, -3) / 20)
-    notes = {"voice": voice, "words_per_minute": rate, "pitch": pitch}
-    yield Row(samples.astype(np.float32), espeak.rate_hz, " ".join(phrases), notes)
+    yield Row(samples.astype(np.float32), espeak.rate_hz, " ".join(phrases), speaker)
 
 
 def _sentence(rng: np.random.Generator) -> list[str]:
