@@ -4,6 +4,7 @@ Each seed has its own teacher, which hears what its students hear. Runs at scale
 alone, those at 0.25 from as much transcribed audio, in as many updates. The report judges the
 claims below, all of runs on audio alone; its table has the others.
     jaxkd grid evidence --recipe=sentences
+    jaxkd grid evidence --recipe=pauses
     jaxkd grid evidence --recipe=digits --config.data.root=FOLDER
 """
 
