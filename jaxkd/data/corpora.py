@@ -10,6 +10,7 @@ import soundfile
 
 from jaxkd import console
 from jaxkd.data import cache, demo, digits, pauses, prompts, sentences
+from jaxkd.data.espeak import Spoken
 from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
 
@@ -44,15 +45,17 @@ class _Corpus:
   total: int
 
 
+def _spoken(corpus: Spoken) -> _Corpus:
+  return _Corpus(lambda o: corpus.version, lambda o: corpus.splits(), sum(corpus.sizes.values()))
+
+
 CORPORA = {
-  "demo": _Corpus(lambda o: demo.VERSION, lambda o: demo.splits(), demo.UTTERANCES),
+  "demo": _spoken(demo.CORPUS),
   "digits": _Corpus(
     lambda o: digits.key(o.root, o.split_by), lambda o: digits.splits(o.root, o.split_by), 1500
   ),
-  "pauses": _Corpus(lambda o: pauses.VERSION, lambda o: pauses.splits(), pauses.UTTERANCES),
-  "sentences": _Corpus(
-    lambda o: sentences.VERSION, lambda o: sentences.splits(), sentences.UTTERANCES
-  ),
+  "pauses": _spoken(pauses.CORPUS),
+  "sentences": _spoken(sentences.CORPUS),
   "prompts": _Corpus(lambda o: prompts.key(o.root), lambda o: prompts.splits(o.root), 500),
 }
 

@@ -7,23 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxkd.data.espeak import ACCENTS, Espeak, spoken_splits
+from jaxkd.data.espeak import ACCENTS, Espeak, Spoken
 from jaxkd.data.rows import Row, background
 
-VERSION = "1"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_SIZES = {"train": 800, "unlabelled": 700, "dev": 60, "test": 140}
-UTTERANCES = sum(_SIZES.values())
-_SEED = 20250825
-
-
-def splits() -> dict[str, Iterator[Row]]:
-  """Split → its utterances, spoken when they are asked for.
-
-  Raises:
-    UserError: eSpeak NG is not installed.
-  """
-  return spoken_splits(_SIZES, _SEED, _utterances)
 
 
 def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
@@ -42,3 +29,11 @@ def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
     samples += background(rng, len(samples), rng.uniform(-65, -45))
     notes = {"voice": voice, "words_per_minute": rate, "pitch": pitch}
     yield Row(samples, espeak.rate_hz, " ".join(words), notes)
+
+
+CORPUS = Spoken(
+  version="1",
+  seed=20250825,
+  sizes={"train": 800, "unlabelled": 700, "dev": 60, "test": 140},
+  utterances=_utterances,
+)

@@ -1,6 +1,7 @@
 """eSpeak NG, which speaks the corpora that are made here."""
 
 import ctypes
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -18,24 +19,33 @@ UNHEARD = {"dev": ("f5", "m7"), "test": ("f2", "m3", "Mike")}
 _SEED = 20250825
 
 
-def spoken_splits(
-  sizes: Mapping[str, int], seed: int, utterances: Callable
-) -> dict[str, Iterator[Row]]:
-  """Split → its utterances, spoken when they are asked for; dev and test by voices of their own.
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+  """A corpus spoken by eSpeak NG; dev and test by voices of their own.
 
-  Args:
-    sizes: utterances of each split.
-    seed: with the split's number it is that of the split.
-    utterances: (espeak, variants, size, seed) → the utterances of a split.
-
-  Raises:
-    UserError: eSpeak NG is not installed.
+  Attributes:
+    version: another one wherever other audio would be made.
+    seed: with a split's number it is that of the split.
+    sizes: split → its utterances.
+    utterances: (espeak, variants of voices, size, seed) → the rows of a split.
   """
-  espeak = Espeak()
-  return {
-    split: utterances(espeak, UNHEARD.get(split, HEARD), size, [seed, number])
-    for number, (split, size) in enumerate(sizes.items())
-  }
+
+  version: str
+  seed: int
+  sizes: Mapping[str, int]
+  utterances: Callable[..., Iterator[Row]]
+
+  def splits(self) -> dict[str, Iterator[Row]]:
+    """Split → its utterances, spoken when they are asked for.
+
+    Raises:
+      UserError: eSpeak NG is not installed.
+    """
+    espeak = Espeak()
+    return {
+      split: self.utterances(espeak, UNHEARD.get(split, HEARD), size, [self.seed, number])
+      for number, (split, size) in enumerate(self.sizes.items())
+    }
 
 
 def drawn_speaker(rng: np.random.Generator, variants, words_per_minute: tuple[int, int]) -> dict:

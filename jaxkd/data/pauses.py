@@ -8,24 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxkd.data.demo import DIGITS
-from jaxkd.data.espeak import Espeak, drawn_speaker, spoken_splits
+from jaxkd.data.espeak import Espeak, Spoken, drawn_speaker
 from jaxkd.data.rows import Row, background
 
-VERSION = "1"
-_SIZES = {"train": 800, "unlabelled": 700, "dev": 60, "test": 300}
-UTTERANCES = sum(_SIZES.values())
-_SEED = 20261127
 # Seconds between words and at both ends.
 _PAUSE, _ENDS = (0.3, 1.3), (0.4, 1.2)
-
-
-def splits() -> dict[str, Iterator[Row]]:
-  """Split → its utterances, spoken when they are asked for.
-
-  Raises:
-    UserError: eSpeak NG is not installed.
-  """
-  return spoken_splits(_SIZES, _SEED, _utterances)
 
 
 def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
@@ -40,3 +27,11 @@ def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
     samples = np.concatenate([*pieces[:-1], silence(*_ENDS)]) * 10 ** (rng.uniform(-12, 0) / 20)
     samples += background(rng, len(samples), rng.uniform(-65, -45))
     yield Row(samples.astype(np.float32), espeak.rate_hz, " ".join(words), speaker)
+
+
+CORPUS = Spoken(
+  version="1",
+  seed=20261127,
+  sizes={"train": 800, "unlabelled": 700, "dev": 60, "test": 300},
+  utterances=_utterances,
+)

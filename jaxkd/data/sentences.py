@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxkd.data.espeak import Espeak, drawn_speaker, spoken_splits
+from jaxkd.data.espeak import Espeak, Spoken, drawn_speaker
 from jaxkd.data.rows import Row
 
-VERSION = "2"
 # Kind → its words.
 _WORDS = {
   kind: words.split()
@@ -35,20 +34,8 @@ _WORDS = {
     "numbers": """two three four five six seven eight nine ten eleven twelve twenty thirty""",
   }.items()
 }
-_SIZES = {"train": 800, "unlabelled": 800, "dev": 80, "test": 360}
-UTTERANCES = sum(_SIZES.values())
-_SEED = 20261126
 # Seconds between phrases and at both ends; decibels of speech over noise.
 _PAUSE, _ENDS, _SNR_DB = (0.8, 2.2), (0.3, 1.5), (10.0, 20.0)
-
-
-def splits() -> dict[str, Iterator[Row]]:
-  """Split → its utterances, spoken when they are asked for.
-
-  Raises:
-    UserError: eSpeak NG is not installed.
-  """
-  return spoken_splits(_SIZES, _SEED, _utterances)
 
 
 def _utterances(espeak: Espeak, variants, size: int, seed) -> Iterator[Row]:
@@ -88,3 +75,11 @@ def _with_noise(rng: np.random.Generator, samples: np.ndarray, snr_db: float) ->
   noise *= speech / np.sqrt((noise**2).mean()) / 10 ** (snr_db / 20)
   found = samples + noise
   return found / max(np.abs(found).max(), 1)
+
+
+CORPUS = Spoken(
+  version="2",
+  seed=20261126,
+  sizes={"train": 800, "unlabelled": 800, "dev": 80, "test": 360},
+  utterances=_utterances,
+)

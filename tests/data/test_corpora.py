@@ -289,15 +289,21 @@ def test_prompts_that_are_not_installed_say_what_to_install(tmp_path):
 # --- demo
 
 
+def shrink(monkeypatch, corpus, sizes):
+  """`corpus` with so many utterances in each split."""
+  for split, size in sizes.items():
+    monkeypatch.setitem(corpus.sizes, split, size)
+
+
 @pytest.fixture
 def small_demo(monkeypatch):
   pytest.importorskip("espeakng_loader")
-  monkeypatch.setattr(demo, "_SIZES", {"train": 12, "unlabelled": 12, "dev": 5, "test": 5})
+  shrink(monkeypatch, demo.CORPUS, {"train": 12, "unlabelled": 12, "dev": 5, "test": 5})
 
 
 def test_demo(small_demo):
   found = {split: rows("demo", split, Options()) for split in corpora.SPLITS}
-  assert {k: len(v) for k, v in found.items()} == demo._SIZES
+  assert {k: len(v) for k, v in found.items()} == demo.CORPUS.sizes
   variants = {k: {re.search(r"\+\w+", row["voice"])[0] for row in v} for k, v in found.items()}
   assert not variants["train"] & (variants["dev"] | variants["test"])
   assert not variants["dev"] & variants["test"]
@@ -325,7 +331,7 @@ def test_demo_is_the_same_in_every_process(small_demo):
 def test_sentences(monkeypatch):
   pytest.importorskip("espeakng_loader")
   sizes = {"train": 6, "unlabelled": 2, "dev": 2, "test": 2}
-  monkeypatch.setattr(sentences, "_SIZES", sizes)
+  shrink(monkeypatch, sentences.CORPUS, sizes)
   found = {split: rows("sentences", split, Options()) for split in corpora.SPLITS}
   assert {k: len(v) for k, v in found.items()} == sizes
   assert all(5 <= len(row["text"].split()) <= 15 for row in found["train"] + found["test"])
@@ -340,7 +346,7 @@ def test_sentences(monkeypatch):
 def test_pauses(monkeypatch):
   pytest.importorskip("espeakng_loader")
   sizes = {"train": 6, "unlabelled": 2, "dev": 2, "test": 2}
-  monkeypatch.setattr(pauses, "_SIZES", sizes)
+  shrink(monkeypatch, pauses.CORPUS, sizes)
   found = {split: rows("pauses", split, Options()) for split in corpora.SPLITS}
   assert {k: len(v) for k, v in found.items()} == sizes
   for row in found["train"]:
