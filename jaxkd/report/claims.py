@@ -70,6 +70,7 @@ class Finding:
     seeds: how many both rows have.
     seen: the smallest difference that would be found in 80 % of repetitions, were this the only
       claim.
+    lacking: without seeds, what there is not.
   """
 
   claim: Claim
@@ -82,14 +83,13 @@ class Finding:
   corrected: float = math.nan
   seeds: int = 0
   seen: float = math.nan
+  lacking: str = "no runs"
 
   @property
   def verdict(self) -> str:
-    """holds, fails, cannot tell, one seed, same row, or no runs."""
-    if not self.seeds and self.a and self.a == self.b:
-      return "same row"
+    """holds, fails, cannot tell, one seed, or what is lacking."""
     if self.seeds < 2:
-      return ("no runs", "one seed")[self.seeds]
+      return "one seed" if self.seeds else self.lacking
     if not self.corrected < _LEVEL:
       return "cannot tell"
     if self.claim.expect == "near":
@@ -141,11 +141,11 @@ def _claim(fields: dict) -> Claim:
 
 def _compare(claim: Claim, rows: list[Row]) -> Finding:
   a, b = _best(claim, rows)
-  if a is None or b is None or a is b:
+  if a is None or b is None:
     return Finding(claim, _name(a), _name(b))
+  if lacking := _lacking(a, b):
+    return Finding(claim, _name(a), _name(b), lacking=lacking)
   errors, words = _paired(a, b)
-  if not len(errors):
-    return Finding(claim, _name(a), _name(b))
   differences = errors[:, 0] - errors[:, 1]
   drawn = drawn_again(differences, words)
   difference = float(differences.sum() / words.sum() / len(errors))
@@ -162,6 +162,15 @@ def _compare(claim: Claim, rows: list[Row]) -> Finding:
   return Finding(
     claim, _name(a), _name(b), difference, float(low), float(high), p, p, len(errors), seen
   )
+
+
+def _lacking(a: Row, b: Row) -> str:
+  """Why two rows cannot be compared; "" where they can."""
+  if a is b:
+    return "same row"
+  if not np.array_equal(a.errors["test"][1], b.errors["test"][1]):
+    return "other test data"
+  return "" if _shared(a, b) else "no seed that both have"
 
 
 def _share(draws: np.ndarray) -> float:
@@ -208,13 +217,11 @@ def _on_dev(row: Row, seeds: list[int]) -> float:
 
 def _paired(a: Row, b: Row) -> tuple[np.ndarray, np.ndarray]:
   """i64[seeds, 2, utterances] errors of seeds that both rows have, and i64[utterances] words."""
-  (errors_a, words), (errors_b, other) = a.errors["test"], b.errors["test"]
-  if len(words) != len(other) or (words != other).any():
-    return np.zeros((0, 2, 0), np.int64), words
+  (errors_a, words), (errors_b, _) = a.errors["test"], b.errors["test"]
   of_seed = lambda row, errors, seed: errors[_seeds(row).index(seed)]
   seeds = _shared(a, b)
   pairs = [(of_seed(a, errors_a, seed), of_seed(b, errors_b, seed)) for seed in seeds]
-  return np.array(pairs, np.int64).reshape(len(seeds), 2, len(words)), words
+  return np.array(pairs, np.int64), words
 
 
 def drawn_again(differences: np.ndarray, words: np.ndarray, *, seed: int = 0) -> np.ndarray:

@@ -75,6 +75,18 @@ def test_a_row_is_not_compared_with_itself():
   assert [f.verdict for f in found] == ["holds", "holds", "same row"]
 
 
+def test_what_cannot_be_compared_says_why():
+  first, second = row("n-1", drawn(0.3)), row("n-1", drawn(0.1), seeds=[3, 4])
+  longer = row("ctc", drawn(0.2))
+  longer.__dict__["errors"]["test"] = longer.errors["test"][0], WORDS + 1
+  found = claims.judge([claim("n-*", "n-1"), claim("n-1", "ctc")], [first, second])
+  assert [f.verdict for f in found] == ["no seed that both have", "no runs"]
+  (found,) = claims.judge([claim("n-1", "ctc")], [first, longer])
+  assert found.verdict == "other test data" and not found.seeds
+  (section,) = claims.section([found])
+  assert section.blocks[1].rows[0][1:8] == ["n-1", "ctc", "", "", "", "", "other test data"]
+
+
 def test_a_setting_with_other_seeds_is_not_the_best():
   """Each seed has its own teacher: one that is better makes no setting better."""
   rows = [
