@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shlex
 
 from jaxkd import buckets
+from jaxkd import config as config_lib
 from jaxkd.commands import line
 from jaxkd.config import fields
 from jaxkd.errors import UserError
@@ -119,11 +121,31 @@ def _say_what_next(args, found: dict) -> None:
 
   console.err.print(
     f"{found['records']} records, {found['hours']:.2f} h, {found['bytes'] / 1e6:.1f} MB in "
-    f"{args.out}; train from it:\n  {line.pasted()} train --config=standard:manifest "
-    f"--config.teacher.source={args.out} --config.data.train={args.data}",
+    f"{args.out}; train from it:\n  {line.pasted()} {' '.join(training(args))}",
     highlight=False,
     soft_wrap=True,
   )
+  if "," in args.data:
+    console.err.print("what of it is dev or test data belongs in --config.data.dev or .test")
+
+
+def training(args) -> list[str]:
+  """Words of the command that trains from the store, for a shell."""
+  said = {  # what must be as it is here
+    "training.speeds": args.speeds,
+    "kd.temperature": args.temperature,
+    "data.max_seconds": args.max_seconds,
+    "data.root": args.root,
+  }
+  usual = config_lib.base("manifest-small")
+  given = {"teacher.source": args.out, "data.train": args.data}
+  for name, value in said.items():
+    block, field = name.split(".")
+    if value != usual[block][field]:
+      given[name] = value
+  shown = lambda v: "".join(f"{part:g}," for part in v) if isinstance(v, tuple) else str(v)
+  flags = [shlex.quote(f"--config.{name}={shown(value)}") for name, value in given.items()]
+  return ["train", "--config=standard:manifest-small", *flags]
 
 
 def write(args) -> dict:
