@@ -25,7 +25,8 @@ the loss; --config.kd.selection.name=symmetric takes those beside what the
 teacher hears as a label, and leaves the middle of long pauses untaught.
 
 examples:
-  %(prog)s --teacher=facebook/hubert-large-ls960-ft --audio=recordings
+  %(prog)s --teacher=facebook/hubert-large-ls960-ft \\
+    --audio=recordings
   %(prog)s --teacher=runs/teacher --audio=a,b --size=tiny \\
     --dev=dev.jsonl --config.training.epochs=20"""
 # Of audio without dev data: one of so many recordings, but no more than so many.

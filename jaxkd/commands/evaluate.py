@@ -21,7 +21,8 @@ def add_arguments(parser) -> None:
 Prints one JSON object on standard output: teacher and student with their
 error rates.
 
-example: %(prog)s --workdir=runs/symmetric-demo --data=other.jsonl"""
+example:
+  %(prog)s --workdir=runs/symmetric-demo --data=other.jsonl"""
   parser.add_argument(
     "--workdir", metavar="DIR", type=line.finished_run, required=True, help="of a finished run"
   )

@@ -12,7 +12,8 @@ from jaxkd.errors import UserError
 _EPILOG = """\
 onnx       OUT/omnilingual and OUT/zipformer for sherpa-onnx, OUT/onnx-asr and
            OUT/onnx-asr-nemo for onnx-asr: each with model.onnx and its
-           classes. Every file is run in its runtime on the run's test data;
+           classes. Every file is run in its runtime on test data (onnx-asr's
+           in onnxruntime where the release does not know it);
            OUT/export.json has the figures.
 web        a page that hears in the browser: a folder of static files; with
            --stream it writes what is said while it is said

@@ -14,12 +14,13 @@ def add_arguments(parser) -> None:
   parser.in_buckets = ("--folder", "--unlabelled")
   parser.epilog = """\
 Trains variants x scales x seeds one after the other and writes their report to
-FOLDER/report. The teacher is trained once; data and compiled programs are
-shared. The same command goes on where it was stopped, and leaves out what is
-finished. A single run of it is what --dry_run prints; with
---config.teacher.source=DIR it has the grid's teacher. Small models use one core
-or a part of an accelerator: where each seed has its own teacher, start the same
-command once for each with --only='*-s0', '*-s1' and so on, side by side.
+FOLDER/report. The teacher is trained once, or once a seed, as the grid says;
+data and compiled programs are shared. The same command goes on where it was
+stopped, and leaves out what is finished. A single run of it is what --dry_run
+prints; with --config.teacher.source=DIR it has the grid's teacher. Small models
+use one core or a part of an accelerator: where each seed has its own teacher,
+start the same command once for each with --only='*-s0', '*-s1' and so on, side
+by side.
 
 example: %(prog)s small --recipe=demo"""
   add = parser.add_argument

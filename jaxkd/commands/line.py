@@ -35,7 +35,7 @@ VERBS = {
   "transcribe": Verb("transcribe", "Writes down what is said in recordings."),
   "evaluate": Verb("evaluate", "Evaluates a finished run on other data."),
   "search": Verb("search", "Searches with lexicon and language model, tuned on dev."),
-  "grid": Verb("grid", "Trains many runs beside one teacher and writes their report."),
+  "grid": Verb("grid", "Trains many runs beside shared teachers and writes their report."),
   "report": Verb("report", "Compares finished runs: table, plots, one page."),
   "export": Verb("export", "Writes a student for other runtimes, and checks it in them."),
   "convert": Verb("convert", "Writes a model as a folder to share, with its card."),
@@ -106,7 +106,7 @@ def run(verb: str, argv: list[str], program: str, *, log: bool = False) -> int:
 def overview() -> str:
   """The help of `jaxkd` alone."""
   program = _started_as()
-  verbs = "\n".join(f"  {name:<9} {verb.sentence}" for name, verb in VERBS.items())
+  verbs = "\n".join(f"  {name:<10} {verb.sentence}" for name, verb in VERBS.items())
   return f"""\
 usage: {program} VERB [ARGUMENTS]
 
@@ -118,9 +118,10 @@ transcripts.
 Each has --help. An example that takes minutes on two CPU cores:
   {program} train --config=symmetric:demo
 
-Exit status: 0 done; 2 a mistake that the last line names; 75 what may pass
-(peers late or gone, a dead worker process, a hub that is not reached): the same
-command again; 130 Ctrl-C; 143 SIGTERM; 1 an error of the program.
+Exit status: 0 done, or a training that SIGTERM stopped and saved; 2 a mistake
+that the last line names; 75 what may pass (peers late or gone, a dead worker
+process, a hub that is not reached): the same command again; 130 Ctrl-C; 143
+SIGTERM elsewhere; 1 an error of the program, or a part that failed.
 Compiled programs are kept in the user's cache; JAXKD_PROGRAMS=FOLDER, a bucket
 such as gs://mine/programs, or off."""
 

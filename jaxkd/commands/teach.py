@@ -17,9 +17,10 @@ store must have the training data at each of config.training.speeds, and, for
 the teacher's own figures, dev and test data too.
 
 examples:
-  %(prog)s --teacher=runs/teacher --data=train.jsonl,dev.jsonl --out=frames
-  %(prog)s --teacher=facebook/hubert-large-ls960-ft --data=recordings \\
-    --speeds=0.9,1,1.1 --out=frames
+  %(prog)s --teacher=runs/teacher --data=train.jsonl,dev.jsonl \\
+    --out=frames
+  %(prog)s --teacher=facebook/hubert-large-ls960-ft \\
+    --data=recordings --speeds=0.9,1,1.1 --out=frames
   %(prog)s --verify=frames"""
 _HEARD_AGAIN = 8
 

@@ -23,9 +23,9 @@ Fields that are often set:
   --config.data.teacher_train=PATH
                                 transcribed, for a teacher that is trained here
   --config.data.dev=PATH  --config.data.test=PATH
-  --config.teacher.source=DIR   a finished workdir as teacher instead, or a
-                                HuBERT, wav2vec 2.0, WavLM or data2vec model
-                                with CTC head in Hugging Face's layout
+  --config.teacher.source=DIR   a finished workdir as teacher instead, a model
+                                with CTC head in Hugging Face's layout (folder
+                                or org/name), or what jaxkd teach stored
   --config.labels.name=NAME     {labels}
   --config.kd.scale=0.25        weight of distillation; CTC gets the rest (1: no
                                 transcripts)
@@ -33,8 +33,8 @@ Fields that are often set:
 
 examples:
   %(prog)s --config=symmetric:demo
-  %(prog)s --config=mine.py:manifest \\
-    --workdir=runs/mine --config.data.train=audio.jsonl"""
+  %(prog)s --config=mine.py:manifest --workdir=runs/mine \\
+    --config.data.train=audio.jsonl --config.teacher.source=runs/teacher"""
 
 
 def add_arguments(parser) -> None:

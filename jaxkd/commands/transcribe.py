@@ -18,8 +18,9 @@ from jaxkd.commands import line
 from jaxkd.errors import UserError
 
 _EPILOG = """\
-MODEL is the workdir of a finished run, a folder of jaxkd export, or a model
-with CTC head in Hugging Face's layout (a folder, or org/name on its hub).
+MODEL is the workdir of a finished run, a folder of jaxkd export or convert, or
+a model with CTC head in Hugging Face's layout (a folder, or org/name on its
+hub).
 Folders are searched for recordings; - reads one from standard input: a file's
 bytes, or raw 16-bit samples at 16 kHz.
 
@@ -31,11 +32,13 @@ written; --overwrite replaces it.
 
 With --stream each word is printed as soon as it is final, with its start and
 end in seconds: recordings as a stream would tell them, or a microphone,
-  arecord -q -f S16_LE -r 16000 -c 1 | %(prog)s RUN - --stream=320ms
+  arecord -q -f S16_LE -r 16000 -c 1 |
+    %(prog)s RUN - --stream=320ms
 
 examples:
   %(prog)s runs/symmetric-demo talk.wav
-  %(prog)s runs/symmetric-demo recordings --format=srt --out=subtitles"""
+  %(prog)s runs/symmetric-demo recordings --format=srt \\
+    --out=subtitles"""
 _FORMATS = ("txt", "json", "srt", "vtt", "ctm")
 _LM_WEIGHT, _BOOST = 1.0, 3.0
 # Where one file cannot be written for such a reason, none can.
