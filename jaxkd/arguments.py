@@ -146,6 +146,25 @@ def class_id(name: str, value, classes: int) -> tuple[int | jax.Array, bool | ja
   return value, True
 
 
+def key(name: str, value) -> jax.Array:
+  """A single typed PRNG key; TypeError or ValueError for others."""
+  if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+    raise TypeError(f"{name} is {value!r}; it must be a typed key, such as jax.random.key(0)")
+  if value.ndim:
+    raise ValueError(f"{name} has shape {value.shape}; it must be a single key")
+  return value
+
+
+def whole(name: str, value) -> int:
+  """An int of what is a whole number to Python or NumPy, no truth value; else TypeError."""
+  if isinstance(value, (bool, np.bool_)):
+    raise TypeError(f"{name} is {value}; it must be a whole number")
+  try:
+    return operator.index(value)
+  except TypeError as error:
+    raise TypeError(f"{name} is {value!r}; it must be a whole number") from error
+
+
 def _scalar(name: str, value, what: str, kind: type):
   """The value where it is a single real number of a kind; else TypeError or ValueError."""
   dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype

@@ -20,7 +20,7 @@ def length_mask(lengths: jax.Array, size: int) -> jax.Array:
 
 def strided_len(lengths, stride: int):
   """Length after a stride with 'same' padding: ceil(lengths / stride), for ints and arrays."""
-  return -(-lengths // stride)
+  return (lengths + (stride - 1)) // stride
 
 
 def zero_padding(x: jax.Array, mask: jax.Array) -> jax.Array:

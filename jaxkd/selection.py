@@ -6,7 +6,7 @@ Every selector has the form
 
 where `mask` is True for real frames, `blank_id` is the class of the blank, and the result is a
 subset of `mask`; or f32[B, T], weights ≥ 0 that are 0 outside of `mask` (`soft`, `occupancy`). Only
-the teacher is looked at. Padded frames are never read, so they may hold NaN.
+the teacher is looked at, and gets no gradient. Padded frames are never read, so they may hold NaN.
 
 A *label frame* is one whose most probable class is not the blank. -inf excludes a class. A real
 frame without a softmax (NaN, +inf, or -inf for every class) counts as a label frame, so that it is
@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import arguments
 from jaxkd.logits import is_distribution, log_softmax, relative
@@ -35,7 +36,7 @@ def _selector(select: Callable) -> Callable:
 
   @functools.wraps(select)
   def checked(logits, mask, *, blank_id, **options):
-    logits = arguments.floats("logits", logits, "..., T, V")
+    logits = jax.lax.stop_gradient(arguments.floats("logits", logits, "..., T, V"))
     mask = arguments.truths("mask", mask, "..., T")
     arguments.check_shape("mask", mask, logits.shape[:-1], "the frames of logits")
     blank_id, exists = arguments.class_id("blank_id", blank_id, logits.shape[-1])
@@ -73,10 +74,15 @@ def nonblank(
   """
   prior_scale, sound = arguments.number("prior_scale", prior_scale, lambda x: x == x, "finite")
   if log_prior is None:
-    if isinstance(prior_scale, jax.Array) or prior_scale:
+    if isinstance(prior_scale, jax.Array):
+      raise ValueError("prior_scale is traced; it needs a log_prior")
+    if prior_scale:
       raise ValueError(f"prior_scale is {prior_scale}; without a log_prior it must be 0")
     return _label_frames(logits, mask, blank_id)
+  if not isinstance(log_prior, jax.core.Tracer) and not np.isfinite(np.asarray(log_prior)).all():
+    raise ValueError("log_prior has a class that is not finite; of one never seen give a small p")
   log_prior = arguments.floats("log_prior", log_prior, "V")
+  sound &= jnp.isfinite(log_prior).all()
   arguments.check_shape("log_prior", log_prior, logits.shape[-1:], "the classes of logits")
   prior = prior_scale * lift(log_prior.astype(jnp.float32), logits.ndim)
   return _label_frames(log_softmax(logits) - prior, mask & sound, blank_id)
@@ -171,6 +177,8 @@ def occupancy(
     logits, mask, blank_id: see the module. One frame without a softmax makes all weights of its
       utterance NaN.
     delta: finite, in nats; 3 gives shoulders, 6 wide ones.
+
+  Its memory grows with T²: 0.06 GB for an utterance of 1,500 frames and 32 classes, 0.7 of 5,000.
   """
   delta, sound = arguments.number("delta", delta, lambda x: x == x, "finite")
   frames, classes = logits.shape[-2:]
@@ -266,6 +274,7 @@ def _check_rows(mask) -> None:
 
 def _with_blanks(labels, mask, wanted, key) -> jax.Array:
   """bool[B, T]: label frames, and so many i32[B] of each row's other real frames at random."""
+  key = arguments.key("key", key)
   rows = jnp.arange(mask.shape[0], dtype=jnp.int32) + first_row(mask)
   draw = lambda blanks, row: _ranks(blanks, jax.random.fold_in(key, row))
   blanks = mask & ~labels

@@ -138,7 +138,7 @@ class WeightedSum:
   @classmethod
   def zero(cls) -> "WeightedSum":
     """A sum of no summands: total 0, weight 0."""
-    return cls(jnp.zeros(()), jnp.zeros(()))
+    return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
   def mean(self) -> jax.Array:
     """f32[]: total / max(weight, 1), so that an empty sum has mean 0."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxkd.data import audio
 from jaxkd.data.audio import BrokenAudio
+from jaxkd.logits import is_distribution
 from jaxkd.models.acoustic import LONGEST_SECONDS, AcousticModel, Windows
 from jaxkd.types import SAMPLE_RATE_HZ
 
@@ -96,11 +97,22 @@ def frame_confidence(log_probs: jax.Array) -> jax.Array:
   return jnp.clip(1 - spread / (classes ** (1 - _ALPHA) - 1), 0, 1)
 
 
+def unsound(path: np.ndarray) -> BrokenAudio | None:
+  """Why i32[T] of `said` says nothing of a recording; None where it does."""
+  count = int((path < 0).sum())
+  if not count:
+    return None
+  return BrokenAudio(f"the model's output has NaN or infinities in {count} of {len(path)} frames")
+
+
 @functools.partial(jax.jit, static_argnames="whole")
 def said(logits: jax.Array, *, whole: bool) -> tuple:
-  """Best classes i32[...] of f32[..., V], their frames' confidence, and log p where wanted."""
+  """Best classes i32[...] of f32[..., V], their frames' confidence, and log p where wanted.
+
+  A frame without a softmax, such as one of NaN, has the class -1.
+  """
   log_probs = jax.nn.log_softmax(logits)
-  path = logits.argmax(-1).astype(jnp.int32)
+  path = jnp.where(is_distribution(logits), logits.argmax(-1), -1).astype(jnp.int32)
   return path, frame_confidence(log_probs), log_probs if whole else None
 
 
@@ -173,6 +185,7 @@ class _Batches:
     for row, (piece, of, number) in enumerate(waiting):
       cut = lambda x, row=row, piece=piece: None if x is None else x[row, : real[row]][piece.kept]
       of.parts[number] = tuple(map(cut, told))
+      of.broken = of.broken or unsound(of.parts[number][0])
 
 
 def _pieces(

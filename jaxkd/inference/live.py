@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.errors import UserError
-from jaxkd.inference.listening import Frames, said
+from jaxkd.inference.listening import Frames, said, unsound
 from jaxkd.inference.recogniser import runs, timed
 from jaxkd.inference.transcript import Word
 from jaxkd.models import streaming
@@ -100,6 +100,8 @@ class Live:
     """Frames that were told."""
     count = int(output.mask.sum())
     path, sure, _ = jax.device_get(said(output.logits, whole=False))
+    if broken := unsound(path[0, :count]):
+      raise UserError(str(broken))
     self._path = np.concatenate([self._path, path[0, :count]])
     self._sure = np.concatenate([self._sure, sure[0, :count]])
 
@@ -138,6 +140,7 @@ def words(model: AcousticModel, heard: Chunks, packets: Iterable[np.ndarray]) ->
 
   Raises:
     BrokenAudio: of the packets, behind the words of what came before.
+    UserError: what the model says is NaN.
   """
   live = Live(model, heard)
   try:

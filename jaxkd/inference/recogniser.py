@@ -12,13 +12,13 @@ import numpy as np
 from jaxkd import buckets, workdirs
 from jaxkd.data.audio import BrokenAudio
 from jaxkd.devices import mesh
-from jaxkd.errors import UserError
+from jaxkd.errors import UserError, did_you_mean
 from jaxkd.inference.finished import FinishedRun
 from jaxkd.inference.listening import Frames, listen
 from jaxkd.inference.search import heard as heard_lib
 from jaxkd.inference.search import lexicon as lexicon_lib
 from jaxkd.inference.search.heard import Heard
-from jaxkd.inference.search.prefix import prefix_beam
+from jaxkd.inference.search.prefix import checked_beam, prefix_beam
 from jaxkd.inference.transcript import Transcript, Word
 from jaxkd.inference.word_times import of_search, runs, stretches, timed
 from jaxkd.labels import CannotSpell, UnknownSymbol, Vocabulary, normalise
@@ -111,8 +111,11 @@ def load(source: str | os.PathLike, model: str = "student", *, language: str = "
     language: of a Hugging Face model with an adapter for each (MMS), as its files name it.
 
   Raises:
-    UserError: nothing there that can be loaded.
+    UserError: nothing there that can be loaded, or another `model`.
   """
+  if model not in workdirs.MODELS:
+    near = did_you_mean(str(model), workdirs.MODELS)
+    raise UserError(f"model is {model!r}: it must be {' or '.join(workdirs.MODELS)}{near}")
   source = os.fspath(source)
   folder = buckets.here(source)
   is_run, is_exported = workdirs.is_finished(folder), (folder / exported.FACTS).exists()
@@ -156,7 +159,11 @@ def with_beam(
     beam: prefixes that are kept.
     phrases: words that are expected, in any case.
     boost: added to log p for each time that one occurs.
+
+  Raises:
+    TypeError, ValueError: beam is not a whole number, 1 or more.
   """
+  beam = checked_beam(beam)
   wanted = [phrase.split() for phrase in map(normalise, phrases) if phrase]
   _say_unwritable(wanted, vocabulary)
   find = functools.partial(prefix_beam, blank_id=vocabulary.blank_id, beam=beam)

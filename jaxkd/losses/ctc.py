@@ -102,7 +102,7 @@ def ctc_loss(
   *,
   blank_id: int,
 ) -> jax.Array:
-  """-log p(labels | logits), differentiable in the logits.
+  """-log p(labels | logits), differentiable in the logits in reverse mode.
 
   Args:
     logits: f[B, T, V] of any float dtype, before the softmax; computed in float32 relative to each
@@ -124,6 +124,8 @@ def ctc_loss(
     TypeError, ValueError: shapes or dtypes do not fit, or blank_id is no class.
   """
   logits, *rest = checked_targets(logits, logit_len, labels, label_len, blank_id)
+  if logits.dtype == jnp.float16:  # a scaled loss keeps gradients that float16 would round to 0
+    logits = logits.astype(jnp.float32)
   if not logits.shape[1]:  # a frame that no row reads, for the scans
     logits = jnp.pad(logits, ((0, 0), (0, 1), (0, 0)))
   return split_alike(_ctc_loss, 1, logits, *rest)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import arguments
 from jaxkd.logits import log_softmax
@@ -90,10 +91,12 @@ def frame_mask(mask, student) -> jax.Array:
 
 def check_delays(delays, softness) -> tuple[tuple[int, ...], float | jax.Array]:
   """Delays as ints and τ, NaN where a traced one is not above 0; TypeError, ValueError."""
-  delays = tuple(delays)
-  whole = all(isinstance(d, int) and not isinstance(d, bool) for d in delays)
-  if not delays or not whole or len(set(delays)) < len(delays):
-    raise ValueError(f"delays is {delays}; it must be whole numbers of frames, each once")
+  if not np.iterable(delays):
+    raise TypeError(f"delays is {delays!r}; it must be several whole numbers of frames")
+  delays = tuple(arguments.whole("delays", delay) for delay in delays)
+  if not delays or len(set(delays)) < len(delays) or max(map(abs, delays)) >= 2**31:
+    what = "whole numbers of frames below 2**31, each once"
+    raise ValueError(f"delays is {delays}; it must be {what}")
   softness, sound = arguments.number("softness", softness, lambda x: x > 0, "finite and above 0")
   return delays, softness if sound is True else jnp.where(sound, softness, jnp.nan)
 

@@ -142,7 +142,8 @@ def cosine_distance(student: jax.Array, teacher: jax.Array, selected: jax.Array)
 
   Returns:
     Sum f32[], each summand in [0, 2], and its divisor, the sum of `selected`, f32[]. The sum is NaN
-    where a selected frame of either has NaN or ±inf; both are where a weight is below 0.
+    where a selected frame of either has, in float32, NaN or ±inf; both are where a weight is below
+    0. Vectors shorter than 1e-6 count as shorter than 1, which bounds the gradient: 0 has cosine 0.
 
   Raises:
     TypeError, ValueError: shapes or dtypes do not fit.

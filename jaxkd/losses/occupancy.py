@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxkd.logits import log_softmax
+from jaxkd.logits import log_softmax, relative
 from jaxkd.losses.ctc import checked_targets, paths_and_gradient
 from jaxkd.masks import length_mask
 from jaxkd.placement import split_alike
@@ -40,7 +40,7 @@ def ctc_occupancy(
 
 def _occupancy(logits, logit_len, *target):
   real = length_mask(logit_len, logits.shape[1])[..., None]
-  logits = jax.lax.stop_gradient(jnp.where(real, logits, 0)).astype(jnp.float32)
+  logits = relative(jax.lax.stop_gradient(jnp.where(real, logits, 0)))
   _, (gradient, possible) = paths_and_gradient(logits, logit_len, *target)
   occupied = jnp.maximum(jnp.exp(log_softmax(logits)) - gradient, 0)
   return jnp.where(real & possible[:, None, None], occupied, 0)

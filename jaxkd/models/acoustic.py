@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxkd import arguments
 from jaxkd.devices import sharding
 from jaxkd.labels import Vocabulary
 from jaxkd.types import SAMPLE_RATE_HZ, FrameOutput
@@ -97,11 +99,19 @@ class AcousticModel:
 
     Args:
       audio: i16, or float of full scale 1, [B, S], 16 kHz.
-      audio_len: i32[B], real samples.
+      audio_len: int[B] of any integer dtype, real samples.
 
     Returns:
       Logits f32[B, T, V] and mask bool[B, T].
+
+    Raises:
+      TypeError, ValueError: arrays of other axes or dtypes, or with nothing in them.
     """
+    audio = audio if hasattr(audio, "shape") else np.asarray(audio, np.float32)
+    audio_len = arguments.integers("audio_len", audio_len, "B")
+    if len(audio.shape) != 2 or not audio.size:
+      raise ValueError(f"audio has shape {audio.shape}; it must be [B, S], and neither of them 0")
+    arguments.check_shape("audio_len", audio_len, audio.shape[:1], "the rows of audio")
     static = self.graphdef, self.frame_samples, self.chunks
     return _apply(*static, self.params, audio, audio_len)
 

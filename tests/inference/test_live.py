@@ -4,6 +4,7 @@ import functools
 import io
 import wave
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,6 +127,13 @@ def test_words_before_a_break_are_not_lost():
     for word in live.words(model(), CHUNKS, packets()):
       found.append(word.text)
   assert found == [word.text for word in at_once(audio)]
+
+
+def test_a_model_that_says_nan_is_named():
+  params = jax.tree.map(lambda p: p * np.nan, model().params)
+  broken = AcousticModel(**vars(model()) | {"params": params})
+  with pytest.raises(UserError, match="the model's output has NaN or infinities"):
+    list(live.words(broken, CHUNKS, iter([make_audio()])))
 
 
 class Pipe(io.BytesIO):

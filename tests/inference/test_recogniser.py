@@ -1,5 +1,6 @@
 """Recordings to words: windows, times, confidences, searches."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -119,6 +120,20 @@ def test_what_cannot_be_heard_is_named(ears, tmp_path):
   soundfile.write(str(tmp_path / "long.wav"), np.zeros(61 * 16_000), 16_000)  # heard in windows
   with pytest.raises(UserError, match="long.wav: silent: every sample is 0"):
     ears.transcribe(tmp_path / "long.wav")
+
+
+def test_a_model_that_says_nan_is_named_and_not_taken_for_silence(ears):
+  broken = dataclasses.replace(
+    ears.model, params=jax.tree.map(lambda p: p * np.nan, ears.model.params)
+  )
+  search = recogniser.with_beam(LETTERS, beam=2)
+  for options in ({}, {"search": search}):
+    with pytest.raises(
+      UserError, match="the model's output has NaN or infinities in 2 of 2 frames"
+    ):
+      Recogniser(broken, "broken").transcribe(sound("aa"), **options)
+  with pytest.raises(ValueError, match="beam is 0; it must be 1 or more"):
+    recogniser.with_beam(LETTERS, beam=0)
 
 
 def test_samples_are_floats_or_whole_numbers_of_one_channel(ears):
@@ -358,6 +373,16 @@ def test_nothing_to_load(source, words, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=words) as error:
     jaxkd.load(source)
   assert "config" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["gone", "."])
+@pytest.mark.parametrize("model", ["studnt", "models", "", None, 3])
+def test_another_model_than_a_run_has(source, model, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "results.json").write_text("{}")
+  near = r" \(did you mean 'student'\?\)" if model == "studnt" else ""
+  with pytest.raises(UserError, match=f"^model is {model!r}: it must be student or teacher{near}$"):
+    jaxkd.load(source, model)
 
 
 def test_a_store_hears_nothing(tmp_path, monkeypatch):

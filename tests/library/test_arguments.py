@@ -87,7 +87,13 @@ WRONG = [
         r"delays is \(\); it must be whole numbers of",
       ),
       ({"delays": (1, 1)}, ValueError, r"delays is \(1, 1\); it must be whole numbers"),
-      ({"delays": (0.5,)}, ValueError, r"delays is \(0.5,\); it must be whole numbers"),
+      ({"delays": (0.5,)}, TypeError, r"delays is 0.5; it must be a whole number"),
+      ({"delays": 1}, TypeError, "delays is 1; it must be several whole numbers"),
+      (
+        {"delays": (0, 2**31)},
+        ValueError,
+        "delays is .*; it must be whole numbers of frames below",
+      ),
       ({"teacher_logits": LOGITS[:, :5]}, ValueError, "teacher_logits has shape"),
     ]
   ),
@@ -133,6 +139,14 @@ WRONG = [
   (selection.nonblank, WITH_PRIOR, {"log_prior": PRIOR[:4]}, ValueError, "log_prior has shape"),
   (selection.nonblank, WITH_PRIOR, {"log_prior": None}, ValueError, "without a log_prior it must"),
   (selection.nonblank, WITH_PRIOR, {"prior_scale": np.nan}, ValueError, "prior_scale is nan"),
+  (selection.random_blanks, RANDOM, {"key": 0}, TypeError, "key is 0; it must be a typed key"),
+  (
+    selection.shuffled,
+    FRAMES | {"n": 1},
+    {"key": jax.random.split(KEY)},
+    ValueError,
+    r"key has shape \(2,\); it must be a single key",
+  ),
   (selection.keep, KEEP, {"before": -1}, ValueError, "before is -1; it must be a whole number, 0"),
   (selection.keep, KEEP, {"after": 1.5}, TypeError, "after is 1.5; it must be a whole number"),
   (selection.symmetric, FRAMES, {"n": -2}, ValueError, "n is -2; it must be a whole number, 0 or"),
@@ -142,6 +156,7 @@ WRONG = [
   (selection.random_blanks, RANDOM, {"ratio": -1}, ValueError, "ratio is -1; it must be finite"),
   (selection.random_blanks, RANDOM, {"ratio": np.inf}, ValueError, "ratio is inf"),
   (prefix_beam, FRAMES, {"beam": 0}, ValueError, "beam is 0; it must be 1 or more"),
+  (prefix_beam, FRAMES, {"beam": 2.5}, TypeError, "beam is 2.5; it must be a whole number"),
   (masks.dilate, {"mask": MASK[0]}, {"before": -1, "after": 0}, ValueError, "before is -1"),
   (masks.length_mask, {"size": 3}, {"lengths": COUNTS * 1.0}, TypeError, "lengths is of float"),
 ]
@@ -157,6 +172,15 @@ def test_what_is_known_when_traced_raises(function, arguments, replaced, error, 
   static = {k: v for k, v in arguments.items() if k not in arrays}
   with pytest.raises(error):
     jax.eval_shape(functools.partial(function, **static), **arrays)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_prior_of_what_is_no_number_is_refused(value):
+  prior = np.where(np.arange(5) == 1, np.float32(value), PRIOR)
+  select = functools.partial(selection.nonblank, **WITH_PRIOR | {"log_prior": prior})
+  for call in (select, jax.jit(select)):
+    with pytest.raises(ValueError, match="log_prior has a class that is not finite"):
+      call()
 
 
 @functools.partial(jax.jit, static_argnames="blank_id")
@@ -241,7 +265,10 @@ def test_traced_numbers_that_cannot_be():
     "symmetric": [{"n": -1}, {"n": SMALLEST}],
     "threshold": [{"min_label_prob": x} for x in (-0.1, 1.1, np.nan)],
     "random_blanks": [{"ratio": x, "key": KEY} for x in (-1.0, np.nan, np.inf)],
-    "nonblank": [{"log_prior": PRIOR, "prior_scale": np.nan}],
+    "nonblank": [
+      {"log_prior": PRIOR, "prior_scale": np.nan},
+      {"log_prior": np.where(np.arange(5) == 1, -np.inf, PRIOR), "prior_scale": 0.5},
+    ],
     "shuffled": [{"n": -1, "key": KEY}],
   }
   for name, cases in nothing.items():

@@ -280,6 +280,16 @@ def test_half_precision_is_computed_in_float32(dtype):
   )
 
 
+def test_a_scaled_loss_keeps_small_gradients_in_float16():
+  logits = np.zeros((1, 3, 2), np.float16)
+  logits[..., 0] = 17  # no labels: both gradients are 4e-8, which float16 rounds by half
+  rest = np.array([3]), np.zeros((1, 0), np.int32), np.array([0])
+  scaled = lambda x: ctc_loss(x, *rest, blank_id=0)[0] * 2.0**15
+  found, exact = jax.grad(scaled)(logits), jax.grad(scaled)(logits.astype(np.float32))
+  assert found.dtype == np.float16 and abs(exact).max() > 1e-3
+  np.testing.assert_allclose(found, exact, rtol=1e-3)
+
+
 batches = st.builds(
   lambda seed, scale: make_batch((5, 14, 4, 5), seed, scale),
   st.integers(0, 10**6),

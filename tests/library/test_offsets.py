@@ -107,4 +107,10 @@ def test_float64_logits_keep_what_float32_would_round():
   assert rows.dtype == np.float32 and gradient.dtype == np.float64
   np.testing.assert_allclose(rows, expected, rtol=1e-6)
   np.testing.assert_allclose(gradient, expected_gradient, atol=5e-6)
+  with jax.enable_x64(True):
+    found, still = (
+      losses.ctc_occupancy(x, LENGTHS, LABELS, COUNTS, blank_id=BLANK)
+      for x in (student * 1.0, student - 1e6)
+    )
+  np.testing.assert_allclose(found, still, atol=1e-6)
   np.testing.assert_allclose(total, reference.kd_kl(student, teacher, MASK, 3.0)[0], rtol=1e-5)

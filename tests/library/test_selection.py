@@ -179,6 +179,14 @@ def test_special_cases_meet():
   assert counts == sorted(set(counts))
 
 
+@pytest.mark.parametrize("select", [selection.soft, selection.occupancy])
+def test_weights_bring_the_teacher_no_gradient(select):
+  logits = np.random.default_rng(3).normal(size=(2, 6, 4)).astype(np.float32)
+  weights = np.arange(12.0).reshape(2, 6)
+  weighed = lambda x: (select(x, np.ones((2, 6), bool), blank_id=0) * weights).sum()
+  assert weighed(logits) > 0 and not jax.grad(weighed)(logits).any()
+
+
 def test_log_prior_is_subtracted_from_log_probabilities():
   probs = np.array([[[0.6, 0.4], [0.9, 0.1], [0.75, 0.25]]], np.float32)
   selected = selection.nonblank(

@@ -38,6 +38,20 @@ def model(short: int) -> AcousticModel:
   return AcousticModel(graphdef, params, characters("ab"), FRAME)
 
 
+def test_lengths_are_of_any_integers_and_other_input_gets_one_line():
+  audio, lengths = np.ones((2, 5 * FRAME), np.float32), [5 * FRAME - 1, 0]
+  for dtype in (np.int32, np.uint32, np.int64):
+    found = model(0)(audio, np.array(lengths, dtype))
+    np.testing.assert_array_equal(found.mask.sum(1), [5, 0])
+  np.testing.assert_array_equal(strided_len(np.array([5, 4, 0], np.uint32), 2), [3, 2, 0])
+  assert model(0)(audio.tolist(), lengths).mask.sum() == 5
+  for wrong in (audio[:0], audio[:, :0], audio[0]):
+    with pytest.raises(ValueError, match=r"it must be \[B, S\]"):
+      model(0)(wrong, np.zeros(len(wrong), np.int32))
+  with pytest.raises(ValueError, match="audio_len has shape"):
+    model(0)(audio, np.zeros(3, np.int32))
+
+
 @pytest.mark.parametrize("short", [0, 1])
 def test_windows_give_what_the_whole_gives(monkeypatch, short):
   """Rows that end in a margin, in a middle, at once, in the first window, and one without audio."""

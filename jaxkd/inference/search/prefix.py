@@ -18,7 +18,6 @@ alike by accident once in 2^64 pairs: with a beam of 256 and 1500 frames, less t
 """
 
 import functools
-import operator
 from typing import NamedTuple
 
 import jax
@@ -89,15 +88,21 @@ def prefix_beam(
   mask = arguments.truths("mask", mask, "B, T")
   arguments.check_shape("mask", mask, logits.shape[:2], "the frames of logits")
   blank_id, exists = arguments.class_id("blank_id", blank_id, logits.shape[2])
-  if arguments.count("beam", beam)[0] < 1:
-    raise ValueError(f"beam is {beam}; it must be 1 or more")
+  beam = checked_beam(beam)
   frames = logits.shape[1]
   if not frames:  # one of padding, for the scan
     logits, mask = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in (logits, mask))
-  search = functools.partial(_search_all, beam=operator.index(beam))
+  search = functools.partial(_search_all, beam=beam)
   arrays = vary_alike(logits, mask, jnp.asarray(blank_id, jnp.int32), jnp.asarray(exists))
   hypotheses, lengths, log_p = split_alike(search, 1, *arrays)
   return hypotheses[..., :frames], lengths, log_p
+
+
+def checked_beam(beam) -> int:
+  """States that are kept; TypeError or ValueError for what is not a whole number, 1 or more."""
+  if (beam := arguments.whole("beam", beam)) < 1:
+    raise ValueError(f"beam is {beam}; it must be 1 or more")
+  return beam
 
 
 @functools.partial(jax.jit, static_argnames="beam")
