@@ -27,13 +27,18 @@ def cache_folder() -> pathlib.Path:
     UserError: there is no home folder.
   """
   given = os.environ.get("JAXKD_CACHE")
-  if given and "://" not in given:
-    return pathlib.Path(given).expanduser()
   base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   try:
+    if given and "://" not in given:
+      return pathlib.Path(given).expanduser()
     return pathlib.Path(base).expanduser() / "jaxkd"
   except RuntimeError as error:
     raise UserError("there is no home folder: set JAXKD_CACHE to a folder that may grow") from error
+
+
+def expanded(given: str) -> pathlib.Path:
+  """A path with the home folder in the place of its ~, or as it is where nobody is called so."""
+  return pathlib.Path(os.path.expanduser(given))
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:

@@ -1,6 +1,5 @@
 """jaxkd grid: every run of a grid one after the other, beside one teacher, then the report."""
 
-import pathlib
 import shlex
 
 from jaxkd import buckets, console, workdirs
@@ -56,7 +55,7 @@ def run(args) -> int:
   cells = grids.cells_of(grid, recipe, tuple(args.config_fields), args.unlabelled)
   cells = grids.chosen(cells, args.only)
   named = args.folder or f"runs/{path.stem}-{recipe}"
-  folder = buckets.place(named) if buckets.is_url(named) else pathlib.Path(named)
+  folder = buckets.place(named)
   if args.dry_run:
     for cell in cells:
       print(
@@ -75,8 +74,8 @@ def run(args) -> int:
   # Of all seeds, whichever of them --only leaves.
   teacher_seed = None if grid["teachers"] == "each" else grid["seeds"][0]
   failed = train_all(cells, folder, teacher_seed=teacher_seed)
-  if mesh.is_first():
-    runs, out = sorted(p.parent for p in folder.glob(f"*/{workdirs.CONFIG}")), folder / "report"
+  runs, out = sorted(p.parent for p in folder.glob(f"*/{workdirs.CONFIG}")), folder / "report"
+  if mesh.is_first() and (not failed or any(map(workdirs.is_finished, runs))):
     found = report.write(runs, buckets.output(out), claims=grid["claims"])
     console.out.print(
       f"report: {buckets.name(found)}", highlight=False, markup=False, soft_wrap=True

@@ -37,6 +37,9 @@ def guard(command: Callable[[], int]) -> int:
   if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     process = os.getpid()
     signal.signal(signal.SIGTERM, lambda *_: _terminate(process))
+  for stream in (sys.stdout, sys.stderr):  # of a terminal or locale that lacks a letter
+    if hasattr(stream, "reconfigure") and not stream.encoding.lower().startswith("utf"):
+      stream.reconfigure(errors="replace")
   try:
     status = _status_of(command)
     sys.stdout.flush()

@@ -192,7 +192,7 @@ def _recordings(inputs: list[str], spool: str) -> list[_Recording]:
 
   found = []
   for given in inputs:
-    path = pathlib.Path(os.path.expanduser(given))
+    path = files.expanded(given)
     if buckets.is_url(given):
       folder = given.rstrip("/") + "/"
       for entry in manifest.of_bucket(given):
@@ -260,16 +260,16 @@ def _search(args, vocabulary, recogniser):
   from jaxkd.inference.search import lexicon
 
   if args.lexicon or args.lm:
-    lm = lexicon.open_lm(pathlib.Path(args.lm).expanduser()) if args.lm else None
+    lm = lexicon.open_lm(files.expanded(args.lm)) if args.lm else None
     words = lm.words if lm else ()
     if args.lexicon:
-      words = lexicon.read_words(pathlib.Path(args.lexicon).expanduser())
+      words = lexicon.read_words(files.expanded(args.lexicon))
     weight = _LM_WEIGHT if args.lm_weight is None else args.lm_weight
     beam = args.beam or lexicon.Options().beam
     options = lexicon.Options(beam=beam, lm_weight=weight if lm else 0.0)
     name = f"--lexicon={args.lexicon}" if args.lexicon else f"--lm={args.lm}"
     return recogniser.with_lexicon(vocabulary, words, lm, options, name=name)
-  phrases = _phrases(pathlib.Path(args.phrases).expanduser()) if args.phrases else []
+  phrases = _phrases(files.expanded(args.phrases)) if args.phrases else []
   if not phrases and args.beam in (None, 1):
     return None
   boost = _BOOST if args.boost is None else args.boost

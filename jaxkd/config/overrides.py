@@ -7,7 +7,7 @@ import re
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxkd import buckets
+from jaxkd import buckets, files
 from jaxkd import config as config_lib
 from jaxkd.config import fields, recipes, schema
 from jaxkd.config.check import check_values
@@ -50,7 +50,7 @@ def find_grid(given: str) -> pathlib.Path:
 
 
 def _find(given: str, folder: pathlib.Path, shown: str, kind: str) -> pathlib.Path:
-  path, named = pathlib.Path(given).expanduser(), folder / f"{given}.py"
+  path, named = files.expanded(given), folder / f"{given}.py"
   # A name first: what happens to lie in the working directory must not hide it.
   if "/" not in given and named.is_file():
     return named
@@ -100,7 +100,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     config.profile = values.profile or config.get("profile", "")
   config_lib.check(config)
   folder = values.workdir or f"runs/{path.stem}-{config.recipe}"
-  return config, buckets.place(folder) if buckets.is_url(folder) else pathlib.Path(folder)
+  return config, buckets.place(folder)
 
 
 def _resolved(argv: list[str]) -> tuple[pathlib.Path, list[str]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import soundfile
 
+from jaxkd import files
 from jaxkd.data.demo import DIGITS
 from jaxkd.data.rows import Row, background
 from jaxkd.errors import UserError
@@ -32,7 +33,7 @@ _SEED = 2506
 
 def _recordings(root: str) -> dict[tuple[str, int], dict[int, pathlib.Path]]:
   """(speaker, index) → digit → file."""
-  folder = pathlib.Path(root).expanduser()
+  folder = files.expanded(root)
   found: dict[tuple[str, int], dict[int, pathlib.Path]] = {}
   for path in sorted(folder.glob("*.wav")):
     if match := _NAME.fullmatch(path.name):

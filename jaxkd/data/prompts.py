@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import soundfile
 
+from jaxkd import files
 from jaxkd.data.demo import DIGITS
 from jaxkd.data.rows import Row
 from jaxkd.errors import UserError
@@ -26,7 +27,7 @@ _SHARES = {"test": 0.12, "dev": 0.08, "train": 0.5, "unlabelled": 0.3}
 
 def _folders(root: str) -> tuple[pathlib.Path, pathlib.Path]:
   """Transcript file and folder of recordings."""
-  base = pathlib.Path(root or _ROOT).expanduser()
+  base = files.expanded(root or _ROOT)
   sounds = next((base / s for s in _SOUNDS if any((base / s).glob("*.wav"))), None)
   if sounds is None or not (base / _TEXTS).is_file():
     raise UserError(

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
 
 from jaxkd.errors import UserError
@@ -16,6 +17,8 @@ from jaxkd.errors import UserError
 log = logging.getLogger(__name__)
 _OF_JAX = "JAX_COMPILATION_CACHE_DIR"
 _MOST_BYTES = 4 * 2**30
+_LONGEST_WAIT_SECONDS = 180.0  # for another process to compile
+_LOCK = ".lock"
 _ours = False  # whether `keep` has said where
 
 
@@ -67,7 +70,7 @@ def _tidy(folder: pathlib.Path) -> None:
   found = []
   for entry in os.scandir(folder):
     with contextlib.suppress(FileNotFoundError):  # another process tidies, too
-      if entry.is_file():
+      if entry.is_file() and not entry.name.endswith(_LOCK):  # which one may hold
         found.append((entry.stat(), entry.path))
   total = sum(stat.st_size for stat, _ in found)
   for stat, path in sorted(found, key=lambda x: x[0].st_mtime):
@@ -81,7 +84,8 @@ def compiled(lowered):
   """The program of a lowered function; whoever wants the same one on this machine waits for it.
 
   Runs that are started side by side would otherwise all compile it at once, each more slowly; so
-  one does, and the others read what it kept.
+  one does, and the others read what it kept. They wait for a few minutes: it may hang, or be
+  stopped.
 
   Args:
     lowered: a `jax.stages.Lowered`.
@@ -92,11 +96,23 @@ def compiled(lowered):
   with contextlib.ExitStack() as stack:
     # The processes of one run compile together.
     if folder and "://" not in folder and jax.process_count() == 1:
-      name = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:2]  # few files
+      name = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:3]  # not too many files
       with contextlib.suppress(OSError):  # not ours to write, or no locks there
-        file = stack.enter_context(pathlib.Path(folder, f".{name}.lock").open("a"))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _wait(stack.enter_context(pathlib.Path(folder, f".{name}{_LOCK}").open("a")))
     return lowered.compile()
+
+
+def _wait(file) -> None:
+  """Locks a file; not where another process holds it for too long."""
+  began, told = time.monotonic(), False
+  while time.monotonic() - began < _LONGEST_WAIT_SECONDS:
+    try:
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      if not told:
+        log.info("another process is compiling this program, or one like it: waiting for it")
+      told = True
+      time.sleep(0.2)
 
 
 def check_shared(gather: Callable[[object], list], *, is_first: bool) -> None:

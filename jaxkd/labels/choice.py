@@ -2,11 +2,11 @@
 
 import collections
 import logging
-import pathlib
 from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
+from jaxkd import files
 from jaxkd.config import ALPHABET, AUTO
 from jaxkd.errors import UserError
 from jaxkd.labels import lexicon as lexicon_lib
@@ -60,7 +60,7 @@ def _own(block: ConfigDict) -> Choice:
   if block.name == "phonemes":
     words = lexicon_lib.Lexicon(())
     if block.lexicon:
-      words = lexicon_lib.read(pathlib.Path(block.lexicon).expanduser())
+      words = lexicon_lib.read(files.expanded(block.lexicon))
     if block.cmudict:
       words = words.before(lexicon_lib.cmudict())
     return lambda texts: phonemes(words.by_count(texts))

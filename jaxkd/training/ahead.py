@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import re
 import time
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxkd import config as config_lib
+from jaxkd import files
 from jaxkd.data import plan
 from jaxkd.devices import flops, hlo, sharding
 from jaxkd.devices.slices import COMPILER_OPTIONS
@@ -107,7 +107,7 @@ def steps_of(config: ConfigDict) -> list[Step]:
     teacher = _model(trained, "teacher.model")
     steps = [_step("teacher", "teacher.training", trained, teacher, None)]
   elif source not in ("none", "average"):
-    if not pathlib.Path(source).expanduser().is_dir():
+    if not files.expanded(source).is_dir():
       raise UserError(
         f"config.teacher.source is {source!r}: nothing is fetched here, so it must be a folder, "
         "train or none"
@@ -141,7 +141,7 @@ class _Model(NamedTuple):
 def _model(config: ConfigDict, path: str, teacher=None) -> _Model:
   """The model of `config.student`, which stood at `path`."""
   block, description = config.student, None
-  if block.name == "huggingface" and not pathlib.Path(block.source).expanduser().is_dir():
+  if block.name == "huggingface" and not files.expanded(block.source).is_dir():
     if block.source not in known.DESCRIPTIONS:
       raise UserError(
         f"config.{path}.source is {block.source!r}: nothing is fetched here, so it must be a "

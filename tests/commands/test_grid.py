@@ -11,7 +11,7 @@ import pytest
 import corpus
 from jaxkd.commands import line as command_line
 from jaxkd.config import grids, overrides
-from jaxkd.errors import TryAgain, UserError
+from jaxkd.errors import TRY_AGAIN, TryAgain, UserError
 from jaxkd.training import grid
 
 GRIDS = corpus.ROOT / "configs" / "grids"
@@ -169,6 +169,17 @@ def test_what_may_pass_is_tried_again_and_the_others_go_on(tmp_path, monkeypatch
   errors[first, 2] = errors[first, 3] = errors[first, 4] = TryAgain("a worker died")
   failed = grid.train_all(cells_of_two_seeds(), tmp_path, teacher_seed=0)
   assert isinstance(failed[first], TryAgain) and second not in failed
+
+
+@pytest.mark.parametrize(
+  ("error", "status"), [(TryAgain("no hub"), TRY_AGAIN), (UserError("no data"), 1)]
+)
+def test_where_no_run_finishes_the_status_says_why(tmp_path, monkeypatch, error, status):
+  Trained(monkeypatch, lambda name, count: error)
+  path = tmp_path / "mine.py"
+  path.write_text(GRID.format((1.0,), {"standard": {}}))
+  given = [str(path), "--recipe=demo", "--config.teacher.source=t", f"--folder={tmp_path / 'runs'}"]
+  assert command_line.main(["grid", *given]) == status
 
 
 @pytest.mark.parametrize("claims", ["[5]", "[None]", "[dict(txt='x', a='a', b='b')]"])

@@ -1,6 +1,7 @@
 """Every end of a command is a status, and at most one line where it is no bug."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -87,6 +88,13 @@ def test_other_errors_keep_their_traceback(error):
 
   with pytest.raises(error):
     guard.guard(command)
+
+
+def test_letters_that_the_locale_lacks_are_replaced(monkeypatch):
+  stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+  monkeypatch.setattr(sys, "stdout", stream)
+  assert guard.guard(lambda: print("1 – 2 é") or 0) == 0
+  assert stream.buffer.getvalue() == "1 ? 2 é\n".encode("latin-1")
 
 
 def test_statuses_pass():

@@ -1,6 +1,7 @@
 """Where compiled programs are kept, and what is said where they are not."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import pathlib
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from jaxkd import files
 from jaxkd.devices import programs
 
 OF_JAX = "JAX_COMPILATION_CACHE_DIR"
@@ -77,6 +79,24 @@ def test_what_two_want_is_compiled_by_one_at_a_time(kept, tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
   assert found == ["program"] * 2
   assert events == ["begins", "ends"] * 2 if kept else events[:2] == ["begins"] * 2
+
+
+def test_nobody_waits_for_ever(tmp_path, monkeypatch, caplog):
+  caplog.set_level("INFO")
+  monkeypatch.setattr(programs, "_LONGEST_WAIT_SECONDS", 0.3)
+  lowered = SimpleNamespace(as_text=lambda: "held", compile=lambda: "program")
+  name = hashlib.sha256(b"held").hexdigest()[:3]
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+  try:
+    with files.locked(tmp_path / f".{name}.lock"):
+      assert programs.compiled(lowered) == "program"
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  assert "another process is compiling this program" in caplog.text
+  monkeypatch.setattr(programs, "_MOST_BYTES", -1)
+  programs._tidy(tmp_path)
+  assert (tmp_path / f".{name}.lock").exists()  # which others may hold
 
 
 def test_the_oldest_go(monkeypatch, tmp_path):

@@ -94,10 +94,10 @@ def _make_tools(settings: Settings, opened, folder: pathlib.Path) -> Tools:
     log.info("%s: a model of order %d of the transcripts of %s", path, settings.order, name)
     lm = lexicon_lib.open_lm(path)
   elif settings.lm != "none":
-    lm = lexicon_lib.open_lm(pathlib.Path(settings.lm).expanduser())
+    lm = lexicon_lib.open_lm(files.expanded(settings.lm))
   vocabulary = opened.vocabulary
   if settings.lexicon:
-    words = lexicon_lib.read_words(pathlib.Path(settings.lexicon).expanduser())
+    words = lexicon_lib.read_words(files.expanded(settings.lexicon))
   elif lm is None:
     return Tools(vocabulary, None, None)
   else:
