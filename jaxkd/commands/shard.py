@@ -9,6 +9,8 @@ from jaxkd.commands import line
 from jaxkd.config import fields
 from jaxkd.errors import UserError
 
+_LONGEST, _HOURS = fields.default("data.max_seconds"), 10.0
+_PACKING = ("longest", "hours", "root")  # flags that only what is packed asks for
 _EPILOG = """\
 The folder is data like any other: --config.data.train=DIR, --data=DIR. What a
 kill left unfinished is finished by the same command.
@@ -34,16 +36,15 @@ def add_arguments(parser) -> None:
   add(
     "--longest",
     type=line.number(1),
-    default=fields.default("data.max_seconds"),
     metavar="S",
-    help="recordings without a transcript of more seconds are cut at silences",
+    help="recordings without a transcript of more seconds are cut at silences (default "
+    f"{_LONGEST})",
   )
   add(
     "--hours",
     type=line.number(0.001),
-    default=10.0,
     metavar="H",
-    help="of audio in a shard; 10 are about 1 GB of FLAC",
+    help=f"of audio in a shard; 10 are about 1 GB of FLAC (default {_HOURS})",
   )
   add("--root", default="", metavar="DIR", help="as config.data.root, of a named corpus")
   add("--verify", metavar="DIR", help="checks the checksums of shards, and their index")
@@ -60,13 +61,18 @@ def run(args) -> int:
     if given and buckets.is_url(given):
       raise UserError(f"{given}: shards are written and read in local folders: a mounted bucket")
   if args.verify:
-    if args.data or args.out:
-      raise UserError("--verify=DIR takes --drop alone, and no DATA or --out")
+    if wrong := "DATA or --out" if args.data or args.out else _given(args):
+      raise UserError(f"--verify=DIR takes --drop alone, and no {wrong}")
     return _verify(pathlib.Path(os.path.expanduser(args.verify)), args.drop)
   if not args.data or not args.out:
     raise UserError("DATA and --out=DIR are needed, unless --verify=DIR is given")
   print(json.dumps(pack(args)))
   return 0
+
+
+def _given(args) -> str:
+  """The flags of packing that were given; "" for none."""
+  return " or ".join(f"--{name}" for name in _PACKING if getattr(args, name) not in (None, ""))
 
 
 def pack(args) -> dict:
@@ -78,11 +84,14 @@ def pack(args) -> dict:
   folder = pathlib.Path(os.path.expanduser(args.out))
   given = pathlib.Path(os.path.expanduser(args.data))
   if packing.is_tars(given):
+    if flags := _given(args):
+      raise UserError(f"{args.data}: tar files are indexed as they lie: leave out {flags}")
     return packing.totals(folder, packing.write_of_tars(given, folder, drop=args.drop))
   if args.drop:
     raise UserError("--drop goes with --verify=DIR, or with tar files")
   source = open_source(args.data, Options(root=args.root))
-  header = packing.write(source, folder, longest=args.longest, shard_seconds=args.hours * 3600)
+  longest, hours = args.longest or _LONGEST, args.hours or _HOURS
+  header = packing.write(source, folder, longest=longest, shard_seconds=hours * 3600)
   return packing.totals(folder, header)
 
 

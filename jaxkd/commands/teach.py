@@ -1,5 +1,6 @@
 """jaxkd teach: what a teacher says of every frame, stored once and learnt from many times."""
 
+import argparse
 import json
 import logging
 import shlex
@@ -23,6 +24,16 @@ examples:
     --data=recordings --speeds=0.9,1,1.1 --out=frames
   %(prog)s --verify=frames"""
 _HEARD_AGAIN = 8
+_DEFAULTS = {
+  "max_seconds": fields.default("data.max_seconds"),
+  "speeds": (1.0,),
+  "temperature": fields.default("kd.temperature"),
+  "dtype": "float16",
+  "workers": 0,
+}
+# Flags that only writing asks for, and those of hearing, written or heard again.
+_WRITING = ("speeds", "temperature", "top", "dtype", "workers")
+_HEARING = ("root", "max_seconds", "pool", "language", "arithmetic")
 
 
 def add_arguments(parser) -> None:
@@ -41,25 +52,22 @@ def add_arguments(parser) -> None:
   add(
     "--max_seconds",
     type=line.number(1, 1e6),
-    default=fields.default("data.max_seconds"),
     metavar="S",
     help="as config.data.max_seconds of the training: recordings without a transcript that are "
-    "longer are heard in pieces, others left out",
+    f"longer are heard in pieces, others left out (default {_DEFAULTS['max_seconds']})",
   )
   add("--out", metavar="STORE", help="a new folder, or one to go on in")
   add(
     "--speeds",
     type=line.several(line.number(0.1, 10)),
-    default="1",
     metavar="S,S",
-    help="factors that each utterance is played at",
+    help="factors that each utterance is played at (default 1)",
   )
   add(
     "--temperature",
     type=line.number(0.01),
-    default=fields.default("kd.temperature"),
     metavar="T",
-    help="config.kd.temperature of the training",
+    help=f"config.kd.temperature of the training (default {_DEFAULTS['temperature']})",
   )
   add(
     "--top",
@@ -68,7 +76,8 @@ def add_arguments(parser) -> None:
     help="most classes of a frame that are kept beside the blank; 0 for all (default: all of up to "
     "100, else 8)",
   )
-  add("--dtype", choices=("float16", "float32"), default="float16", help="float32 rounds nothing")
+  kinds = ("float16", "float32")
+  add("--dtype", choices=kinds, help="float32 rounds nothing (default float16)")
   add(
     "--pool",
     type=line.whole(1, 16),
@@ -77,11 +86,11 @@ def add_arguments(parser) -> None:
     f"{fields.default('teacher.pool')})",
   )
   add("--language", default="", help="of a Hugging Face model with an adapter for each")
-  add("--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
+  kinds = ("float32", "bfloat16")
+  add("--arithmetic", choices=kinds, help="of a Hugging Face model (default float32)")
   add(
     "--workers",
     type=line.whole(0),
-    default=0,
     metavar="N",
     help="processes that decode audio (default: threads)",
   )
@@ -97,24 +106,43 @@ def run(args) -> int:
   """Writes or verifies a store; returns the exit status."""
   from jaxkd.devices import mesh
 
+  _check(args)
+  args = complete(args)
   mesh.start_processes()
   if args.verify:
-    if args.out or bool(args.teacher) != bool(args.data):
-      raise UserError("--verify=STORE takes --teacher and --data together or neither, and no --out")
     found, problems = verify(args)
     if mesh.is_first():
       print(json.dumps(found))
     if problems:
       raise UserError(f"{args.verify}: {len(problems)} problems; the first: {problems[0]}")
     return 0
-  for name in ("teacher", "data", "out"):
-    if not getattr(args, name):
-      raise UserError(f"--{name} is missing: it is needed unless --verify=STORE is given")
   found = write(args)
   if mesh.is_first():
     print(json.dumps(found))
     _say_what_next(args, found)
   return 0
+
+
+def _check(args) -> None:
+  """Refuses flags that are missing, or would do nothing."""
+  if not args.verify:
+    for name in ("teacher", "data", "out"):
+      if not getattr(args, name):
+        raise UserError(f"--{name} is missing: it is needed unless --verify=STORE is given")
+    return
+  if args.out or bool(args.teacher) != bool(args.data):
+    raise UserError("--verify=STORE takes --teacher and --data together or neither, and no --out")
+  given = lambda names: ", ".join(f"--{n}" for n in names if getattr(args, n) not in (None, ""))
+  if flags := given(_WRITING):
+    raise UserError(f"{flags}: --verify=STORE does not read that: leave it out")
+  if not args.teacher and (flags := given(_HEARING)):
+    raise UserError(f"{flags}: --verify=STORE reads that with --teacher and --data alone")
+
+
+def complete(args):
+  """The arguments with the defaults of flags that were not given."""
+  missing = {name: value for name, value in _DEFAULTS.items() if getattr(args, name) is None}
+  return argparse.Namespace(**vars(args) | missing)
 
 
 def _say_what_next(args, found: dict) -> None:
@@ -154,6 +182,7 @@ def write(args) -> dict:
   from jaxkd.data import decoding
   from jaxkd.devices import mesh
   from jaxkd.inference import teaching
+  from jaxkd.teacher import store
 
   found = _teacher(args)
   source, devices = _data(args), mesh.make_mesh()
@@ -161,6 +190,10 @@ def write(args) -> dict:
   folder = buckets.output(args.out)
   if folder.exists() and not folder.is_dir():
     raise UserError(f"--out={args.out} is a file: it must be a folder")
+  try:
+    store.check_folder(folder)
+  except store.StoreError as error:  # which begins with the folder
+    raise UserError(f"--out={error}") from error
   decoding.use(args.workers)
   wanted = [teaching.Wanted(source, args.speeds)]
   options = dict(temperature=args.temperature, top=args.top, dtype=args.dtype)
@@ -172,18 +205,28 @@ def _teacher(args):
 
   if stored.is_one(buckets.here(args.teacher)):
     raise UserError(f"--teacher={args.teacher} is a store already")
-  found = sources.find(
-    args.teacher,
+  options = dict(
     pool=args.pool or fields.default("teacher.pool"),
-    dtype=args.arithmetic,
+    dtype=args.arithmetic or "float32",
     language=args.language,
     named="--teacher=",
   )
-  if args.pool and not found.pool and len(sources.members(args.teacher)) == 1:
-    raise UserError(
-      f"--pool={args.pool}: the frames of {args.teacher} are as it was trained: leave it out"
-    )
+  found = sources.find(args.teacher, **options)
+  for flag, of in (("pool", "frames"), ("arithmetic", "numbers")):
+    if (value := getattr(args, flag)) and not _takes_flags(found, options):
+      raise UserError(
+        f"--{flag}={value}: the {of} of {args.teacher} are as it was trained: leave it out"
+      )
   return found
+
+
+def _takes_flags(found, options: dict) -> bool:
+  """Whether a teacher, or one of several, is a Hugging Face model: others are as trained."""
+  from jaxkd.teacher import sources
+
+  names = sources.members(found.source)
+  parts = [found] if len(names) == 1 else [sources.find(name, **options) for name in names]
+  return any(part.pool for part in parts)
 
 
 def _data(args):

@@ -52,8 +52,10 @@ def write(
     The header of the index.
 
   Raises:
-    UserError: the folder holds shards of other data.
+    UserError: the folder holds shards of other data, or has a name that array_record cannot write.
   """
+  if (name := manifest.printable(str(folder))) != str(folder):
+    raise UserError(f"--out={name}: its name must be UTF-8, for array_record: give another --out")
   ranges = list(_ranges(source, shard_seconds, longest))
   names = [name for _, _, name in ranges]
   with (

@@ -195,9 +195,9 @@ class _TarFile:
   def __call__(self, offset: int, size: int) -> bytes:
     return os.pread(self._file, size, offset)
 
-  def __del__(self):
+  def __del__(self, close=os.close):  # the names of a module may be gone when Python ends
     if hasattr(self, "_file"):
-      os.close(self._file)
+      close(self._file)
 
 
 class Recordings:

@@ -7,6 +7,7 @@ copied to. docs/stored-teachers.md has the layout of the folder and of its recor
 import hashlib
 import json
 import logging
+import operator
 import os
 import pathlib
 import struct
@@ -19,6 +20,7 @@ import numpy as np
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "jaxkd-store", 1
 HEADER, LABELS, SHARDS = "store.json", "labels.json", "shards"
+_OTHERS = ("config.json", "results.json", "export.json", "index.json")  # runs, models, shards
 # Frames whose blank is more probable than this at the temperature of training keep two numbers. At
 # temperature 1 it would not do: 1e-3 that 28 classes share is 5 % at temperature 2.
 _SURE = 0.99
@@ -101,8 +103,9 @@ def encode(log_probs: np.ndarray, samples: int, settings: Settings) -> bytes:
     settings: how they are kept.
 
   Raises:
-    StoreError: other classes, or numbers that are no log probabilities.
+    StoreError: other classes, numbers that are no log probabilities, or no number of samples.
   """
+  samples = _whole("samples", samples, 1 << 32)
   log_probs = np.asarray(log_probs, np.float32)
   if log_probs.ndim != 2 or log_probs.shape[1] != settings.classes:
     raise StoreError(f"log_probs are {log_probs.shape}: they must be [T, {settings.classes}]")
@@ -258,12 +261,15 @@ class Writer:
       part: number of the process.
 
     Raises:
-      StoreError: settings that cannot be, or a store of other ones.
+      StoreError: settings that cannot be, or a folder of something else or of other ones.
     """
     self.folder, self.part = pathlib.Path(folder), part
-    labels = {"kind": kind, "symbols": list(symbols), "blank_id": blank_id, "space": space}
-    classes = len(labels["symbols"])
-    top = top_of(classes) if top is None else top
+    symbols = list(symbols)
+    classes = len(symbols)
+    blank_id = _whole("blank_id", blank_id, classes)
+    top = _whole("top", top_of(classes) if top is None else top, min(classes, 256))
+    frame_samples = _whole("frame_samples", frame_samples, 1 << 32)
+    labels = {"kind": kind, "symbols": symbols, "blank_id": blank_id, "space": space}
     self.settings = Settings(classes, blank_id, float(temperature), top, dtype)
     _check(self.settings, frame_samples)
     header = {"format": FORMAT, "version": VERSION, "frame_samples": frame_samples}
@@ -296,7 +302,7 @@ class Writer:
       heard: of `Row`.
 
     Raises:
-      StoreError: it is there already, or no log probabilities.
+      StoreError: it is there already, or what `encode` refuses.
     """
     key = (utterance, float(speed))
     if key in self.there:
@@ -305,9 +311,9 @@ class Writer:
     if self._file is None:
       self._open()
     self._file.write(record)
-    self.there[key] = Row(*key, samples, len(log_probs), heard)
+    self.there[key] = Row(*key, int(samples), len(log_probs), heard)
     self._rows.append(self.there[key])
-    self._room -= samples
+    self._room -= int(samples)
     if self._room <= 0:
       self.flush()
 
@@ -405,26 +411,40 @@ def listed(folder: pathlib.Path) -> list[Shard]:
   return found
 
 
+def _whole(name: str, value, limit: int) -> int:
+  try:
+    number = operator.index(value)
+  except TypeError:
+    number = -1
+  if not 0 <= number < limit:
+    raise StoreError(f"{name} is {value!r}: it must be a whole number from 0 to {limit - 1}")
+  return number
+
+
 def _check(settings: Settings, frame_samples: int) -> None:
-  if not 0 <= settings.blank_id < settings.classes:
-    raise StoreError(f"blank_id is {settings.blank_id}: it must be one of {settings.classes}")
-  if not 0 <= settings.top < (limit := min(settings.classes, 256)):
-    raise StoreError(f"top is {settings.top}: it must be from 0 to {limit - 1}")
   if settings.dtype not in ("float16", "float32"):
     raise StoreError(f"dtype is {settings.dtype!r}: it must be float16 or float32")
   if not 0 < settings.temperature < np.inf or frame_samples < 1:
     raise StoreError("temperature and frame_samples must be above 0, and finite")
 
 
+def check_folder(folder: pathlib.Path) -> None:
+  """Raises StoreError, which begins with the folder, where no store may be written in it."""
+  printable = os.fsencode(folder).decode("utf-8", "backslashreplace")
+  if printable != str(folder):
+    raise StoreError(f"{printable}: its name must be UTF-8, for array_record: another folder")
+  others = [name for name in _OTHERS if (folder / name).exists()]
+  if others and not (folder / HEADER).exists():
+    raise StoreError(f"{folder}: it holds something else ({others[0]}): another folder")
+
+
 def _same_or_new(folder: pathlib.Path, header: dict, labels: dict) -> dict:
   """The header of a store that is there with the same settings, or of a new one."""
-  for name, wanted in ((HEADER, header), (LABELS, labels)):
-    path = folder / name
-    if not path.exists():
-      folder.mkdir(parents=True, exist_ok=True)
-      _write_json(path, wanted)
-      continue
-    there, wanted = _read_json(path), json.loads(json.dumps(wanted))
+  check_folder(folder)
+  files = {folder / HEADER: header, folder / LABELS: labels}
+  old = [path for path in files if path.exists()]
+  for path in old:
+    there, wanted = _read_json(path), json.loads(json.dumps(files[path]))
     # Of a teacher with a fingerprint the name is one of several.
     free = {"complete", "teacher"} if "fingerprint" in wanted else {"complete"}
     names = (there.keys() | wanted.keys()) - free
@@ -432,6 +452,9 @@ def _same_or_new(folder: pathlib.Path, header: dict, labels: dict) -> dict:
       raise StoreError(
         f"{folder} is a store of other settings ({', '.join(sorted(names))}): another folder"
       )
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in [path for path in files if path not in old]:
+    _write_json(path, files[path])
   return header
 
 
@@ -502,8 +525,10 @@ class Store:
     """A record.
 
     Raises:
-      StoreError: it is damaged.
+      StoreError: it is damaged, or there is none at the position.
     """
+    if not 0 <= position < len(self.rows):
+      raise StoreError(f"{self.folder}: no record {position}: it has {len(self.rows)}, from 0 on")
     shard = int(np.searchsorted(self._starts, position, "right")) - 1
     try:
       record = self._files.read(shard, position - int(self._starts[shard]))

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from concurrent import futures
 
 import numpy as np
@@ -345,3 +346,43 @@ def test_an_archive_is_no_manifest(tmp_path, name):
   (tmp_path / name).write_bytes(b"\x80")
   with pytest.raises(UserError, match=f"{name} is no manifest: jaxkd shard .*{name} indexes a tar"):
     opened(tmp_path / name)
+
+
+def test_a_name_that_is_no_utf_8_is_refused(mixed, tmp_path):
+  out = os.fsdecode(os.fsencode(tmp_path) + b"/p\xe9")
+  with pytest.raises(UserError, match=r"^--out=.*/p\\xe9: its name must be UTF-8"):
+    line.main(["shard", str(mixed), f"--out={out}"])
+  assert not os.path.exists(out)
+
+
+@pytest.mark.parametrize(
+  "flags", [["--longest=40"], ["--hours=10"], ["--root=x"], ["--longest=40", "--hours=10"]]
+)
+def test_what_would_be_ignored_is_refused(flags, tmp_path):
+  named = " or ".join(flag.partition("=")[0] for flag in flags)
+  with pytest.raises(UserError, match=f"--verify=DIR takes --drop alone, and no {named}$"):
+    line.main(["shard", f"--verify={tmp_path}", *flags])
+  with tarfile.open(tmp_path / "x.tar", "w"):
+    pass
+  with pytest.raises(UserError, match=f"x.tar: tar files are .* as they lie: leave out {named}$"):
+    line.main(["shard", str(tmp_path / "x.tar"), f"--out={tmp_path / 'out'}", *flags])
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_help_has_the_defaults(capsys):
+  with pytest.raises(SystemExit):
+    line.main(["shard", "--help"])
+  told = " ".join(capsys.readouterr().out.split())
+  assert "cut at silences (default 40.0)" in told and "GB of FLAC (default 10.0)" in told
+
+
+def test_a_file_is_closed_after_the_names_of_its_module_are_gone(tmp_path, monkeypatch):
+  (tmp_path / "x.tar").touch()
+  file = shards._TarFile(tmp_path / "x.tar")
+  number = file._file
+  with monkeypatch.context() as patch:
+    patch.setattr(shards, "os", None)
+    file.__del__()
+  del file._file  # so that it is not closed twice
+  with pytest.raises(OSError, match="Bad file descriptor"):
+    os.fstat(number)

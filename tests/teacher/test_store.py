@@ -1,6 +1,7 @@
 """Records against what was written, stores that were killed, damaged or moved, and no JAX."""
 
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -193,7 +194,18 @@ def test_several_parts_are_one_store(tmp_path):
     (lambda f: opened(f, blank_id=5), "blank_id is 5"),
     (lambda f: opened(f, top=5), "top is 5.*from 0 to 4"),
     (lambda f: opened(f, dtype="int8"), "float16 or float32"),
+    (lambda f: opened(f, top=-1), "top is -1"),
+    (lambda f: opened(f, blank_id="0"), "blank_id is '0': it must be a whole number from 0 to 4"),
+    (lambda f: opened(f, frame_samples=640.0), "frame_samples is 640.0: it must be a whole"),
     (lambda f: opened(f, temperature=0), "above 0"),
+    *(
+      (
+        lambda f, samples=samples: opened(f).add("u", posteriors(3, 5), samples=samples),
+        rf"samples is {samples}: it must be a whole number from 0 to 4294967295",
+      )
+      for samples in (-1, 6400.0, 1 << 32)
+    ),
+    (lambda f: opened(f).close() and store.Store(f).read(0), "no record 0: it has 0"),
     (lambda f: opened(f, temperature=float("inf")), "above 0, and finite"),
     (lambda f: opened(f).add("u", np.zeros((3, 5)), samples=1), "add up to 1"),
     (lambda f: opened(f).add("u", np.full((3, 5), np.nan), samples=1), "add up to 1"),
@@ -209,6 +221,48 @@ def test_what_cannot_be_is_one_line(tmp_path, use, words):
   with pytest.raises(StoreError, match=words) as error:
     use(tmp_path / "store")
   assert "\n" not in str(error.value)
+
+
+def test_numbers_may_be_of_numpy(tmp_path):
+  numbers = dict(blank_id=np.int64(0), frame_samples=np.int32(640), top=np.uint8(2))
+  writer = opened(tmp_path, **numbers)
+  writer.add("u1", posteriors(3, 5), samples=np.int64(1920))
+  writer.close()
+  found = store.Store(tmp_path)
+  assert found.rows == [store.Row("u1", 1.0, 1920, 3)] and found.read(np.int64(0)).samples == 1920
+  opened(tmp_path, **numbers)
+
+
+@pytest.mark.parametrize("position", [-1, 20, 10**6])
+def test_a_position_without_a_record_is_named(tmp_path, position):
+  writer = opened(tmp_path)
+  fill(writer, NAMES)
+  writer.close()
+  with pytest.raises(StoreError, match=f"no record {position}: it has 20"):
+    store.Store(tmp_path).read(position)
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "export.json", "index.json"])
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path, name):
+  (tmp_path / name).write_text("{}")
+  with pytest.raises(StoreError, match=f"it holds something else .{name}.: another folder"):
+    opened(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_of_other_labels_nothing_is_written(tmp_path):
+  opened(tmp_path)
+  (tmp_path / store.HEADER).unlink()
+  with pytest.raises(StoreError, match="other settings .symbols"):
+    opened(tmp_path, symbols="-abcx")
+  assert [path.name for path in tmp_path.iterdir()] == [store.LABELS]
+
+
+def test_a_name_that_is_no_utf_8_is_refused_at_once(tmp_path):
+  folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/p\xe9"))
+  with pytest.raises(StoreError, match=r"p\\xe9: its name must be UTF-8"):
+    opened(folder)
+  assert not folder.exists()
 
 
 def test_an_utterance_is_added_once(tmp_path):

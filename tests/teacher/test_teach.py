@@ -1,6 +1,9 @@
 """jaxkd teach by its command line, of a teacher that nothing was trained for."""
 
+import argparse
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import soundfile
 import corpus
 import drawn_run
 from jaxkd.commands import line
+from jaxkd.commands import teach as command
 from jaxkd.config import overrides
 from jaxkd.data.corpora import Options
 from jaxkd.data.sources import Limits, open_source
@@ -162,3 +166,36 @@ def test_a_corpus_has_a_root(lab, tmp_path):
 def test_what_would_be_ignored_is_refused(lab, tmp_path):
   with pytest.raises(UserError, match="--pool=4: the frames of .*run are as it was trained"):
     teach(lab, f"--data={lab / 'one'}", f"--out={tmp_path / 'store'}", "--pool=4")
+  with pytest.raises(UserError, match="--arithmetic=bfloat16: the numbers of .*run are as it was"):
+    teach(lab, f"--data={lab / 'one'}", f"--out={tmp_path / 'store'}", "--arithmetic=bfloat16")
+  two = f"--teacher={lab / 'run'},{lab / 'run'}"
+  for flag in ("--pool=4", "--arithmetic=bfloat16"):
+    with pytest.raises(UserError, match=f"{flag}: the .*run,.*run are as it was trained"):
+      line.main(["teach", two, f"--data={lab / 'one'}", f"--out={tmp_path / 'store'}", flag])
+  assert not (tmp_path / "store").exists()
+
+
+def test_a_run_is_no_place_for_a_store(lab, tmp_path):
+  run = shutil.copytree(lab / "run", tmp_path / "run")
+  there = sorted(run.rglob("*"))
+  with pytest.raises(UserError, match=f"^--out={run}: it holds something else .config.json"):
+    teach(lab, f"--data={lab / 'one'}", f"--out={run}")
+  assert sorted(run.rglob("*")) == there
+
+
+def test_a_name_that_is_no_utf_8_is_refused(lab, tmp_path):
+  out = os.fsdecode(os.fsencode(tmp_path) + b"/p\xe9")
+  with pytest.raises(UserError, match=r"^--out=.*/p\\xe9: its name must be UTF-8"):
+    teach(lab, f"--data={lab / 'one'}", f"--out={out}")
+  assert not os.path.exists(out)
+
+
+def test_flags_of_hugging_face_models_are_theirs_in_an_ensemble_too(tmp_path):
+  hf_models = pytest.importorskip("hf_models")
+  for seed in range(2):
+    hf_models.make(tmp_path / str(seed), "wav2vec2", "layer", seed=seed)
+  parser = argparse.ArgumentParser()
+  command.add_arguments(parser)
+  for names in (tmp_path / "0", f"{tmp_path / '0'},{tmp_path / '1'}"):
+    args = parser.parse_args([f"--teacher={names}", "--pool=4", "--arithmetic=bfloat16"])
+    assert command._teacher(args).frame_samples == 4 * 320
