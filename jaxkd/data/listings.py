@@ -104,6 +104,7 @@ def _told_in(folder: pathlib.Path) -> Told | None:
       rows += [row | {"_in": file.name} for row in _rows_of(file)]
   if not rows:
     return None
+  rows = _each_once(folder, rows)
   digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
   told = Told(folder, {}, {}, digest)
   for row in rows:
@@ -112,6 +113,32 @@ def _told_in(folder: pathlib.Path) -> Told | None:
     parts = told.of_any if shard is None else told.of_shard.setdefault(key, {})
     parts.setdefault(_SUB.sub("", name), []).append(_part(name, row))
   return told
+
+
+def _each_once(folder: pathlib.Path, rows: list[dict]) -> list[dict]:
+  """Rows without what an earlier manifest of the folder says; one may repeat its own on purpose.
+
+  Raises:
+    UserError: two manifests give the same part of a recording other transcripts.
+  """
+  found, said = manifest.Again([], [], []), {}  # part → transcript → the first manifest with it
+  for place, row in enumerate(rows):
+    name, file, text = row["audio_filepath"], row["_in"], row.get("text")
+    part = (str(row.get("shard_id")), name, row.get("offset") or 0, row.get("duration"))
+    files = said.setdefault(part, {})
+    if text in files:
+      (found.repeated if files[text] == file else found.left_out).append((0, place))
+    elif other := next((f for f in files.values() if f != file), None):
+      raise UserError(
+        f"{folder / other} and {file} have different transcripts of {manifest.printable(name)}: "
+        "all manifests of a folder count: move one of these out of it"
+      )
+    elif files:
+      found.differing.append((0, place))
+    files.setdefault(text, file)
+  found.warn(str(folder), [[manifest.printable(row["audio_filepath"]) for row in rows]])
+  gone = {place for _, place in found.left_out}
+  return [row for place, row in enumerate(rows) if place not in gone]
 
 
 def unheard(

@@ -1,12 +1,13 @@
 """Manifests (JSON lines), folders of audio and single recordings → what lies where, unread."""
 
 import collections
+import functools
 import json
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from jaxkd import buckets, files
@@ -20,6 +21,10 @@ COMPRESSED_TARS = {
   **{".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2"},
   **{".tar.xz": "unxz", ".tar.zst": "unzstd"},
 }
+# A longer one is compared with its file: milliseconds by mistake would size all batches.
+LONG_SECONDS = 60.0
+# Manifests round: a length there and that of a file's header are the same.
+_ROUNDED_SECONDS = 0.02
 
 
 class Entry(NamedTuple):
@@ -40,6 +45,35 @@ class Entry(NamedTuple):
   seconds: float | None = None
   text: str | None = None
   wrong: str = ""
+
+
+class Again(NamedTuple):
+  """(list, place) of what comes again in lists of parts of recordings.
+
+  Attributes:
+    left_out: with a transcript of an earlier one, or with none.
+    repeated: the same in one list that may repeat on purpose; kept.
+    differing: with another transcript; kept.
+  """
+
+  left_out: list[tuple[int, int]]
+  repeated: list[tuple[int, int]]
+  differing: list[tuple[int, int]]
+
+  def warn(self, spec: str, ids: Sequence[Sequence[str]]) -> None:
+    """A line about each kind that there is; `ids` are those of the lists."""
+    for where, said in zip(self, _AGAIN, strict=True):
+      if where:
+        number, place = min(where)
+        count = f"{len(where)} utterance{'s' * (len(where) > 1)}"
+        log.warning("%s: %s: %s, %s the first", spec, said, count, ids[number][place])
+
+
+_AGAIN = (
+  "left out, as the same part of the same recording is there already",
+  "there again in one manifest, where each of them counts",
+  "another transcript of the same part of the same recording, and both count",
+)
 
 
 def of_file(path: pathlib.Path, beside: str = "") -> list[Entry]:
@@ -88,7 +122,8 @@ def of_bucket(url: str) -> list[Entry]:
     return of_file(buckets.here(url), os.path.dirname(url))
   if not kind:
     raise UserError(f"{url}: no such object or folder")
-  return _of_names(url, buckets.listed(url), lambda name: buckets.join(url, name))
+  names = (name for name in buckets.listed(url) if not is_admin(name))
+  return _of_names(url, names, lambda name: buckets.join(url, name))
 
 
 def of_recording(path: pathlib.Path) -> list[Entry]:
@@ -146,7 +181,10 @@ def _of_names(name: str, files_: Iterable[str], whole: Callable[[str], str]) -> 
 
 
 def walked(folder: pathlib.Path) -> Iterator[str]:
-  """Paths of all files, behind links, too; what several links lead to is looked into once."""
+  """Paths of all files, behind links, too; what several links lead to is looked into once.
+
+  What macOS keeps of a file beside it, ._x.wav of x.wav, is none.
+  """
   seen = {os.path.realpath(folder)}
   unseen = lambda error: log.warning("%s: not looked into: %s", error.filename, error.strerror)
   for here, folders, names in os.walk(folder, followlinks=True, onerror=unseen):
@@ -157,7 +195,69 @@ def walked(folder: pathlib.Path) -> Iterator[str]:
         seen.add(real)
         kept.append(name)
     folders[:] = kept
-    yield from (os.path.join(here, name) for name in names)
+    yield from (os.path.join(here, name) for name in names if not is_admin(name))
+
+
+def is_admin(path: str) -> bool:
+  """Whether it has the name of what macOS keeps of a file beside it, with its ending."""
+  return os.path.basename(path).startswith("._")
+
+
+def behind_links() -> Callable[[str], str]:
+  """A function of paths that is equal where they lead to the same file.
+
+  It asks once about each path and folder, and not about what lies in buckets.
+  """
+  whole = functools.cache(os.path.realpath)
+
+  @functools.cache
+  def behind(path: str) -> str:
+    folder, name = os.path.split(path)
+    try:
+      if buckets.is_url(path):
+        return path
+      return os.path.realpath(path) if os.path.islink(path) else os.path.join(whole(folder), name)
+    except ValueError:  # no file has such a name
+      return path
+
+  return behind
+
+
+def again(
+  lists: Sequence[tuple[Sequence[tuple[str, float, float]], Sequence[str | None], bool]],
+  behind: Callable[[str], str],
+) -> Again:
+  """What comes again; of a part with and without a transcript that without is left out.
+
+  Args:
+    lists: (path, offset, seconds) of each utterance, its transcript, and whether the list may
+      repeat on purpose, as manifests do.
+    behind: of `behind_links`.
+  """
+  found, seen = Again([], [], []), {}
+  beginning = lambda part: (behind(part[0]), round(part[1], 3))
+  once, several = set(), set()
+  for parts, *_ in lists:
+    for part in parts:
+      # The number alone takes a tenth of the memory, and of parts that share one more is asked.
+      begins = hash(beginning(part))
+      (several if begins in once else once).add(begins)
+  for told in (True, False) if several else ():
+    for number, (parts, texts, on_purpose) in enumerate(lists):
+      for place, (part, text) in enumerate(zip(parts, texts, strict=True)):
+        if told != (text is not None) or hash(beginning(part)) not in several:
+          continue
+        seconds, there = part[2], seen.setdefault(beginning(part), [])
+        said = next((said for s, said in there if abs(s - seconds) < _ROUNDED_SECONDS), None)
+        if said is None:
+          there.append((seconds, {text: number}))
+        elif told and text not in said:
+          said[text] = number
+          found.differing.append((number, place))
+        else:
+          here = number == said[text] if text in said else number in said.values()
+          (found.repeated if here and on_purpose else found.left_out).append((number, place))
+  return found
 
 
 def unread(suffix: str) -> str:
@@ -201,6 +301,23 @@ def checked(where: str, row) -> dict:
   if not isinstance(row.get("text", ""), (str, type(None))):
     raise UserError(f'{where}: "text" is {row["text"]!r}: it must be a string')
   return row
+
+
+def length(entry: Entry) -> float:
+  """Seconds of an utterance; BrokenAudio where it cannot be used."""
+  seconds = entry.seconds
+  if entry.wrong:
+    raise audio.BrokenAudio(entry.wrong)
+  if seconds is None:
+    seconds = audio.duration(entry.path) - entry.offset
+  # Of what lies in a bucket, one question each would take hours: it is seen when it is read.
+  elif not buckets.is_url(entry.path) and not os.path.isfile(entry.path):
+    raise audio.BrokenAudio("no such file")
+  elif seconds > LONG_SECONDS and seconds > audio.duration(entry.path) - entry.offset + 1:
+    raise audio.BrokenAudio(f"is shorter than the {seconds:g} s that the manifest says")
+  if seconds < audio.MIN_SECONDS:
+    raise audio.BrokenAudio(f"empty or too short ({seconds:g} s)")
+  return seconds
 
 
 def is_seconds(value) -> bool:

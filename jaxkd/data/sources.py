@@ -24,8 +24,6 @@ from jaxkd.types import SAMPLE_RATE_HZ
 log = logging.getLogger(__name__)
 # Decoded audio of smaller sources is kept in memory: 2 h are 460 MB.
 _KEEP_SECONDS = 7200.0
-# A longer one is compared with its file: milliseconds by mistake would size all batches.
-_LONG_SECONDS = 60.0
 
 
 class Source:
@@ -290,10 +288,14 @@ def open_source(spec: str, options: corpora.Options, limits: Limits = NO_LIMITS)
     limits: of an utterance's length; what is beyond them is left out, but a longer one without a
       transcript is heard in pieces.
 
+  Returns:
+    The utterances; of a recording that several names or links lead to, each part once.
+
   Raises:
     UserError: absent, malformed, or without any usable utterance.
   """
-  source = _joined(spec, [_open(part, options, limits) for part in parts_of(spec)])
+  opened = [_open(part, options, limits) for part in different_parts(spec)]
+  source = _joined(spec, _each_once(spec, opened))
   if not len(source):
     found = f"; the first: {': '.join(source.skipped[0])}" if source.skipped else ""
     raise UserError(f"{spec}: no usable utterance in it{found}")
@@ -315,6 +317,20 @@ def parts_of(spec: str) -> list[str]:
   if not any(part.strip() for part in parts):  # an empty variable of a shell, too
     raise UserError(f"data is {spec!r}: it must be the name of a file, a folder or a corpus")
   return parts
+
+
+def different_parts(spec: str) -> list[str]:
+  """`parts_of` a name, without those that lead to the same file, folder or corpus as another."""
+  found, again = {}, []
+  for part in parts_of(spec):
+    path = os.path.expanduser(part)
+    real = os.path.realpath(path) if os.path.exists(path) else part
+    again += [part] if real in found else []
+    found.setdefault(real, part)
+  if again:
+    told = "%s: left out, as they name the same data as one before: %d of its names, %s the first"
+    log.warning(told, spec, len(again), again[0])
+  return list(found.values())
 
 
 def left_out(name: str, found: list[tuple[str, str]], of: int) -> str:
@@ -380,6 +396,28 @@ def entries(spec: str, options: corpora.Options) -> list[Entry]:
   )
 
 
+def _each_once(spec: str, sources: list[Source]) -> list[Source]:
+  """The same without parts of files that come again, which is said."""
+  folders = [os.path.isdir(os.path.expanduser(source.name)) for source in sources]
+  # In one manifest nothing is left out, and a look at each file would take a tenth of its opening.
+  behind = manifest.behind_links() if len(sources) > 1 or any(folders) else str
+  files_ = [(s._read.parts, s.texts) if isinstance(s._read, _Files) else ((), ()) for s in sources]
+  lists = [(*pair, not folder) for pair, folder in zip(files_, folders, strict=True)]
+  found = manifest.again(lists, behind)
+  found.warn(spec, [source.ids for source in sources])
+  gone = collections.defaultdict(list)
+  for number, place in found.left_out:
+    gone[number].append(place)
+  return [_but(source, gone[n]) if gone[n] else source for n, source in enumerate(sources)]
+
+
+def _but(source: Source, places: list[int]) -> Source:
+  """A source without what others have, too: nothing that is lost."""
+  kept = source.only(np.delete(np.arange(len(source)), places))
+  kept.skipped = source.skipped
+  return kept
+
+
 def _joined(name: str, sources: list[Source]) -> Source:
   """Several sources as one; ids of which two have the same are numbered."""
   if len(sources) == 1:
@@ -401,8 +439,8 @@ def _check_one_can_be_read(source: Source) -> None:
   first = None
   for index in range(len(source)):
     try:
-      if source.durations[index] > _LONG_SECONDS:  # hours of it would fill the memory
-        next(source.pieces(index, _LONG_SECONDS), None)
+      if source.durations[index] > manifest.LONG_SECONDS:  # hours of it would fill the memory
+        next(source.pieces(index, manifest.LONG_SECONDS), None)
       else:
         source.read(index)
       return
@@ -419,7 +457,7 @@ def _opened(name: str, given: list[Entry], limits: Limits) -> Source:
     for entry in given:
       update()
       try:
-        seconds = _seconds(entry)
+        seconds = manifest.length(entry)
         pieces = limits.pieces(seconds, entry.text)
       except audio.BrokenAudio as error:
         skipped.append((entry.id, str(error)))
@@ -441,20 +479,3 @@ def _opened(name: str, given: list[Entry], limits: Limits) -> Source:
       len(ids),
     )
   return Source(name, ids, np.array(durations, np.float64), texts, skipped, _Files(parts))
-
-
-def _seconds(entry: Entry) -> float:
-  """Seconds of an utterance; BrokenAudio where it cannot be used."""
-  seconds = entry.seconds
-  if entry.wrong:
-    raise audio.BrokenAudio(entry.wrong)
-  if seconds is None:
-    seconds = audio.duration(entry.path) - entry.offset
-  # Of what lies in a bucket, one question each would take hours: it is seen when it is read.
-  elif not buckets.is_url(entry.path) and not os.path.isfile(entry.path):
-    raise audio.BrokenAudio("no such file")
-  elif seconds > _LONG_SECONDS and seconds > audio.duration(entry.path) - entry.offset + 1:
-    raise audio.BrokenAudio(f"is shorter than the {seconds:g} s that the manifest says")
-  if seconds < audio.MIN_SECONDS:
-    raise audio.BrokenAudio(f"empty or too short ({seconds:g} s)")
-  return seconds

@@ -5,8 +5,10 @@ Hard links are what they lead to. Symbolic links and sparse files, whose bytes d
 one piece, are left out and listed.
 """
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -21,6 +23,7 @@ from jaxkd.data.audio import BrokenAudio
 from jaxkd.data.listings import Listed, Part
 from jaxkd.errors import UserError
 
+log = logging.getLogger(__name__)
 _TEXTS = (".txt", ".json")  # what stands beside a recording of WebDataset
 _SPARE_SECONDS = 1.0  # a recording may be shorter than is said; as of manifests
 _BLOCK = 1 << 20  # bytes that are read at a time
@@ -41,12 +44,28 @@ class Contents(NamedTuple):
 
 
 def found(path: pathlib.Path) -> list[pathlib.Path]:
-  """The tar files of a folder and those below it, or a tar file itself; [] where it is neither."""
+  """The tar files of a folder and those below it, or a tar file itself; [] where it is neither.
+
+  Of one that links in the folder lead to, too, only itself.
+  """
   if path.is_dir():
     numbers = lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", str(p))]
     there = map(pathlib.Path, manifest.walked(path))
-    return sorted((p for p in there if p.suffix.lower() == ".tar"), key=numbers)
+    tars = sorted((p for p in there if p.suffix.lower() == ".tar"), key=numbers)
+    behind = {}
+    for tar in sorted(tars, key=os.path.islink):
+      behind.setdefault(os.path.realpath(tar), tar)
+    once = set(behind.values())
+    if again := [tar for tar in tars if tar not in once]:
+      _tell_of_links(path, len(again), again[0])
+    return [tar for tar in tars if tar in once]
   return [path] if path.is_file() and path.suffix.lower() == ".tar" else []
+
+
+@functools.cache  # the same folder is looked into more than once
+def _tell_of_links(path: pathlib.Path, count: int, first: pathlib.Path) -> None:
+  line = "%s: left out, as links to tar files that are there already: %d, %s the first"
+  log.warning(line, path, count, first.name)
 
 
 def compressed(path: pathlib.Path) -> dict[pathlib.Path, str]:
@@ -79,6 +98,8 @@ def contents(tar: pathlib.Path, listed: Listed | None) -> Contents:
   for name, offset, data, wrong in _members(tar, sha256):
     stem, suffix = os.path.splitext(name)
     is_told = name in here or name in anywhere
+    if manifest.is_admin(name) and not is_told:
+      continue
     if listed is None and suffix.lower() in _TEXTS and not wrong:
       texts[name] = data
     elif listed is None and suffix.lower() in _TEXTS:

@@ -395,6 +395,8 @@ def open_(path) -> list[str]:
     (["--teacher=none/t", "--audio={lab}/audio"], "none/t"),
     (["--teacher=t", "--audio={lab}/audio", "--out={lab}/test.jsonl"], "test.jsonl cannot be made"),
     (["--teacher=t", "--audio={lab}/audio", "--size=huge"], "--size: invalid choice: 'huge'"),
+    (["--teacher=t", "--audio=a", "--config.data.dev=d"], "config.data.dev: give it as --dev=d"),
+    (["--teacher=t", "--audio=a", "--config.kd.scale=0.5"], "distil reads no transcripts"),
   ],
 )
 def test_mistakes_of_distil_are_one_line(lab, flags, words, monkeypatch, tmp_path):
@@ -446,6 +448,45 @@ def test_distil_leaves_the_lists_of_another_run_alone(lab, tmp_path, monkeypatch
   there = sorted(map(str, (tmp_path / "runs" / "x" / "data").iterdir()))
   assert there == sorted(paths)
   assert {path: pathlib.Path(path).read_bytes() for path in paths} == before
+
+
+def test_a_mistake_beside_a_run_that_is_there_leaves_its_lists(lab, tmp_path, monkeypatch):
+  """Also where the folder is spelled otherwise, and by the name that distil's flag has."""
+  monkeypatch.chdir(tmp_path)
+  paths = distil.hold_out(str(lab / "audio"), pathlib.Path("runs/x"))
+  given = ["distil", "--teacher=none/t", f"--audio={lab / 'audio'}", f"--out={tmp_path}/runs/x"]
+  with pytest.raises(UserError, match="config.training.epoch: no such field"):
+    command_line.main([*given, "--config.training.epoch=2"])
+  assert all(pathlib.Path(path).exists() for path in paths)
+
+
+def test_a_run_that_an_older_version_began_as_symmetric_goes_on_so(lab, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "x").mkdir()
+  given = [f"--teacher={lab / 'run'}", f"--audio={lab / 'audio'}", "--size=tiny", "--out=~/x"]
+  assert planned(monkeypatch, *given)[0].variant == "standard"
+  (tmp_path / "x" / "config.json").write_text(json.dumps({"variant": "symmetric"}))
+  config, folder = planned(monkeypatch, *given)
+  assert (config.variant, config.kd.selection.name) == ("symmetric", "symmetric")
+  assert folder == tmp_path / "x" and config.data.train.startswith(f"{tmp_path}/x/data/train-")
+
+
+def test_distil_names_its_own_flag(lab, tmp_path, monkeypatch):
+  def refuse(args):
+    raise UserError(f"--workdir={args.workdir} is taken: --workdir=other starts a new one")
+
+  monkeypatch.setattr(train, "train", refuse)
+  given = ["distil", "--teacher=t", f"--audio={lab / 'audio'}", f"--out={tmp_path / 'x'}"]
+  with pytest.raises(UserError, match="^--out=.*/x is taken: --out=other starts"):
+    command_line.main(given)
+
+
+@pytest.mark.parametrize("flag", ["--lm", "--lexicon", "--phrases"])
+def test_the_home_of_nobody_is_one_line(lab, flag):
+  given = ["transcribe", str(lab / "run"), str(lab / "audio"), f"{flag}=~nobody-here/x"]
+  with pytest.raises(UserError, match="~nobody-here/x") as error:
+    command_line.main(given)
+  assert "\n" not in str(error.value)
 
 
 def test_search_tries_at_once_whether_its_results_can_be_written(lab, monkeypatch):

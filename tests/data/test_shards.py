@@ -253,11 +253,11 @@ def test_other_data_is_not_written_into_a_folder_of_shards(packed, tmp_path):
 
 
 def test_recordings_that_were_replaced_are_other_data(tmp_path):
-  for name, letter in (("a", "a"), ("b", "b")):
+  for name in "abc":
     (tmp_path / name).mkdir()
-    soundfile.write(str(tmp_path / name / "x.wav"), tone(letter), 16_000)
+    soundfile.write(str(tmp_path / name / "x.wav"), tone(name), 16_000)
   packing.write(opened(tmp_path / "a"), tmp_path / "out", longest=40.0)
-  for again in (tmp_path / "b", f"{tmp_path / 'b'},{tmp_path / 'b'}"):
+  for again in (tmp_path / "b", f"{tmp_path / 'b'},{tmp_path / 'c'}"):
     with pytest.raises(UserError, match="holds shards of other data"):
       packing.write(opened(again).only([0]), tmp_path / "out", longest=40.0)
   packing.write(opened(tmp_path / "a"), tmp_path / "out", longest=40.0)
