@@ -95,9 +95,7 @@ def _refuse_fields(given: list[str]) -> None:
     if name in own:
       raise UserError(f"--config.{name}: give it as --{own[name]}={value or 'DATA'}")
     if name == "kd.scale":
-      raise UserError(
-        "--config.kd.scale: distil reads no transcripts; jaxkd train learns from both"
-      )
+      raise UserError("--config.kd.scale: distil reads no transcripts; jaxkd train does, too")
 
 
 def _variant(folder: pathlib.Path) -> str:
