@@ -62,7 +62,7 @@ def place(name: str | os.PathLike) -> pathlib.Path:
     UserError: another scheme than those of buckets.
   """
   if not is_url(name):
-    return pathlib.Path(os.path.expanduser(name))
+    return files.expanded(name)
   check_scheme(name)
   scheme, rest = _URL.fullmatch(name).groups()
   rest = posixpath.normpath(rest)

@@ -36,7 +36,7 @@ def cache_folder() -> pathlib.Path:
     raise UserError("there is no home folder: set JAXKD_CACHE to a folder that may grow") from error
 
 
-def expanded(given: str) -> pathlib.Path:
+def expanded(given: str | os.PathLike) -> pathlib.Path:
   """A path with the home folder in the place of its ~, or as it is where nobody is called so."""
   return pathlib.Path(os.path.expanduser(given))
 

@@ -95,7 +95,7 @@ def _refuse_fields(given: list[str]) -> None:
     if name in own:
       raise UserError(f"--config.{name}: give it as --{own[name]}={value or 'DATA'}")
     if name == "kd.scale":
-      raise UserError("--config.kd.scale: distil reads no transcripts; jaxkd train does, too")
+      raise UserError("--config.kd.scale: distil reads no transcripts; jaxkd train does")
 
 
 def _variant(folder: pathlib.Path) -> str:

@@ -1,10 +1,9 @@
 """jaxkd shard: any data packed into shards with one index, for millions of utterances."""
 
 import json
-import os
 import pathlib
 
-from jaxkd import buckets
+from jaxkd import buckets, files
 from jaxkd.commands import line
 from jaxkd.config import fields
 from jaxkd.errors import UserError
@@ -63,7 +62,7 @@ def run(args) -> int:
   if args.verify:
     if wrong := "DATA or --out" if args.data or args.out else _given(args):
       raise UserError(f"--verify=DIR takes --drop alone, and no {wrong}")
-    return _verify(pathlib.Path(os.path.expanduser(args.verify)), args.drop)
+    return _verify(files.expanded(args.verify), args.drop)
   if not args.data or not args.out:
     raise UserError("DATA and --out=DIR are needed, unless --verify=DIR is given")
   print(json.dumps(pack(args)))
@@ -81,8 +80,8 @@ def pack(args) -> dict:
   from jaxkd.data.corpora import Options
   from jaxkd.data.sources import open_source
 
-  folder = pathlib.Path(os.path.expanduser(args.out))
-  given = pathlib.Path(os.path.expanduser(args.data))
+  folder = files.expanded(args.out)
+  given = files.expanded(args.data)
   if packing.is_tars(given):
     if flags := _given(args):
       raise UserError(f"{args.data}: tar files are indexed as they lie: leave out {flags}")

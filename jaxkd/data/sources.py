@@ -5,14 +5,13 @@ import dataclasses
 import logging
 import math
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd import buckets, console
+from jaxkd import buckets, console, files
 from jaxkd.data import audio, corpora, digits, encoded, manifest, shards, tfds
 from jaxkd.data import index as index_lib
 from jaxkd.data.corpora import CORPORA, SPLITS
@@ -350,7 +349,7 @@ def _open(spec: str, options: corpora.Options, limits: Limits) -> Source:
     reasons = ((i, limits.reason(s)) for i, s in enumerate(source.durations.tolist()))
     reasons = {i: reason for i, reason in reasons if reason}
     return source.without(reasons) if reasons else source
-  path = pathlib.Path(os.path.expanduser(spec))
+  path = files.expanded(spec)
   if index_lib.is_one(path):
     return Source(spec, *shards.opened(path, limits))
   if shards.is_teacher(path):
@@ -377,7 +376,7 @@ def entries(spec: str, options: corpora.Options) -> list[Entry]:
     return manifest.of_file(corpora.manifest(corpus, split, options))
   if buckets.is_url(spec):
     return manifest.of_bucket(spec)
-  path = pathlib.Path(os.path.expanduser(spec))
+  path = files.expanded(spec)
   if index_lib.is_one(path):
     raise UserError(
       f"{spec} is a folder of shards, of which none is held out: give --dev=DATA, too"
